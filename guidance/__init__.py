@@ -1,0 +1,1 @@
+"""RB-Guidance: pure maths (schedule, region, matching, energy) beside the hooks into ComfyUI."""

@@ -1,0 +1,1 @@
+"""What is loaded from disk: pivot encoders and face models."""
