@@ -1,0 +1,100 @@
+"""Where the face is: Eq. 6 of the OmniPortrait paper, the threshold, and the split between several people.
+
+Maps are [B, h, w]. The self-attention of Eq. 6 comes in as a function `smooth(map) -> map` that multiplies by the row-stochastic
+A_s, so that nobody has to hold its [hw, hw] matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+Refinement = Literal["outer", "inner"]
+Smooth = Callable[[torch.Tensor], torch.Tensor]
+
+TINY = 1e-12
+
+
+def min_max(maps: torch.Tensor) -> torch.Tensor:
+    """norm of Eq. 6: each map to [0, 1]. A constant map becomes zeros: it says nothing about where the face is."""
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    span = maps.amax(dim=(-2, -1), keepdim=True) - low
+    return torch.where(span > TINY, (maps - low) / span.clamp_min(TINY), torch.zeros_like(maps))
+
+
+def nested_norm(maps: torch.Tensor, alpha: float, gamma: int) -> torch.Tensor:
+    """The bracket of Eq. 6: x <- norm(x)^alpha, gamma times. Equal to norm(x)^(alpha^gamma), for powers keep [0, 1]."""
+    for _ in range(gamma):
+        maps = min_max(maps) ** alpha
+    return maps
+
+
+def refine(maps: torch.Tensor, smooth: Smooth, alpha: float, gamma: int, form: Refinement = "outer") -> torch.Tensor:
+    """Eq. 6, and a last min-max so that the threshold beta has a meaning.
+
+    outer: A_s . norm(..norm(A_c)^alpha..)^alpha, as printed.
+    inner: x <- norm(A_s x)^alpha, gamma times: the self-attention acts inside the loop, which makes the loop do something.
+    """
+    if form == "outer":
+        return min_max(smooth(nested_norm(maps, alpha, gamma)))
+    if form == "inner":
+        for _ in range(gamma):
+            maps = min_max(smooth(maps)) ** alpha
+        return min_max(maps)
+    raise ValueError(f"Eq. 6 has the forms 'outer' and 'inner', not {form!r}.")
+
+
+def largest_component(mask: torch.Tensor) -> torch.Tensor:
+    """Keep the largest 4-connected part of each boolean [B, h, w] mask.
+
+    Labels spread by maximum over neighbours until nothing changes; tensors only, so that it runs where the maps are.
+    """
+    b, h, w = mask.shape
+    labels = torch.arange(1, h * w + 1, device=mask.device, dtype=torch.float32).view(1, h, w) * mask
+    while True:
+        padded = F.pad(labels, (1, 1, 1, 1))
+        spread = torch.stack([labels, padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]])
+        spread = spread.amax(dim=0) * mask
+        if torch.equal(spread, labels):
+            break
+        labels = spread
+    sizes = torch.zeros(b, h * w + 1, device=mask.device)
+    flat = labels.long().view(b, -1)
+    sizes.scatter_add_(1, flat, torch.ones_like(flat, dtype=sizes.dtype))
+    sizes[:, 0] = 0
+    return mask & (labels == sizes.argmax(dim=1).view(b, 1, 1))
+
+
+def threshold(refined: torch.Tensor, beta: float) -> torch.Tensor:
+    """M_gen: the largest connected part above beta, boolean [B, h, w]."""
+    return largest_component(refined >= beta) if refined.numel() else refined.bool()
+
+
+def disjoint(refined: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """M_k = M_k and argmax_j A_j = k, so that no point is pulled towards two people. Both are [K, B, h, w]."""
+    if len(refined) == 1:
+        return masks
+    people = torch.arange(len(refined), device=refined.device).view(-1, 1, 1, 1)
+    return masks & (refined.argmax(dim=0, keepdim=True) == people)
+
+
+def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Nearest resize of a [B, h, w] mask to (h, w); boolean in, boolean out."""
+    if mask.shape[-2:] == size:
+        return mask
+    return F.interpolate(mask[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(mask.dtype)
+
+
+def resize_map(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear resize of [B, h, w] maps to (h, w)."""
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def cover(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Soft [B, H, W] mask in 0..1 to boolean (h, w): a cell counts when at least half of it is covered."""
+    return F.adaptive_avg_pool2d(mask[:, None].float(), size)[:, 0] >= 0.5

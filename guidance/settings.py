@@ -1,0 +1,54 @@
+"""Every number of RB-Guidance in one frozen object. The paper's value is the default where it has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .matching import Reduction
+from .region import Refinement
+
+Mode = Literal["calibrated", "literal"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of RB-Guidance.
+
+    strength: multiplies the final gradient; 0 is off. p: Eq. 10. u: guided while t <= u T (Eq. 11). t0: timestep of the
+    reference features (Eq. 7). gamma, alpha, beta: Eq. 6 and the threshold. refinement: where A_s acts in Eq. 6.
+    reduction, gain, clip: sum or mean in Eq. 8, a factor on the gradient, and its cap as a share of the CFG difference.
+    sigma_scale: multiply the gradient by sqrt(1 - abar_t), which the score identity has and Eq. 11 lacks.
+    background_masking: Eq. 9; off is the paper's ablation (match and guide over the whole picture).
+    block: output block whose result is the feature; -1 chooses by the model. ensemble: noises averaged for the reference.
+    reference_seed: seed of those noises. checkpointing: auto, on or off.
+    """
+
+    strength: float = 1.0
+    p: float = 8.5
+    u: float = 0.6
+    t0: float = 671.0
+    gamma: int = 3
+    alpha: float = 2.0
+    beta: float = 0.5
+    refinement: Refinement = "outer"
+    reduction: Reduction = "mean"
+    gain: float = 40.0
+    clip: float = 0.3
+    sigma_scale: bool = False
+    background_masking: bool = True
+    block: int = -1
+    ensemble: int = 4
+    reference_seed: int = 0
+    checkpointing: Literal["auto", "on", "off"] = "auto"
+
+    @property
+    def off(self) -> bool:
+        """Nothing to add at any step."""
+        return self.strength == 0 or self.u == 0
+
+    def in_mode(self, mode: Mode) -> Settings:
+        """`literal` is Eq. 8 to 11 as printed: the sum, no factor, no cap, no sigma scale. `calibrated` leaves the inputs be."""
+        if mode == "literal":
+            return replace(self, reduction="sum", gain=1.0, clip=0.0, sigma_scale=False)
+        return self

@@ -1,0 +1,43 @@
+"""The nodes, one a file. `extension()` is what ComfyUI's V3 loader gets."""
+
+from __future__ import annotations
+
+import os
+
+
+def register_model_folders() -> None:
+    """Tell ComfyUI about `models/pivot_encoders`, keeping folders that extra_model_paths.yaml has already named.
+
+    The extension set is given explicitly: an unknown folder name would otherwise list every file.
+    """
+    import folder_paths
+
+    default = os.path.join(folder_paths.models_dir, "pivot_encoders")
+    known, _ = folder_paths.folder_names_and_paths.get("pivot_encoders", ([], set()))
+    folders = [*known] if default in known else [*known, default]
+    folder_paths.folder_names_and_paths["pivot_encoders"] = (folders, {".safetensors"})
+
+
+def extension():
+    """The pack's ComfyExtension."""
+    from comfy_api.latest import ComfyExtension
+
+    from .face_mask_from_attention import FaceMaskFromAttention
+    from .face_reference import FaceReferenceNode
+    from .pivot_conditioning import PivotConditioning
+    from .pivot_encoder_loader import PivotEncoderLoader
+    from .rb_guidance import RBGuidance
+    from .rb_guidance_ksampler import RBGuidanceKSampler
+
+    class OmniPortraitExtension(ComfyExtension):
+        async def get_node_list(self) -> list[type]:
+            return [
+                PivotEncoderLoader,
+                FaceReferenceNode,
+                PivotConditioning,
+                FaceMaskFromAttention,
+                RBGuidance,
+                RBGuidanceKSampler,
+            ]
+
+    return OmniPortraitExtension()
