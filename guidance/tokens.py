@@ -1,0 +1,200 @@
+"""Which column of a conditioning belongs to a word of the prompt.
+
+Reads what ComfyUI's tokenizer returned (`clip.tokenize`), so that prompt weights, textual-inversion embeddings and
+prompts of
+more than one 77-token chunk are counted exactly as the text encoder counts them. The column is that of the word's last
+sub-token, where a causal text encoder has seen the whole word (m of the OmniPortrait paper, Sec. 3.2; SPEC 1A.1).
+"""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+
+import torch
+
+PHOTOMAKER_TRIGGER = "photomaker"
+
+_ENCODERS = ("l", "g", "h")
+_WORDS_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Word:
+    """text: as the tokenizer spells it (lower case). ids: its BPE ids, none for an embedding. column: of the last
+    sub-token."""
+
+    text: str
+    ids: tuple[int, ...]
+    column: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One text encoder's view of a prompt. ends: the column of every chunk's end token, which has seen all of its
+    chunk."""
+
+    words: tuple[Word, ...]
+    ends: tuple[int, ...]
+
+
+def check_clip(clip: object) -> None:
+    """Raise ValueError where there is no text encoder at all, which is how some checkpoints come."""
+    if clip is None:
+        raise ValueError(
+            "The clip input is empty: this checkpoint holds no text encoder, so load one with a CLIP loader node and "
+            "connect that."
+        )
+
+
+def tokenisations(clip, text: str):
+    """Yield the tokens that a base conditioning of `text` may have been made of, the plain ones first.
+
+    PhotoMaker's encode node drops the prompt's trigger word. It does so by word id, which counts words on some cores
+    and whole
+    segments on others (there the trigger stays in), so its own filter is replayed and the prompt without the trigger
+    follows.
+    """
+    yield clip.tokenize(text)
+    words = text.split(" ")
+    if PHOTOMAKER_TRIGGER not in words:
+        return
+    dropped = words.index(PHOTOMAKER_TRIGGER) + 1
+    yield {
+        key: [_without_word(chunk, dropped) for chunk in chunks]
+        for key, chunks in clip.tokenize(text, return_word_ids=True).items()
+    }
+    yield clip.tokenize(" ".join(word for word in words if word != PHOTOMAKER_TRIGGER))
+
+
+def _without_word(chunk: list[tuple], word_id: int) -> list[tuple]:
+    kept = [(token, weight) for token, weight, number in chunk if number != word_id]
+    return kept + [tuple(chunk[-1][:2])] * (len(chunk) - len(kept))
+
+
+def read_layouts(clip, tokens: dict) -> dict[str, Layout]:
+    """The words and end tokens of `tokens` (clip.tokenize's dictionary) for each text encoder, by the core's key
+    ("l", "g", "h").
+
+    ValueError for text encoders other than CLIP, which share rows between words or put several behind one another.
+    """
+    if not tokens or not set(tokens) <= set(_ENCODERS):
+        raise ValueError(
+            f"This CLIP is of a kind that Pivot Conditioning cannot read ({type(clip.tokenizer).__name__}: "
+            f"{', '.join(tokens)}): "
+            "connect the CLIP of an SD1.x, SD2.x or SDXL checkpoint."
+        )
+    return {
+        key: _layout(getattr(clip.tokenizer, f"clip_{key}"), _width(clip, key), chunks)
+        for key, chunks in tokens.items()
+    }
+
+
+def _width(clip, key: str) -> int | None:
+    encoder = getattr(clip.cond_stage_model, f"clip_{key}", None)
+    return None if encoder is None else encoder.transformer.get_input_embeddings().weight.shape[-1]
+
+
+def _layout(tokenizer, width: int | None, chunks: list[list[tuple]]) -> Layout:
+    words: list[Word] = []
+    ends: list[int] = []
+    pending: list[int] = []  # a word may be cut by the end of a chunk, so it outlives one
+    start = 0
+    for chunk in chunks:
+        column = start
+        for token, *_ in chunk:
+            if not isinstance(token, numbers.Integral):
+                rows, kept = _embedding_rows(token, width)
+                if kept:
+                    column += rows
+                    words.append(Word("", (), column - 1))
+                continue
+            token = int(token)
+            if token == tokenizer.end_token:
+                ends.append(column)
+                break  # what follows is padding, which for CLIP-G and CLIP-H is an ordinary token ("!")
+            if token != tokenizer.start_token:
+                pending.append(token)
+                if tokenizer.inv_vocab[token].endswith("</w>"):
+                    words.append(Word(tokenizer.tokenizer.decode(pending).strip(), tuple(pending), column))
+                    pending = []
+            column += 1
+        start += sum(_embedding_rows(token, width)[0] for token, *_ in chunk)
+    return Layout(tuple(words), tuple(ends))
+
+
+def _embedding_rows(token: object, width: int | None) -> tuple[int, bool]:
+    """How many columns a token takes, and whether the core keeps it: an embedding of another width is dropped and
+    padded for."""
+    data = token.get("data") if isinstance(token, dict) else token
+    if not isinstance(data, torch.Tensor):
+        return 1, isinstance(token, numbers.Integral)
+    return data.numel() // data.shape[-1], width is None or data.shape[-1] == width
+
+
+def clean_subject(clip, subject: str) -> str:
+    """The subject as plain words: without prompt weights and the punctuation around it. ValueError where no word is
+    left."""
+    check_clip(clip)
+    layout = next(iter(read_layouts(clip, clip.tokenize(subject)).values()))
+    words = [word.text for word in layout.words]
+    while words and not _is_word(words[-1]):
+        words.pop()
+    while words and not _is_word(words[0]):
+        words.pop(0)
+    if not words:
+        raise ValueError(
+            f'The subject "{subject}" holds no word: enter the word of the prompt that names the person, such as '
+            '"woman".'
+        )
+    return " ".join(words)
+
+
+def find_subject(clip, tokens: dict, subject: str, occurrence: int) -> int:
+    """Column of the last sub-token of `subject` in the conditioning that `tokens` are encoded to.
+
+    subject: one or more words (`clean_subject`). occurrence: which of its repetitions, 0 is the first, negative
+    counts from the end.
+    ValueError, with the words that are there, where it is not; and where SDXL's two encoders have it in different
+    columns.
+    """
+    wanted = read_layouts(clip, clip.tokenize(subject))
+    columns = {
+        key: _find(layout, [word.ids for word in wanted[key].words], subject, occurrence)
+        for key, layout in read_layouts(clip, tokens).items()
+    }
+    if len(set(columns.values())) > 1:
+        raise ValueError(
+            f'The two text encoders of this CLIP have "{subject}" in different places, because an embedding before it '
+            f"fits one of "
+            "them only: move the embedding behind the subject or use one made for this model."
+        )
+    return next(iter(columns.values()))
+
+
+def _find(layout: Layout, wanted: list[tuple[int, ...]], subject: str, occurrence: int) -> int:
+    words = layout.words
+    size = len(wanted)
+    found = [
+        words[i + size - 1].column
+        for i in range(len(words) - size + 1)
+        if [word.ids for word in words[i : i + size]] == wanted
+    ]
+    if not found:
+        known = list(dict.fromkeys(word.text for word in words if _is_word(word.text)))
+        listed = ", ".join(known[:_WORDS_SHOWN]) + (", …" if len(known) > _WORDS_SHOWN else "")
+        raise ValueError(
+            f'The text does not hold the subject "{subject}": choose one of its words, which are {listed or "none"}.'
+        )
+    if not -len(found) <= occurrence < len(found):
+        times = "once" if len(found) == 1 else f"{len(found)} times"
+        raise ValueError(
+            f'The text holds "{subject}" {times}, so there is no occurrence {occurrence + 1}: lower occurrence to '
+            f"{len(found)} or "
+            "less, or write the word once more."
+        )
+    return found[occurrence]
+
+
+def _is_word(text: str) -> bool:
+    return any(character.isalnum() for character in text)
