@@ -16,16 +16,22 @@ class FaceReference:
     mask: [1, S, S] float32 in 0..1, the face inside the crop; None means "ask the model's own attention".
     box: x0, y0, x1, y1 of the crop in pixels of the photograph (may reach outside of it).
     source: which backend found the face and which made the mask, for people: "facexlib, parsing".
+    face_box: x0, y0, x1, y1 of the face in pixels of the crop; None where no face was found.
+    landmarks: five (x, y) in pixels of the crop: eyes, nose, mouth corners, each pair from the picture's left; None without a face.
+    key: digest of all that consumers read, equal for equal content.
     """
 
     crop: torch.Tensor
     mask: torch.Tensor | None
     box: tuple[float, float, float, float]
     source: str
+    face_box: tuple[float, float, float, float] | None = None
+    landmarks: tuple[tuple[float, float], ...] | None = None
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
         digest = hashlib.sha256(self.crop.contiguous().numpy().tobytes())
         if self.mask is not None:
             digest.update(self.mask.contiguous().numpy().tobytes())
+        digest.update(repr((tuple(self.crop.shape), self.face_box, self.landmarks)).encode())
         object.__setattr__(self, "key", digest.hexdigest())

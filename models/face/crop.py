@@ -1,0 +1,60 @@
+"""Square crops: boxes on whole pixels, replicated borders, bounded memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels, half open: a box of one pixel is (0, 0, 1, 1)."""
+
+MAX_SIDE = 1024
+MIN_SIDE = 256
+
+
+def square_around(box: Box, factor: float) -> tuple[int, int, int, int]:
+    """Square on whole pixels, centred on `box`, whose side is `factor` times the larger side of it."""
+    side = max(1, round(factor * max(box[2] - box[0], box[3] - box[1])))
+    x0 = round((box[0] + box[2] - side) / 2)
+    y0 = round((box[1] + box[3] - side) / 2)
+    return x0, y0, x0 + side, y0 + side
+
+
+def take(picture: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
+    """Pixels of `box` from a picture [C, H, W]; what lies outside repeats the nearest border pixel.
+
+    Replicated, not reflected: a mirrored border would show the model a second, reversed ear or eye to match against.
+    """
+    height, width = picture.shape[-2:]
+    columns = torch.arange(box[0], box[2], device=picture.device).clamp(0, width - 1)
+    rows = torch.arange(box[1], box[3], device=picture.device).clamp(0, height - 1)
+    return picture.index_select(-2, rows).index_select(-1, columns)
+
+
+def resize(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Antialiased resize of [C, H, W], values kept in 0..1."""
+    if picture.shape[-2:] == (height, width):
+        return picture
+    return F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def crop_square(picture: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
+    """Crop [C, S, S] of a picture [C, H, W] at its own resolution, S brought into MIN_SIDE..MAX_SIDE.
+
+    Very large crops are averaged over whole blocks first: a crop that reaches far out of an 8k photograph stays small in memory.
+    """
+    side = box[2] - box[0]
+    target = min(max(side, MIN_SIDE), MAX_SIDE)
+    blocks = side // (2 * MAX_SIDE)
+    if blocks > 1:
+        picture = F.avg_pool2d(picture[None], blocks, ceil_mode=True)[0]
+        x0, y0, reduced = round(box[0] / blocks), round(box[1] / blocks), round(side / blocks)
+        box = (x0, y0, x0 + reduced, y0 + reduced)
+    return resize(take(picture, box), target, target)
+
+
+def inside(box: tuple[int, int, int, int], height: int, width: int, side: int) -> torch.Tensor:
+    """Mask [side, side] of the crop's pixels that come from the photograph and not from its replicated border."""
+    centres = (torch.arange(side) + 0.5) * ((box[2] - box[0]) / side)
+    columns, rows = centres + box[0], centres + box[1]
+    return ((rows > 0) & (rows < height))[:, None].float() * ((columns > 0) & (columns < width))[None].float()

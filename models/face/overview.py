@@ -1,0 +1,40 @@
+"""The picture for people's eyes: the photograph with every face found, numbered, and the crop that is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from .crop import Box, resize
+from .detector import DetectedFace
+
+MAX_SIDE = 1024
+OTHER, USED, CROP = (255, 196, 0), (0, 220, 90), (0, 170, 255)
+
+
+def draw_overview(photo: torch.Tensor, faces: Sequence[DetectedFace], used: int | None, crop: Box) -> torch.Tensor:
+    """IMAGE [1, h, w, 3], at most MAX_SIDE pixels: faces boxed and numbered in their order, `used` in green, the crop in blue."""
+    height, width = photo.shape[-2:]
+    scale = min(1.0, MAX_SIDE / max(height, width))
+    small = resize(photo, max(1, round(height * scale)), max(1, round(width * scale)))
+    picture = Image.fromarray((small.permute(1, 2, 0) * 255).round().byte().numpy())
+    draw = ImageDraw.Draw(picture)
+    line = max(1, round(max(picture.size) / 300))
+    font = ImageFont.load_default(size=max(10, round(max(picture.size) / 28)))
+    _frame(draw, crop, scale, CROP, line)
+    for index, face in enumerate(faces):
+        colour = USED if index == used else OTHER
+        _frame(draw, face.box, scale, colour, line * (2 if index == used else 1))
+        corner = (max(0.0, face.box[0] * scale), max(0.0, face.box[1] * scale))
+        x0, y0, x1, y1 = draw.textbbox(corner, str(index), font=font)
+        draw.rectangle((*corner, x1 + x0 - corner[0], y1 + y0 - corner[1]), fill=colour)
+        draw.text(corner, str(index), fill=(0, 0, 0), font=font)
+    return torch.from_numpy(np.array(picture)).float().div(255)[None]
+
+
+def _frame(draw: ImageDraw.ImageDraw, box: Box, scale: float, colour: tuple[int, int, int], line: int) -> None:
+    x0, y0, x1, y1 = (value * scale for value in box)
+    draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=line)
