@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -48,29 +49,25 @@ def refine(maps: torch.Tensor, smooth: Smooth, alpha: float, gamma: int, form: R
 
 
 def largest_component(mask: torch.Tensor) -> torch.Tensor:
-    """Keep the largest 4-connected part of each boolean [B, h, w] mask.
+    """Keep the largest 4-connected part of each boolean [B, h, w] mask; labelled on the CPU by SciPy, which ComfyUI brings."""
+    kept = [_largest_component(each) for each in mask.cpu().numpy()]
+    return torch.from_numpy(np.stack(kept)).to(mask.device)
 
-    Labels spread by maximum over neighbours until nothing changes; tensors only, so that it runs where the maps are.
-    """
-    b, h, w = mask.shape
-    labels = torch.arange(1, h * w + 1, device=mask.device, dtype=torch.float32).view(1, h, w) * mask
-    while True:
-        padded = F.pad(labels, (1, 1, 1, 1))
-        spread = torch.stack([labels, padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]])
-        spread = spread.amax(dim=0) * mask
-        if torch.equal(spread, labels):
-            break
-        labels = spread
-    sizes = torch.zeros(b, h * w + 1, device=mask.device)
-    flat = labels.long().view(b, -1)
-    sizes.scatter_add_(1, flat, torch.ones_like(flat, dtype=sizes.dtype))
-    sizes[:, 0] = 0
-    return mask & (labels == sizes.argmax(dim=1).view(b, 1, 1))
+
+def _largest_component(mask: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
 
 
 def threshold(refined: torch.Tensor, beta: float) -> torch.Tensor:
     """M_gen: the largest connected part above beta, boolean [B, h, w]."""
-    return largest_component(refined >= beta) if refined.numel() else refined.bool()
+    return largest_component(refined >= beta)
 
 
 def disjoint(refined: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

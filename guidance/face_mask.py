@@ -1,0 +1,115 @@
+"""The face in a latent by the model's own attention: one model call at one sigma (Eq. 6), through ComfyUI's own sampling.
+
+A `CFGGuider` with a sampler of one call is used, so that loading, ControlNet, areas and hooks are ComfyUI's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from . import region
+from .attention import choose_sites
+from .listener import RUN_KEY, Listener, install, run_of, uninstall
+from .people import assign_people, positive_keys
+from .private_pass import PrivatePass
+from .rows import face_maps, run_rows
+from .sampler_patch import classic
+from .settings import Settings
+from .unet import check_supported, default_block
+
+
+class Search:
+    """One look at one latent. maps, masks: [K, B, h, w] per person, on the latent's grid, after the call."""
+
+    def __init__(self, guider: object, settings: Settings) -> None:
+        self.people = assign_people(guider.conds, None)
+        self.listener = Listener(self.people)
+        self.settings = settings
+        self.maps: list[torch.Tensor] = []
+        self.masks: list[torch.Tensor] = []
+
+    def __deepcopy__(self, memo: dict) -> Search:
+        return self
+
+    def look(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> None:
+        """Run each conditioning that carries people through the private pass and keep Eq. 6's maps."""
+        base = guider.inner_model
+        block = default_block(base.diffusion_model)
+        with torch.inference_mode(False), torch.no_grad():
+            x, sigma = x.clone(), sigma.clone()
+            private = PrivatePass(base, block, checkpointing=False)
+            sites = choose_sites(base.diffusion_model, block, tuple(x.shape[-2:]))
+            for key in positive_keys(guider.conds):
+                for cond in guider.conds[key]:
+                    call = self.listener.calls.get(cond["uuid"])
+                    rows = call and run_rows(private, cond, call, x, sigma, sites, (RUN_KEY,))
+                    if rows is None:
+                        continue
+                    for map_, mask in zip(*face_maps(rows, self.people[cond["uuid"]], self.settings)):
+                        size = tuple(rows.x.shape[-2:])
+                        canvas = torch.zeros_like(x[:, 0])
+                        rows.paste(region.resize_map(map_, size), canvas)
+                        whole = torch.zeros_like(canvas)
+                        rows.paste(region.resize_mask(mask, size).float(), whole)
+                        self.maps.append(canvas.cpu())
+                        self.masks.append(whole.cpu())
+
+
+def find_faces(
+    model: object, conditioning: list, latent: torch.Tensor, seed: int, sigma: float, settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Refined maps in 0..1 and masks, both float [K, B, h, w] on the latent's grid, CPU; K people in the order of their records.
+
+    latent: [B, C, h, w] samples as in a LATENT. It is noised to sigma with the seed's noise before the call.
+    Raises: ValueError without an identity record, for other model families, and when the call did not reach the conditioning.
+    """
+    import comfy.sample
+    import comfy.samplers
+
+    check_supported(model)
+    patched = classic(model).clone()
+    uninstall(patched)
+    found: list[Search] = []
+
+    class OneCall(comfy.samplers.Sampler):
+        """Looks once and hands the latent back."""
+
+        def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+            sampling = model_wrap.inner_model.model_sampling
+            x = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise) if latent_image is None else latent_image)
+            model_wrap(x, sigmas[0].expand(len(x)), **extra_args)
+            return x
+
+    def outer_sample(executor: Callable, *args: object, **kwargs: object) -> object:
+        guider = executor.class_obj
+        options = guider.model_options["transformer_options"]
+        search = options[RUN_KEY] = Search(guider, settings)
+        try:
+            result = executor(*args, **kwargs)
+            found.append(search)
+            return result
+        finally:
+            options.pop(RUN_KEY, None)
+
+    def predict_noise(executor: Callable, x, sigma, model_options=None, *args, **kwargs):
+        guider, search = executor.class_obj, run_of(model_options)
+        with search.listener.listening():
+            denoised = executor(x, sigma, model_options, *args, **kwargs)
+        search.look(guider, x, sigma)
+        return denoised
+
+    install(patched, outer_sample, predict_noise)
+    guider = comfy.samplers.CFGGuider(patched)
+    guider.set_conds(conditioning, [])
+    guider.set_cfg(1.0)
+    noise = comfy.sample.prepare_noise(latent, seed)
+    sigmas = torch.tensor([sigma, 0.0])
+    guider.sample(noise, latent, OneCall(), sigmas, disable_pbar=True, seed=seed)
+    if not found or not found[0].maps:
+        raise ValueError(
+            "The model was not asked about the conditioning at this point of the sampling, because its timestep range ends before; "
+            "choose another percent or sigma."
+        )
+    return torch.stack(found[0].maps), torch.stack(found[0].masks)

@@ -1,0 +1,86 @@
+"""What ComfyUI's own prediction tells us while it is made: which rows are whose, ControlNet's residuals, the CFG difference."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Container, Iterator
+
+import torch
+
+from .rows import Call
+
+KEY = "omniportrait"
+"""Key of our wrappers on a model."""
+RUN_KEY = "omniportrait_run"
+"""Where a run lives: the guider's per-run transformer_options. Nothing outlives the run."""
+
+
+class Listener:
+    """Hears exactly one prediction at a time and changes nothing about it.
+
+    uuids: the conditionings that carry people; only their calls are kept.
+    """
+
+    def __init__(self, uuids: Container) -> None:
+        self.uuids = uuids
+        self.calls: dict[object, Call] = {}
+        self.cfg_difference: torch.Tensor | None = None
+        self._open = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Forget the last prediction and hear what happens inside."""
+        self.calls, self.cfg_difference, self._open = {}, None, True
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def heard_call(self, x: torch.Tensor, control: dict | None, transformer_options: dict) -> None:
+        """The first call of apply_model that holds a conditioning's rows; later ones are other packs' extra passes."""
+        for uuid in transformer_options.get("uuids", ()) if self._open else ():
+            if uuid in self.uuids and uuid not in self.calls:
+                self.calls[uuid] = Call.of(x, control, transformer_options)
+
+    def heard_cfg(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> None:
+        """w (denoised_c - denoised_u)."""
+        if self._open:
+            self.cfg_difference = (cond - uncond) * scale
+
+
+def install(patched: object, outer_sample: Callable, predict_noise: Callable) -> None:
+    """Put the four closures on a clone: the caller's two, and the two that pass on what the run's listener should hear."""
+    from comfy.patcher_extension import WrappersMP
+
+    def apply_model(executor: Callable, x: torch.Tensor, t: torch.Tensor, *args: object, **kwargs: object) -> object:
+        named = {**dict(zip(("c_concat", "c_crossattn", "control", "transformer_options"), args)), **kwargs}
+        run = run_of(named)
+        if run is not None:
+            run.listener.heard_call(x, named.get("control"), named["transformer_options"])
+        return executor(x, t, *args, **kwargs)
+
+    def post_cfg(args: dict) -> object:
+        run = run_of(args["model_options"])
+        if run is not None and args.get("uncond") is not None:
+            run.listener.heard_cfg(args["cond_denoised"], args["uncond_denoised"], args["cond_scale"])
+        return args["denoised"]
+
+    post_cfg.omniportrait = True
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, predict_noise)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model)
+    patched.set_model_sampler_post_cfg_function(post_cfg)
+
+
+def uninstall(model: object) -> None:
+    """Take our closures off a clone; another pack's stay."""
+    for wrappers in model.wrappers.values():
+        wrappers.pop(KEY, None)
+    functions = model.model_options.get("sampler_post_cfg_function")
+    if functions:
+        model.model_options["sampler_post_cfg_function"] = [f for f in functions if not getattr(f, "omniportrait", False)]
+
+
+def run_of(options: dict | None) -> object | None:
+    """The run in some model_options, or in the arguments of apply_model."""
+    return ((options or {}).get("transformer_options") or {}).get(RUN_KEY)

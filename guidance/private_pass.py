@@ -1,0 +1,171 @@
+"""A gradient through the first part of a UNet that ComfyUI has loaded, with nothing copied and nothing changed on the model.
+
+Weights that nodes load are inference tensors, which autograd refuses to save. A view of the same storage made outside inference
+mode is an ordinary tensor and costs no memory. The pass therefore runs on a private tree: shallow copies of the modules whose
+parameters are such views. The loaded model is not touched even for the duration of the call (as `torch.func.functional_call`
+would do), an exception leaves nothing to restore, and checkpointing may wrap the private forwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Callable
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+CHECKPOINTED = ("ResBlock", "BasicTransformerBlock")
+
+
+class FeaturesReady(Exception):
+    """Leaves the UNet right after the feature block, carrying its output."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        super().__init__("the feature block has run")
+        self.features = features
+
+
+class _Exit(torch.nn.Module):
+    """Appended to the feature block: the rest of the UNet is not needed."""
+
+    def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
+        raise FeaturesReady(h)
+
+
+def storage_view(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as an ordinary tensor without gradient. Call outside inference mode."""
+    if not tensor.is_inference():
+        return tensor.detach()
+    plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return plain.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _own_view(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Views for plain tensors; quantised subclasses keep their own class, whose operations dequantise."""
+    if tensor is None or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return tensor
+    return storage_view(tensor)
+
+
+def private_tree(module: torch.nn.Module, wrap: Callable[[torch.nn.Module], None], memo: dict | None = None) -> torch.nn.Module:
+    """Shallow copy of a module tree over views of its weights; `wrap` sees each copy. Takes milliseconds for SDXL's 2,000 modules."""
+    memo = {} if memo is None else memo
+    if id(module) in memo:
+        return memo[id(module)]
+    twin = memo[id(module)] = module.__class__.__new__(module.__class__)
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__["_parameters"] = {name: _own_view(p) for name, p in module._parameters.items()}
+    twin.__dict__["_buffers"] = {name: _own_view(b) for name, b in module._buffers.items()}
+    twin.__dict__["_modules"] = {name: m and private_tree(m, wrap, memo) for name, m in module._modules.items()}
+    forward = module.__dict__.get("forward")
+    if isinstance(forward, types.MethodType) and forward.__self__ is module:
+        twin.__dict__["forward"] = types.MethodType(forward.__func__, twin)  # another pack's patch, now on the copy
+    wrap(twin)
+    return twin
+
+
+def _checkpoint_forward(module: torch.nn.Module) -> None:
+    """Keep only the block's input and compute the rest again on the way back."""
+    if type(module).__name__ not in CHECKPOINTED:
+        return
+    forward = module.forward
+
+    def run(*args: object, **kwargs: object) -> torch.Tensor:
+        if "transformer_options" in kwargs:
+            # The UNet goes on changing this dictionary; the recomputation must see the block's own number or patches stop firing
+            # and the gradient is silently wrong.
+            kwargs["transformer_options"] = dict(kwargs["transformer_options"])
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    module.__dict__["forward"] = run
+
+
+def _skip_fp8_matmul(module: torch.nn.Module) -> None:
+    """ComfyUI's fp8 matrix product has no backward; its own switch away from it is `training`, and dropout is 0 in these UNets."""
+    if getattr(getattr(module, "weight", None), "dtype", None) in (torch.float8_e4m3fn, torch.float8_e5m2):
+        module.__dict__["training"] = True
+
+
+class PlainTensors(TorchFunctionMode):
+    """Lets foreign inference tensors (another pack's attention patch) take part in autograd, one view a call.
+
+    Costs some 40 microseconds an operation, so it is switched on only after a pass has failed without it.
+    """
+
+    def __torch_function__(self, func: Callable, types_: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        def plain(value: object) -> object:
+            if type(value) in (torch.Tensor, torch.nn.Parameter) and value.is_inference():
+                return storage_view(value)
+            if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+                return type(value)(plain(each) for each in value)
+            return value
+
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*(plain(arg) for arg in args), **{name: plain(arg) for name, arg in (kwargs or {}).items()})
+
+
+class PrivatePass:
+    """The first part of one loaded model, ready to be run with gradients. Lives for one sampling run.
+
+    base: ComfyUI's BaseModel. exit_block: the output block whose result is the feature. Make it outside inference mode.
+    """
+
+    def __init__(self, base: torch.nn.Module, exit_block: int, checkpointing: bool) -> None:
+        def wrap(module: torch.nn.Module) -> None:
+            _skip_fp8_matmul(module)
+            if checkpointing:
+                _checkpoint_forward(module)
+
+        unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)  # without torch.compile
+        tree = private_tree(unet, wrap)
+        blocks = list(tree.output_blocks)
+        feature_block = blocks[exit_block]
+        block = feature_block.__class__.__new__(feature_block.__class__)
+        block.__dict__.update(feature_block.__dict__)
+        block.__dict__["_modules"] = {**feature_block._modules, "exit": _Exit()}
+        tree.output_blocks.__dict__["_modules"] = {**tree.output_blocks._modules, str(exit_block): block}
+        self.base = base.__class__.__new__(base.__class__)
+        self.base.__dict__.update(base.__dict__)
+        self.base.__dict__["_modules"] = {**base._modules, "diffusion_model": tree}
+        self._alias_everything = False
+
+    def features(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
+        """[B, C, h, w] output of the feature block for ComfyUI's noisy x [B, C, H, W] at sigma [B].
+
+        arguments: what ComfyUI passes to apply_model (c_crossattn, c_concat, control, y, …). Call outside inference mode.
+        """
+        if self._alias_everything:
+            return self._run(x, sigma, arguments, transformer_options)
+        try:
+            return self._run(x, sigma, arguments, dict(transformer_options))
+        except RuntimeError as error:
+            if "nference tensor" not in str(error):
+                raise
+            self._alias_everything = True
+            return self._run(x, sigma, arguments, transformer_options)
+
+    def guard(self) -> contextlib.AbstractContextManager:
+        """Context in which to take the gradient of a pass; a no-op unless foreign inference tensors have been met."""
+        return PlainTensors() if self._alias_everything else contextlib.nullcontext()
+
+    def _run(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
+        arguments = {name: _fresh(value) for name, value in arguments.items()}
+        try:
+            with self.guard():
+                self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
+        except FeaturesReady as ready:
+            return ready.features
+        raise RuntimeError("The UNet ended without passing its feature block.")
+
+
+def _fresh(value: object) -> object:
+    """A conditioning argument as autograd accepts it: ControlNet's lists are popped by the UNet, so they are copied too."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {name: _fresh(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_fresh(each) for each in value]
+    return value

@@ -1,0 +1,156 @@
+"""One conditioning's rows of a model call: built as ComfyUI builds them, run through the private pass, and their masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from . import region
+from .attention import AttentionSites, Recording, install_recorders
+from .people import Person
+from .private_pass import PrivatePass
+from .settings import Settings
+
+LARGEST_FACE = 0.6
+"""A mask over a larger share of the picture is a failed search, not a face."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What one call of apply_model was given: ComfyUI's batch of several conditionings' rows."""
+
+    transformer_options: dict
+    control: dict | None
+    rows: int
+
+    @classmethod
+    def of(cls, x: torch.Tensor, control: dict | None, transformer_options: dict) -> Call:
+        """Copies ControlNet's lists, which the UNet pops as it goes."""
+        control = {name: list(values) for name, values in control.items()} if control else None
+        return cls(transformer_options, control, len(x))
+
+    def control_of(self, uuid: object, rows: int) -> dict | None:
+        """ControlNet's residuals for one conditioning's rows."""
+        if self.control is None:
+            return None
+        start = self.transformer_options["uuids"].index(uuid) * rows
+        return {
+            name: [v if v is None or len(v) != self.rows else v[start : start + rows] for v in values]
+            for name, values in self.control.items()
+        }
+
+    def options_of(self, uuid: object, foreign_to_drop: tuple[str, ...]) -> dict:
+        """A private copy of the call's transformer_options for one conditioning's rows alone.
+
+        Wrappers and callbacks are left out: they are other packs' (caches, step counters), and our pass is not a step.
+        """
+        options = {k: v for k, v in self.transformer_options.items() if k not in ("wrappers", "callbacks", *foreign_to_drop)}
+        place = options["uuids"].index(uuid)
+        options["uuids"] = [uuid]
+        options["cond_or_uncond"] = [options["cond_or_uncond"][place]]
+        options["patches"] = {name: list(patches) for name, patches in options.get("patches", {}).items()}
+        return private_options(options)
+
+
+def private_options(options: dict) -> dict:
+    """Ask for PyTorch attention, whose backward is right; Sage, flash and chunked attention have none."""
+    options["optimized_attention_override"] = lambda function, *args, **kwargs: plain_attention(*args, **kwargs)
+    return options
+
+
+def plain_attention(*args: object, **kwargs: object) -> torch.Tensor:
+    """ComfyUI's attention by torch.nn.functional.scaled_dot_product_attention."""
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    return attention_pytorch(*args, **kwargs)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One conditioning's rows: its area of the picture, its share of the prediction, and what the private pass gave.
+
+    x: the rows' input, on which the gradient is taken. area: (h, w, y, x) in latent pixels or None for all of the canvas (H, W).
+    mult: the weight that ComfyUI gives the rows' prediction.
+    """
+
+    x: torch.Tensor
+    canvas: tuple[int, int]
+    area: list[int] | None
+    mult: torch.Tensor
+    features: torch.Tensor
+    recording: Recording
+
+    def paste(self, values: torch.Tensor, canvas: torch.Tensor) -> None:
+        """Add [B, *, h, w] values at the rows' area of a [B, *, H, W] canvas."""
+        if self.area is not None:
+            h, w, y, x = self.area
+            canvas = canvas[..., y : y + h, x : x + w]
+        canvas += values
+
+
+def run_rows(
+    private: PrivatePass, cond: dict, call: Call, x: torch.Tensor, sigma: torch.Tensor, sites: AttentionSites, drop: tuple[str, ...]
+) -> Rows | None:
+    """Run one conditioning's rows through the private pass; None where it does not apply at this sigma (its timestep range).
+
+    x: [B, C, H, W], sigma: [B], ordinary tensors. Keep the caller's grad mode: with gradients, Rows.x is the leaf.
+    """
+    import comfy.samplers
+
+    part = comfy.samplers.get_area_and_mult(cond, x, sigma)
+    if part is None:
+        return None
+    arguments = {name: value.cond for name, value in part.conditioning.items()}
+    leaf = part.input_x.detach().clone().requires_grad_(torch.is_grad_enabled())
+    arguments["control"] = call.control_of(cond["uuid"], len(leaf))
+    options = call.options_of(cond["uuid"], drop)
+    recording = install_recorders(options, sites, plain_attention)
+    features = private.features(leaf, sigma, arguments, options)
+    recording.close()
+    return Rows(leaf, tuple(x.shape[-2:]), part.area, part.mult, features, recording)
+
+
+def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. 6 for each person: refined maps and M_gen, float and boolean [K, B, h, w] at the self-attention's size.
+
+    People are kept apart by argmax; a region limits its person. A mask given by hand is taken as it is.
+    """
+    refined, masks = [], []
+    for person in people:
+        limit = None if person.mask is None else area_of(person.mask, rows)
+        if person.record is None:
+            size = tuple(rows.features.shape[-2:])
+            mask = region.cover(limit, size).expand(len(rows.x), -1, -1)
+            refined.append(mask.float())
+            masks.append(mask)
+            continue
+        tokens = person.record.token_count
+        maps = rows.recording.token_map(person.record.token_index, tokens)
+        maps = region.refine(maps, rows.recording.smooth, settings.alpha, settings.gamma, settings.refinement)
+        if limit is not None:
+            maps = region.min_max(maps * region.cover(limit, tuple(maps.shape[-2:])))
+        refined.append(maps)
+        masks.append(region.threshold(maps, settings.beta))
+    stacked = torch.stack(refined)
+    return stacked, region.disjoint(stacked, torch.stack(masks))
+
+
+def area_of(mask: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """[1, H, W] soft mask of the whole picture, at the latent's size and cut to the rows' area."""
+    mask = F.adaptive_avg_pool2d(mask[:, None].to(rows.x.device).float(), rows.canvas)[:, 0]
+    if rows.area is None:
+        return mask
+    h, w, y, x = rows.area
+    return mask[..., y : y + h, x : x + w]
+
+
+def failed(mask: torch.Tensor, person: Person, rows: Rows) -> str | None:
+    """Why one picture's M_gen [h, w] cannot be used, or None."""
+    part = rows.x[0, 0].numel() / (rows.canvas[0] * rows.canvas[1])
+    if not mask.any():
+        return f"no face found at {person.record.subject!r}" if person.record else "the mask is empty here"
+    if person.record is not None and mask.float().mean() * part > LARGEST_FACE:
+        return f"the mask of {person.record.subject!r} covers over {LARGEST_FACE:.0%} of the picture"
+    return None

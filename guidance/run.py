@@ -1,0 +1,273 @@
+"""One guided sampling run: what it remembers from start to end, and the guided step itself (Eq. 11 in ComfyUI's terms).
+
+ComfyUI's x = x0 + sigma eps, so adding g to the noise prediction is denoised - sigma g, for eps, v and EDM models alike. The gradient
+is taken with respect to the UNet's own input, c_in x, which for eps and v models is the paper's variance-preserving z_t.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+
+from . import features as dift
+from . import region
+from .attention import choose_sites
+from .energy import feature_energy, limit, masked_rms
+from .features import ReferenceFeatures
+from .listener import RUN_KEY, Listener
+from .people import ByHand, Person, assign_people, positive_keys
+from .private_pass import PrivatePass
+from .rows import Rows, face_maps, failed, plain_attention, private_options, run_rows
+from .schedule import guided, timestep_of
+from .settings import Settings
+from .trace import Step, Trace
+from .unet import activation_bytes, cast_bytes, feature_block
+
+log = logging.getLogger("omniportrait")
+
+MEMORY_SHARE = 0.5
+"""Checkpointing starts when a pass would take more than this share of the free memory."""
+
+
+class GuidedRun:
+    """State of one run. Made in OUTER_SAMPLE before ComfyUI loads the model, dropped when sampling ends."""
+
+    def __init__(self, guider: object, vae: object, settings: Settings, by_hand: ByHand | None, noise: torch.Tensor) -> None:
+        self.settings = settings
+        self.trace = Trace()
+        self.people = assign_people(guider.conds, by_hand)
+        self.patcher = guider.model_patcher
+        self.block = feature_block(self.patcher.model.diffusion_model, settings.block)
+        self.listener = Listener(self.people)
+        self._private: PrivatePass | None = None
+        self._hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
+        self._references: dict[tuple, ReferenceFeatures] = {}
+        self._latents: dict[tuple, torch.Tensor] = {}
+        self._keys: dict[Person, tuple] = {}
+        self._prepare_references(vae, noise)
+
+    def __deepcopy__(self, memo: dict) -> GuidedRun:
+        """Older cores deep-copy model_options; a run is one and stays one."""
+        return self
+
+    def _prepare_references(self, vae: object, noise: torch.Tensor) -> None:
+        """VAE-encode now: loading the VAE in mid-sampling could push the UNet out of memory."""
+        side = max(min(noise.shape[-2:]) // 8 * 8, 8)
+        for person in {p for people in self.people.values() for p in people}:
+            key = dift.cache_key(
+                self.patcher, vae, person.face, person.conditioning, person.token, self.block, side, self.settings
+            )
+            self._keys[person] = key
+            known = dift.cached(key)
+            if known is not None:
+                self._references[key] = known
+            elif key not in self._latents:
+                latent = dift.encode_reference(vae, person.face, side * 8)
+                if latent.shape[1] != noise.shape[1]:
+                    raise ValueError(
+                        f"This VAE makes latents of {latent.shape[1]} channels but the model samples {noise.shape[1]}; connect "
+                        "the VAE that belongs to the model's checkpoint."
+                    )
+                self._latents[key] = latent
+
+    def wants(self, base: torch.nn.Module, sigma: torch.Tensor) -> bool:
+        """Whether Eq. 11 guides at this sigma: t <= u T."""
+        return guided(timestep_of(base.model_sampling, float(sigma[0])), self.settings.u)
+
+    # The guided step.
+
+    def guide(self, guider: object, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
+        """Eq. 11: the guided denoised picture [B, C, H, W]. Falls back to `denoised`, counted and reported, where it cannot guide."""
+        import comfy.model_management
+
+        try:
+            return self._guide(guider, x, sigma, denoised)
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except torch.OutOfMemoryError:
+            self._private = None  # views and checkpoints of the failed attempt
+            comfy.model_management.soft_empty_cache()
+        try:
+            return self._guide(guider, x, sigma, denoised, checkpointing=True)
+        except torch.OutOfMemoryError:
+            comfy.model_management.soft_empty_cache()
+            self._skip(guider, x, sigma, "out of memory")
+            return denoised
+
+    def _guide(
+        self, guider: object, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor, checkpointing: bool = False
+    ) -> torch.Tensor:
+        s = self.settings
+        with torch.inference_mode(False), torch.enable_grad():
+            x, sigma, denoised_plain = x.clone(), sigma.clone(), denoised.clone()
+            self._open(guider.inner_model, x, checkpointing)
+            gradient = torch.zeros_like(x)
+            mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
+            similarities: list[float] = []
+            for cond, share in self._guided_conds(guider, x, sigma):
+                self._add_rows(guider, cond, share, x, sigma, gradient, mask, similarities)
+            finite = gradient.isfinite().flatten(1).all(dim=1)
+            if not finite.all():
+                self.trace.skipped["the gradient was not finite"] += 1
+                gradient[~finite] = 0
+            noise_prediction = (x - denoised_plain) / sigma.view(-1, 1, 1, 1)
+            if self.listener.cfg_difference is None:
+                yardstick = noise_prediction
+            else:
+                yardstick = self.listener.cfg_difference.clone() / sigma.view(-1, 1, 1, 1)
+            inside = mask.float()
+            gradient = s.strength * limit(gradient * s.gain, yardstick, inside, s.clip)
+            if s.sigma_scale:
+                gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)
+            share_of_noise = masked_rms(gradient, inside) / masked_rms(noise_prediction, inside).clamp_min(1e-12)
+            self._note(guider, sigma, similarities, float(share_of_noise.mean()), mask)
+            return denoised_plain - sigma.view(-1, 1, 1, 1) * gradient
+
+    def _open(self, base: torch.nn.Module, x: torch.Tensor, checkpointing: bool) -> None:
+        """Views of the loaded weights, at the first guided step: by now ComfyUI has loaded and patched them."""
+        if self._private is None:
+            unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
+            wanted = self.settings.checkpointing
+            self._checkpointing = checkpointing or wanted == "on" or (wanted == "auto" and self._is_large(base, unet, x))
+            self._private = PrivatePass(base, self.block, self._checkpointing)
+            self._sites = choose_sites(unet, self.block, tuple(x.shape[-2:]))
+
+    def _is_large(self, base: torch.nn.Module, unet: torch.nn.Module, x: torch.Tensor) -> bool:
+        import comfy.model_management
+
+        dtype = base.manual_cast_dtype or base.get_dtype()
+        need = activation_bytes(unet, self.block, len(x), tuple(x.shape[-2:]), dtype.itemsize) + cast_bytes(unet, dtype, x.device)
+        return need > MEMORY_SHARE * comfy.model_management.get_free_memory(x.device)
+
+    def _guided_conds(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> Iterator[tuple[dict, torch.Tensor]]:
+        """Conditionings that carry people, each with the total weight [B, C, H, W] of its own list's predictions."""
+        import comfy.samplers
+
+        for key in positive_keys(guider.conds):
+            conds = guider.conds[key]
+            if not any(cond["uuid"] in self.people for cond in conds):
+                continue
+            total = torch.zeros_like(x)
+            for cond in conds:
+                part = comfy.samplers.get_area_and_mult(cond, x, sigma)
+                if part is not None:
+                    window = total
+                    if part.area is not None:
+                        h, w, top, left = part.area
+                        window = total[..., top : top + h, left : left + w]
+                    window += part.mult
+            for cond in conds:
+                if cond["uuid"] in self.people:
+                    yield cond, total
+
+    def _add_rows(self, guider, cond, total, x, sigma, gradient, mask, similarities) -> None:
+        """Run one conditioning's rows and add its people's gradients, weighted as ComfyUI weights the rows' prediction."""
+        people = self.people[cond["uuid"]]
+        call = self.listener.calls.get(cond["uuid"])
+        if call is None:
+            self.trace.skipped["another node skipped the model call"] += 1
+            return
+        if self._hooked:
+            # Hooks (a LoRA on one conditioning) rewrite weights between conditionings: put this one's in place and look again.
+            guider.inner_model.current_patcher.apply_hooks(hooks=cond.get("hooks"))
+            self._private = PrivatePass(guider.inner_model, self.block, self._checkpointing)
+        references = [self._reference(guider.inner_model, person, x.device) for person in people]
+        rows = run_rows(self._private, cond, call, x, sigma, self._sites, (RUN_KEY,))
+        if rows is None:
+            return
+        own, own_mask = self._people_gradient(guider.inner_model, rows, people, references, sigma, similarities)
+        weight = rows.mult / cut(total, rows).clamp_min(1e-12)
+        rows.paste(own * weight, gradient)
+        cut(mask, rows).logical_or_(own_mask)
+
+    def _people_gradient(self, base, rows: Rows, people, references, sigma, similarities) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum over people of gradient_k inside M_k (Eq. 9: the background's gradient is filtered out), and the union of the M_k."""
+        _, masks = face_maps(rows, people, self.settings)
+        latent_size, feature_size = tuple(rows.x.shape[-2:]), tuple(rows.features.shape[-2:])
+        everywhere = not self.settings.background_masking
+        total = torch.zeros_like(rows.x)
+        union = torch.zeros_like(rows.x[:, :1], dtype=torch.bool)
+        for k, person in enumerate(people):
+            usable = self._usable(masks[k], person, rows)
+            if not usable:
+                continue
+            at_features = region.resize_mask(masks[k], feature_size) | everywhere
+            at_latent = (region.resize_mask(masks[k], latent_size) | everywhere)[:, None].clone()
+            own = self._gradient(base, rows, references[k], at_features, usable, sigma, similarities, k + 1 < len(people))
+            at_latent[[b for b in range(len(at_latent)) if b not in usable]] = False
+            total += own * at_latent
+            union |= at_latent
+        return total, union
+
+    def _usable(self, masks: torch.Tensor, person: Person, rows: Rows) -> list[int]:
+        """Indices of the pictures in the batch whose mask can be used; the others are counted by reason."""
+        usable = []
+        for b, mask in enumerate(masks):
+            reason = failed(mask, person, rows)
+            if reason is None:
+                usable.append(b)
+            else:
+                self.trace.skipped[reason] += 1
+        return usable
+
+    def _gradient(self, base, rows: Rows, reference, at_features, usable, sigma, similarities, keep_graph) -> torch.Tensor:
+        """dE/dz_t of one person, [B, C, h, w] float32.
+
+        dE/dh is taken in float32 on the detached feature and handed to the UNet's backward scaled to 1, because half precision
+        would flush it to zero (cosine 0.69 to the true gradient instead of 0.999996).
+        """
+        s = self.settings
+        leaf = rows.features.detach().float().requires_grad_(True)
+        energies = []
+        for b in usable:
+            value, similarity = feature_energy(reference, leaf[b], at_features[b], s.p, s.reduction)
+            energies.append(value)
+            similarities.append(float(similarity))
+        at_h = torch.autograd.grad(torch.stack(energies).sum(), leaf)[0]
+        scale = at_h.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+        with self._private.guard():
+            at_x = torch.autograd.grad(rows.features, rows.x, (at_h / scale).to(rows.features.dtype), retain_graph=keep_graph)[0]
+        c_in = base.model_sampling.calculate_input(sigma, torch.ones_like(rows.x[:, :1, :1, :1]))
+        return at_x.float() * scale / c_in
+
+    def _reference(self, base: torch.nn.Module, person: Person, device: torch.device) -> torch.Tensor:
+        """[N, C] reference features inside the reference's face, made at the first guided step or taken from the cache."""
+        key = self._keys[person]
+        if key not in self._references:
+            latent = self._latents.pop(key).clone().to(device)
+            arguments = dift.reference_arguments(base, person.conditioning, latent)
+            sites = choose_sites(base.diffusion_model, self.block, tuple(latent.shape[-2:]))
+            made = dift.compute(
+                self._private, sites, latent, person.face, arguments, person.record, self.settings, private_options({}), plain_attention
+            )
+            dift.remember(key, made)
+            self._references[key] = made
+        return self._references[key].rows(device)
+
+    # What the run leaves behind: the trace, for people.
+
+    def _note(self, guider: object, sigma: torch.Tensor, similarities: list[float], share: float, mask: torch.Tensor) -> None:
+        value = float(sigma[0])
+        mean = sum(similarities) / len(similarities) if similarities else float("nan")
+        t = timestep_of(guider.inner_model.model_sampling, value)
+        self.trace.steps.append(Step(t, value, mean, share if similarities else float("nan"), mask[0, 0].cpu()))
+        self.trace.mask = torch.nn.functional.interpolate(mask.float(), scale_factor=8, mode="nearest")[:, 0].cpu()
+
+    def _skip(self, guider: object, x: torch.Tensor, sigma: torch.Tensor, reason: str) -> None:
+        self.trace.skipped[reason] += 1
+        self._note(guider, sigma, [], float("nan"), torch.zeros_like(x[:, :1], dtype=torch.bool))
+
+    def report(self) -> None:
+        """One line at the end, a warning when any call stayed unguided."""
+        if self.trace.steps or self.trace.skipped:
+            log.log(logging.WARNING if self.trace.skipped else logging.INFO, self.trace.summary())
+
+
+def cut(canvas: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """The rows' window of a [B, C, H, W] canvas."""
+    if rows.area is None:
+        return canvas
+    h, w, y, x = rows.area
+    return canvas[..., y : y + h, x : x + w]

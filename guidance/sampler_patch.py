@@ -1,0 +1,57 @@
+"""Where RB-Guidance enters ComfyUI: closures on a clone of the model, none of which holds anything between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .listener import RUN_KEY, install, run_of, uninstall
+from .people import ByHand
+from .run import GuidedRun
+from .settings import Settings
+from .trace import Trace
+from .unet import check_supported
+
+
+def patch(
+    model: object, vae: object, settings: Settings, by_hand: ByHand | None = None, observe: Callable[[Trace], None] | None = None
+) -> object:
+    """A clone of a MODEL that any sampler node guides; at strength 0 or u 0 the clone is bare, so bit-equal to the model.
+
+    A second RB-Guidance on the same model replaces the first: guiding twice is never meant. observe is called with the trace when
+    a run ends. Raises: ValueError for models of other families.
+    """
+    check_supported(model)
+    patched = classic(model).clone()
+    uninstall(patched)
+    if settings.off:
+        return patched
+
+    def outer_sample(executor: Callable, noise: object, *args: object, **kwargs: object) -> object:
+        guider = executor.class_obj
+        options = guider.model_options["transformer_options"]
+        run = options[RUN_KEY] = GuidedRun(guider, vae, settings, by_hand, noise)
+        try:
+            return executor(noise, *args, **kwargs)
+        finally:
+            options.pop(RUN_KEY, None)
+            run.report()
+            if observe is not None:
+                observe(run.trace)
+
+    def predict_noise(executor: Callable, x: object, sigma: object, model_options: dict | None = None, *args, **kwargs) -> object:
+        guider, run = executor.class_obj, run_of(model_options)
+        if run is None or not run.wants(guider.inner_model, sigma):
+            return executor(x, sigma, model_options or {}, *args, **kwargs)
+        with run.listener.listening():
+            denoised = executor(x, sigma, model_options, *args, **kwargs)
+        return run.guide(guider, x, sigma, denoised)
+
+    install(patched, outer_sample, predict_noise)
+    return patched
+
+
+def classic(model: object) -> object:
+    """On cores that stream weights (dynamic VRAM) the same model as a classic patcher, whose weights stay while autograd needs them."""
+    if getattr(model, "is_dynamic", None) is not None and model.is_dynamic():
+        return model.get_non_dynamic_delegate()
+    return model

@@ -1,0 +1,45 @@
+"""Fixtures on the real ComfyUI: small models of the true shapes, loaded under inference mode as nodes load them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from omniportrait import run
+
+run.use_comfyui()
+sys.path.insert(0, str(Path(__file__).parent / "lib"))
+
+import small  # noqa: E402
+
+
+@pytest.fixture
+def sd15():
+    return small.sd15()
+
+
+@pytest.fixture
+def sdxl():
+    return small.sdxl()
+
+
+@pytest.fixture(params=["sd15", "sdxl"])
+def family(request):
+    """(model patcher, conditioning width) of either family."""
+    return getattr(small, request.param)()
+
+
+@pytest.fixture(scope="session")
+def vae():
+    return small.vae()
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers():
+    """Every test starts with an empty reference cache and must leave the global random state alone."""
+    from omniportrait.guidance import features
+
+    features.forget_all()
+    yield
+    features.forget_all()
