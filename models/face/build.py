@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .crop import Box, crop_square, inside, square_around
-from .detector import AUTO, ORDERS, Backend, DetectedFace, arrange, choose_backend, find_faces
+from .detector import AUTO, DETECTORS, ORDERS, Backend, DetectedFace, arrange, choose_backend, find_faces
 from .mask import face_oval, near_face
 from .overview import draw_overview
 from .photo import prepare_mask, prepare_photo
@@ -22,6 +22,7 @@ BY_LANDMARKS, BY_ATTENTION, WHOLE_CROP = "landmarks", "attention", "whole crop"
 MASK_SOURCES = (AUTO, BY_LANDMARKS, BY_ATTENTION, WHOLE_CROP)
 
 SMALL_FACE = 48
+MAX_CROP_FACTOR = 6
 MASK_COVERS = 0.1
 """A connected mask points at a face when it covers at least this share of the face's box."""
 
@@ -39,10 +40,24 @@ class FaceOptions:
     mask_source: str = AUTO
     detector: str = AUTO
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that are not offered: ComfyUI 0.3.75 does not check a V3 node's combos."""
+        offered = {"order": ORDERS, "no_face": NO_FACE_POLICIES, "mask_source": MASK_SOURCES, "detector": DETECTORS}
+        for name, values in offered.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but Face Reference knows only "
+                                 f"{', '.join(values)}.")
+        if self.index < 0 or not 1 <= self.crop_factor <= MAX_CROP_FACTOR:
+            raise ValueError(f"index is {self.index} and crop_factor {self.crop_factor}, but Face Reference needs an "
+                             f"index of 0 or more and a crop_factor from 1 to {MAX_CROP_FACTOR}.")
+
 
 @dataclass(frozen=True)
 class FaceResult:
-    """reference; mask [1, S, S] for the eye (ones where the reference leaves it to the attention); overview IMAGE [1, h, w, 3]."""
+    """What the node puts out.
+
+    mask: [1, S, S] for the eye, ones where the reference leaves it to the attention. overview: IMAGE [1, h, w, 3].
+    """
 
     reference: FaceReference
     mask: torch.Tensor
@@ -54,7 +69,7 @@ def make_reference(
 ) -> FaceResult:
     """Face Reference's whole work. image: IMAGE [B, H, W, C]; mask: MASK of any size or None.
 
-    Raises ValueError, one sentence, for input that is no photograph and where no face is found and the policy is to stop.
+    Raises ValueError, one sentence, for input that is no photograph, and without a face where the policy is to stop.
     """
     photo = prepare_photo(image)
     user_mask = prepare_mask(mask, *photo.shape[-2:])
@@ -90,8 +105,8 @@ def make_reference(
 def _pick(faces: Sequence[DetectedFace], options: FaceOptions) -> DetectedFace:
     if options.index >= len(faces):
         count = "1 face was" if len(faces) == 1 else f"{len(faces)} faces were"
-        raise ValueError(f"Face number {options.index} was asked for, but only {count} found; set index to at most {len(faces) - 1} "
-                         "(the first face is 0).")
+        raise ValueError(f"Face number {options.index} was asked for, but only {count} found; set index to at most "
+                         f"{len(faces) - 1} (the first face is 0).")
     face = faces[options.index]
     size = max(face.box[2] - face.box[0], face.box[3] - face.box[1])
     if size < SMALL_FACE:
@@ -125,8 +140,8 @@ def _box_without_face(
         box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
         return square_around(box, options.crop_factor)
     if options.no_face == STOP:
-        raise ValueError("No face was found in the photograph; connect one that shows a face upright and larger, or a mask over the "
-                         f"face, or set no_face to \"{WHOLE_IMAGE}\".")
+        raise ValueError("No face was found in the photograph; connect one that shows a face upright and larger, or a "
+                         f"mask over the face, or set no_face to \"{WHOLE_IMAGE}\".")
     log.warning("Face Reference: no face found; the whole image is used.")
     return square_around((0, 0, width, height), 1.0)
 
@@ -150,8 +165,8 @@ def _mask(
         log.warning("Face Reference: without a face there is no mask; the model's own attention is asked for it.")
         return None, "attention"
     if options.mask_source == AUTO and backend.parser is not None:
-        mask = near_face(backend.parser.parse(crop), face.landmarks) * inner
+        mask = near_face(backend.parser.parse(crop), face) * inner
         if float(mask.mean()) >= 0.01:
             return mask, backend.parser.name
         log.warning("Face Reference: the parser found no face in the crop; the mask comes from the landmarks.")
-    return face_oval(face.landmarks, side) * inner, "landmarks"
+    return face_oval(face, side) * inner, "landmarks"

@@ -41,7 +41,7 @@ def resize(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def crop_square(picture: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
     """Crop [C, S, S] of a picture [C, H, W] at its own resolution, S brought into MIN_SIDE..MAX_SIDE.
 
-    Very large crops are averaged over whole blocks first: a crop that reaches far out of an 8k photograph stays small in memory.
+    Very large crops are averaged over whole blocks first, so that one far larger than an 8k photograph stays bounded.
     """
     side = box[2] - box[0]
     target = min(max(side, MIN_SIDE), MAX_SIDE)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from .crop import Box, resize
 
@@ -17,16 +18,19 @@ DETECTORS = (AUTO, FACEXLIB, BUILT_IN)
 ORDERS = ("largest", "smallest", "left to right", "right to left", "top to bottom", "centre-most", "most confident")
 
 DETECTION_MAX, DETECTION_MIN = 1024, 320
-"""Longer side, in pixels, of the picture that detectors see: bounded time and memory for an 8k photograph, room for a tiny one."""
+"""Longer side, in pixels, of the picture that detectors see: bounds time and memory, and enlarges a tiny photograph."""
 SURE = 0.95
-"""Score that a face must have when it was only found after padding or turning the photograph: those tries invite false alarms."""
+"""Score that a face needs when the photograph had to be framed or turned first: those tries invite false alarms."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DetectedFace:
-    """box: x0, y0, x1, y1; landmarks: five (x, y), eyes, nose, mouth corners, pairs from the left; score in 0..1. In pixels."""
+    """One face, in pixels of the picture at hand.
+
+    box: x0, y0, x1, y1. landmarks: five (x, y): eyes, nose, mouth corners, pairs from the left. score: in 0..1.
+    """
 
     box: Box
     landmarks: tuple[tuple[float, float], ...]
@@ -93,31 +97,41 @@ def choose_backend(name: str, folders: Sequence[Path]) -> Backend:
 
 
 def find_faces(detector: FaceDetector, photo: torch.Tensor) -> tuple[list[DetectedFace], int]:
-    """Faces in a photograph [3, H, W] of any size, and the quarter turns (0 to 3, torch.rot90) after which they were found.
+    """Faces in a photograph [3, H, W] of any size, and the quarter turns (torch.rot90, 0 to 3) it took to see them.
 
-    When nothing is found: once more with a replicated frame (a crop too tight to show a head's outline), then turned. Faces are in
-    pixels of the turned photograph.
+    When nothing is found: once more with a replicated frame (a crop too tight to show a head's outline), then turned.
+    Faces are in pixels of the turned photograph.
     """
-    height, width = photo.shape[-2:]
-    longer = max(height, width)
-    scale = min(max(longer, DETECTION_MIN), DETECTION_MAX) / longer
-    seen = resize(photo, max(1, round(height * scale)), max(1, round(width * scale)))
-    faces = detector.detect(seen)
+    faces = _detect(detector, photo)
     if faces:
-        return [face.mapped(1 / scale) for face in faces], 0
-    margin = min(seen.shape[-2:]) // 2
-    framed = torch.nn.functional.pad(seen[None], [margin] * 4, mode="replicate")[0]
-    faces = [face.mapped(1, -margin, -margin) for face in detector.detect(framed) if face.score >= SURE]
+        return faces, 0
+    small, scale = _bounded(photo)
+    margin = min(small.shape[-2:]) // 2
+    framed = F.pad(small[None], [margin] * 4, mode="replicate")[0]
+    faces = [face.mapped(1 / scale, -margin / scale, -margin / scale) for face in _detect(detector, framed, SURE)]
     if faces:
-        log.warning("Face Reference: a face was found only after a margin was added; a photograph with more room around the head "
-                    "works better.")
-        return [face.mapped(1 / scale) for face in faces], 0
+        log.warning("Face Reference: a face was found only after a margin was added; a photograph with more room "
+                    "around the head works better.")
+        return faces, 0
     for turns in (2, 1, 3):
-        faces = [face for face in detector.detect(torch.rot90(seen, turns, (-2, -1)).contiguous()) if face.score >= SURE]
+        faces = [face.mapped(1 / scale) for face in _detect(detector, torch.rot90(small, turns, (-2, -1)), SURE)]
         if faces:
             log.warning("Face Reference: the face is not upright; the photograph is turned by %d degrees.", turns * 90)
-            return [face.mapped(1 / scale) for face in faces], turns
+            return faces, turns
     return [], 0
+
+
+def _bounded(picture: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The picture [3, H, W] with its longer side between DETECTION_MIN and DETECTION_MAX, and its scale."""
+    height, width = picture.shape[-2:]
+    scale = min(max(height, width, DETECTION_MIN), DETECTION_MAX) / max(height, width)
+    return resize(picture, max(1, round(height * scale)), max(1, round(width * scale))), scale
+
+
+def _detect(detector: FaceDetector, picture: torch.Tensor, sure: float = 0.0) -> list[DetectedFace]:
+    """Faces of at least the score `sure`, in the pixels of a picture [3, H, W] of any size."""
+    small, scale = _bounded(picture)
+    return [face.mapped(1 / scale) for face in detector.detect(small.contiguous()) if face.score >= sure]
 
 
 def arrange(faces: Sequence[DetectedFace], order: str, height: int, width: int) -> list[DetectedFace]:

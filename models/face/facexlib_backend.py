@@ -1,7 +1,7 @@
 """facexlib's RetinaFace and face parsing, when the user has their files; nothing is downloaded.
 
-facexlib's own `init_*_model` functions download and unpickle freely, so only its network classes are used here, and their state is
-read with `weights_only=True`.
+facexlib's own `init_*_model` functions download and unpickle freely, so only its network classes are used here, and
+their state is read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def load_detector(folders: Sequence[Path], required: bool = False) -> RetinaFace
     path = _find(DETECTION_FILES, folders)
     if path is None:
         if required:
-            raise ValueError(f"facexlib's face detector is not installed: put {' or '.join(DETECTION_FILES)} (from {SOURCE_PAGE}) "
-                             f"into {_places(folders)}, or set detector to \"auto\" or \"built-in\".")
+            raise ValueError(f"facexlib's face detector is not installed: put {' or '.join(DETECTION_FILES)} (from "
+                             f"{SOURCE_PAGE}) into {_places(folders)}, or set detector to \"auto\" or \"built-in\".")
         return None
     network = _load(path, "facexlib.detection.retinaface", required, lambda module: module.RetinaFace(
         network_name=DETECTION_FILES[path.name], device=torch.device("cpu")))
@@ -89,11 +89,11 @@ def load_parser(folders: Sequence[Path]) -> ParsingNetwork | None:
     if path is None:
         return None
     kind = PARSING_FILES[path.name]
-    module_name, build = {
-        "bisenet": ("facexlib.parsing.bisenet", lambda module: module.BiSeNet(num_class=19)),
-        "parsenet": ("facexlib.parsing.parsenet", lambda module: module.ParseNet(in_size=512, out_size=512, parsing_ch=19)),
-    }[kind]
-    network = _load(path, module_name, False, build)
+    builders = {
+        "bisenet": lambda module: module.BiSeNet(num_class=19),
+        "parsenet": lambda module: module.ParseNet(in_size=PARSING_SIDE, out_size=PARSING_SIDE, parsing_ch=19),
+    }
+    network = _load(path, f"facexlib.parsing.{kind}", False, builders[kind])
     return None if network is None else ParsingNetwork(network, kind)
 
 
@@ -110,18 +110,20 @@ def _load(path: Path, module_name: str, required: bool, build: Callable) -> torc
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a broken OpenCV or numba raises far more than ImportError
-        sentence = (f"{path.name} is there, but the Python package facexlib cannot be imported ({error}): run \"pip install facexlib\" "
-                    "in ComfyUI's environment")
+        sentence = (f"{path.name} is there, but the Python package facexlib cannot be imported ({error}): run \"pip "
+                    "install facexlib\" in ComfyUI's environment")
         if required:
             raise ValueError(f"{sentence}, or set detector to \"built-in\".") from error
         log.warning("Face Reference: %s; the built-in way is used.", sentence)
         return None
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # building a network draws random initial weights
+    # Building a network draws random initial weights: the global generator is put back as it was.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = build(module)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as facexlib's {path.stem}; delete it and fetch it again from {SOURCE_PAGE}.") from error
+        raise ValueError(f"{path} cannot be read as facexlib's {path.stem}; delete it and fetch it again from "
+                         f"{SOURCE_PAGE}.") from error
     return network.eval().requires_grad_(False)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-# Proportions of a face. Its unit is the larger of the distances eye line to mouth line and 1.05 x eye to eye: a smile or a nod
-# shortens the first, a turned head the second.
+from .detector import DetectedFace
+
+# Proportions of a face. Its unit is the larger of the distances eye line to mouth line and 1.05 x eye to eye: a smile
+# or a nod shortens the first, a turned head the second.
 UNIT_BY_EYES = 1.05
 BROW, CHIN = -0.85, 1.65
 HALF_WIDTH_BY_EYES, HALF_WIDTH_BY_UNIT = 1.08, 0.88
@@ -17,13 +17,14 @@ PARSING_REACH = 1.35
 """A parsed mask is kept this far around the oval, so that a neighbour's face in the same crop does not count."""
 
 
-def face_oval(landmarks: Sequence[tuple[float, float]], side: int, reach: float = 1.0) -> torch.Tensor:
+def face_oval(face: DetectedFace, side: int, reach: float = 1.0) -> torch.Tensor:
     """Soft oval [side, side] in 0..1, from above the brows to the chin and from ear to ear.
 
-    landmarks: five (x, y) in pixels of the crop: eyes, nose, mouth corners. `reach` scales the oval about its centre. A profile,
-    whose eyes nearly coincide, takes its width from the height of the face; the nose and mouth then shift the oval's middle.
+    face: in pixels of the crop. `reach` scales the oval about its centre. A profile, whose eyes nearly coincide, takes
+    its width from the height of the face; its landmarks lie at the face's front edge, so the middle is halfway between
+    theirs and the box's.
     """
-    points = torch.tensor(landmarks, dtype=torch.float32)
+    points = torch.tensor(face.landmarks, dtype=torch.float32)
     eyes, mouth = points[:2].mean(0), points[3:].mean(0)
     drop = (mouth - eyes).norm()
     down = (mouth - eyes) / drop if float(drop) > 0 else torch.tensor([0.0, 1.0])
@@ -31,7 +32,9 @@ def face_oval(landmarks: Sequence[tuple[float, float]], side: int, reach: float 
     local = (points - eyes) @ torch.stack([across, down], 1)  # each landmark as (across, down), origin between the eyes
     apart = (local[1, 0] - local[0, 0]).abs()
     unit = torch.maximum(drop, UNIT_BY_EYES * apart).clamp(min=1.0)
-    middle = torch.stack([(local[:, 0].amax() + local[:, 0].amin()) / 2, unit * (BROW + CHIN) / 2])
+    box_middle = torch.dot(torch.tensor(face.centre) - eyes, across)
+    aside = (local[:, 0].amax() + local[:, 0].amin() + 2 * box_middle) / 4
+    middle = torch.stack([aside, unit * (BROW + CHIN) / 2])
     half = torch.stack([torch.maximum(HALF_WIDTH_BY_EYES * apart, HALF_WIDTH_BY_UNIT * unit), unit * (CHIN - BROW) / 2])
     spread = ((local - middle) / half).norm(dim=1).amax()
     half = half * torch.clamp(1.1 * spread, min=1.0) * reach  # an unusual face still holds all of its landmarks
@@ -41,6 +44,6 @@ def face_oval(landmarks: Sequence[tuple[float, float]], side: int, reach: float 
     return ((1 + SOFT_EDGE / 2 - radius) / SOFT_EDGE).clamp(0, 1)
 
 
-def near_face(parsed: torch.Tensor, landmarks: Sequence[tuple[float, float]]) -> torch.Tensor:
+def near_face(parsed: torch.Tensor, face: DetectedFace) -> torch.Tensor:
     """A parsed mask [S, S] without what lies far from this face."""
-    return parsed * face_oval(landmarks, parsed.shape[-1], PARSING_REACH)
+    return parsed * face_oval(face, parsed.shape[-1], PARSING_REACH)

@@ -1,8 +1,9 @@
 """The built-in face detector: MTCNN in plain torch, 2 MB of weights, no download.
 
-Written from the paper (Zhang, Zhang, Li, Qiao: Joint Face Detection and Alignment using Multi-task Cascaded Convolutional
-Networks, 2016). Three small networks in a row: P-Net proposes on an image pyramid, R-Net refines, O-Net decides and gives five
-landmarks. Functional, with the weights in a dictionary: no module is built, so the global random generator stays untouched.
+Written from the paper (Zhang, Zhang, Li, Qiao: Joint Face Detection and Alignment using Multi-task Cascaded
+Convolutional Networks, 2016). Three small networks in a row: P-Net proposes on an image pyramid, R-Net refines, O-Net
+decides and gives five landmarks. Functional, with the weights in a dictionary: no module is built, so the global random
+generator stays untouched.
 """
 
 from __future__ import annotations
@@ -84,12 +85,12 @@ def propose(weights: Weights, picture: torch.Tensor) -> torch.Tensor:
         rows, columns = torch.nonzero(score >= THRESHOLDS[0], as_tuple=True)
         corner = torch.stack([columns, rows], 1) * STRIDE
         boxes = torch.cat([corner, corner + CELL], 1) / torch.tensor([size[1] / width, size[0] / height] * 2)
-        boxes, score, shift = _best(boxes, score[rows, columns], shift[:, rows, columns].T, overlap=0.5, limit=CANDIDATES[0])
+        boxes, score, shift = _best(boxes, score[rows, columns], shift[:, rows, columns].T, overlap=0.5)
         found.append(moved(boxes, shift))
         scores.append(score)
     if not found:
         return picture.new_zeros(0, 4)
-    boxes, _ = _best(torch.cat(found), torch.cat(scores), overlap=0.7, limit=CANDIDATES[0])
+    boxes, _ = _best(torch.cat(found), torch.cat(scores), overlap=0.7)
     return squared(boxes)
 
 
@@ -102,7 +103,7 @@ def p_net(weights: Weights, picture: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 def _judge(weights: Weights, net: str, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """R-Net ("rnet", 24 px) or O-Net ("onet", 48 px): face probability [N], box shift [N, 4], points [N, 5, 2] of O-Net."""
+    """Face probability [N], box shift [N, 4] and, of "onet", points [N, 5, 2]; patches of 24 px for "rnet", 48 px."""
     x = F.max_pool2d(_conv(weights, f"{net}.conv1", patches), 3, 2, ceil_mode=True)
     x = F.max_pool2d(_conv(weights, f"{net}.conv2", x), 3, 2, ceil_mode=True)
     x = _conv(weights, f"{net}.conv3", x)
@@ -128,7 +129,8 @@ def _patches(picture: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Ten
     """[N, 3, side, side] cut from the picture, averaged down; borders replicated."""
     whole = boxes.round().int()
     whole[:, 2:] = torch.maximum(whole[:, 2:], whole[:, :2] + 1)
-    return torch.cat([F.interpolate(take(picture, tuple(box))[None], (side, side), mode="area") for box in whole.tolist()])
+    patches = (take(picture, tuple(box))[None] for box in whole.tolist())
+    return torch.cat([F.interpolate(patch, (side, side), mode="area") for patch in patches])
 
 
 def moved(boxes: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -157,7 +159,7 @@ def _best(
 
 
 def without_nested(boxes: torch.Tensor, score: torch.Tensor, overlap: float) -> list[int]:
-    """Indices of boxes, best first, dropping any that shares more than `overlap` of the smaller area with a better one."""
+    """Indices of boxes, best first, without those that share more than `overlap` of the smaller area with a better."""
     keep: list[int] = []
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
     for index in score.argsort(descending=True).tolist():

@@ -16,7 +16,10 @@ OTHER, USED, CROP = (255, 196, 0), (0, 220, 90), (0, 170, 255)
 
 
 def draw_overview(photo: torch.Tensor, faces: Sequence[DetectedFace], used: int | None, crop: Box) -> torch.Tensor:
-    """IMAGE [1, h, w, 3], at most MAX_SIDE pixels: faces boxed and numbered in their order, `used` in green, the crop in blue."""
+    """IMAGE [1, h, w, 3], at most MAX_SIDE pixels: faces boxed and numbered in their order, `used` in green.
+
+    The crop is drawn in blue, as far as it lies in the photograph [3, H, W]; all boxes are in the photograph's pixels.
+    """
     height, width = photo.shape[-2:]
     scale = min(1.0, MAX_SIDE / max(height, width))
     small = resize(photo, max(1, round(height * scale)), max(1, round(width * scale)))
@@ -24,7 +27,8 @@ def draw_overview(photo: torch.Tensor, faces: Sequence[DetectedFace], used: int 
     draw = ImageDraw.Draw(picture)
     line = max(1, round(max(picture.size) / 300))
     font = ImageFont.load_default(size=max(10, round(max(picture.size) / 28)))
-    _frame(draw, crop, scale, CROP, line)
+    seen = (max(0, crop[0]), max(0, crop[1]), min(width, crop[2]), min(height, crop[3]))
+    _frame(draw, seen, scale, CROP, line)
     for index, face in enumerate(faces):
         colour = USED if index == used else OTHER
         _frame(draw, face.box, scale, colour, line * (2 if index == used else 1))

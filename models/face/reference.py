@@ -17,7 +17,8 @@ class FaceReference:
     box: x0, y0, x1, y1 of the crop in pixels of the photograph (may reach outside of it).
     source: which backend found the face and which made the mask, for people: "facexlib, parsing".
     face_box: x0, y0, x1, y1 of the face in pixels of the crop; None where no face was found.
-    landmarks: five (x, y) in pixels of the crop: eyes, nose, mouth corners, each pair from the picture's left; None without a face.
+    landmarks: five (x, y) in pixels of the crop: eyes, nose, mouth corners, each pair from the picture's left; None
+    without a face.
     key: digest of all that consumers read, equal for equal content.
     """
 

@@ -3,8 +3,8 @@
     pip download --no-deps facenet-pytorch==2.6.0 && unzip facenet_pytorch-*.whl
     python convert_mtcnn.py facenet_pytorch/data mtcnn.safetensors
 
-The published weights come from Caffe's column-major layout: their first dense layers expect features flattened as width, height,
-channels. The conversion puts them into PyTorch's order, so that our networks need no odd transposition.
+The published weights come from Caffe's column-major layout: their first dense layers expect features flattened as
+width, height, channels. The conversion puts them into PyTorch's order, so that our networks need no odd transposition.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ if __name__ == "__main__":
     save_file(convert(Path(sys.argv[1])), sys.argv[2], metadata={
         "format": "pt",
         "model": "MTCNN (Zhang et al., Joint Face Detection and Alignment using Multi-task Cascaded CNNs, 2016)",
-        "source": "facenet-pytorch 2.6.0, data/pnet.pt, rnet.pt, onet.pt; dense layers put into channels, height, width order",
+        "source": "facenet-pytorch 2.6.0, data/pnet.pt, rnet.pt, onet.pt; dense layers put into channels, height, "
+                  "width order",
         "license": "MIT, Copyright (c) 2019 Timothy Esler",
     })
