@@ -1,0 +1,30 @@
+"""Shared by all tests: loads the repository as the package `omniportrait`.
+
+`tests/unit` runs without ComfyUI. `tests/comfy` and `tests/server` have a conftest of their own that asks for it, by
+`from omniportrait import run; run.use_comfyui()`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+
+# pytest has just put tests/ on the path. There, tests/comfy would pose as a part of ComfyUI's own `comfy` package.
+sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != TESTS]
+
+if "omniportrait" not in sys.modules:
+    _spec = importlib.util.spec_from_file_location("omniportrait_run", TESTS.parent / "run.py")
+    _run = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_run)
+    _run.load_pack()
+
+
+def pytest_report_header() -> str:
+    from omniportrait import run
+
+    comfyui = run.find_comfyui()
+    return f"ComfyUI: {comfyui or 'none (tests/unit only)'}"
