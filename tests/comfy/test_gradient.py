@@ -1,0 +1,277 @@
+"""The private pass: its gradient, its hooks, and that ComfyUI's own prediction never notices it."""
+
+from __future__ import annotations
+
+import copy
+
+import comfy.sampler_helpers
+import comfy.samplers
+import pytest
+import small
+import torch
+from omniportrait.guidance import private_pass, region, run
+from omniportrait.guidance.attention import choose_sites, install_recorders, transformer_sites
+from omniportrait.guidance.energy import feature_energy
+from omniportrait.guidance.rows import plain_attention, private_options
+from omniportrait.guidance.sampler_patch import patch
+from omniportrait.guidance.settings import Settings
+from omniportrait.guidance.unet import default_block
+
+SIGMA = 1.5
+
+
+def arguments_of(model, x):
+    """What ComfyUI itself would pass to apply_model for one conditioning."""
+    base = model.model
+    conds = comfy.sampler_helpers.convert_cond(small.conditioning(model, 1))
+    conds = comfy.samplers.encode_model_conds(base.extra_conds, conds, x, x.device, "positive")
+    return {name: c.process_cond(batch_size=len(x), area=None).cond for name, c in conds[0]["model_conds"].items()}
+
+
+def reference_rows(channels):
+    return torch.randn(40, channels, generator=torch.Generator().manual_seed(9))
+
+
+def energy_at(features):
+    mask = torch.zeros(features.shape[-2:], dtype=torch.bool)
+    mask[1:-1, 2:-2] = True
+    return feature_energy(reference_rows(features.shape[1]), features[0], mask, 8.5, "mean")[0]
+
+
+def private_gradient(model, x, arguments, checkpointing=False, options=None):
+    base = model.model
+    with torch.inference_mode(False), torch.enable_grad():
+        private = private_pass.PrivatePass(base, default_block(base.diffusion_model), checkpointing)
+        leaf = x.clone().requires_grad_(True)
+        features = private.features(leaf, torch.full((1,), SIGMA), arguments, private_options(options or {}))
+        return torch.autograd.grad(energy_at(features.float()), leaf)[0]
+
+
+class Seen(Exception):
+    pass
+
+
+def deep_copy_gradient(model, x, arguments):
+    """The independent way: a deep copy of the model outside inference mode, a forward hook, ordinary autograd."""
+    with torch.inference_mode(False), torch.enable_grad():
+        base = copy.copy(model.model)
+        base._modules = dict(base._modules)
+        unet = base._modules["diffusion_model"] = copy.deepcopy(model.model.diffusion_model)
+        for module in unet.modules():
+            for name, p in list(module._parameters.items()):
+                if p is not None:
+                    module._parameters[name] = torch.nn.Parameter(p.detach().clone(), requires_grad=False)
+        block, seen = default_block(unet), {}
+
+        def keep(h, skip, options):  # runs before a block: h is the output of the block before it
+            if options["block"] == ("output", block + 1):
+                seen["h"] = h
+            return h, skip
+
+        leaf = x.clone().requires_grad_(True)
+        arguments = {k: v.clone() if torch.is_tensor(v) else v for k, v in arguments.items()}
+        base._apply_model(leaf, torch.full((1,), SIGMA), transformer_options={"patches": {"output_block_patch": [keep]}}, **arguments)
+        return torch.autograd.grad(energy_at(seen["h"].float()), leaf)[0]
+
+
+@pytest.fixture
+def case(family):
+    with torch.inference_mode():
+        x = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(5)) * SIGMA
+        return family, x, arguments_of(family, x)
+
+
+def test_gradient_equals_autograd_through_a_deep_copy(case):
+    expected = deep_copy_gradient(*case)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(private_gradient(*case), expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_checkpointing_gives_the_same_gradient(case):
+    """With attention patches in place: a recomputation that saw another block's number would silently skip them."""
+    model, x, arguments = case
+    sites = transformer_sites(model.model.diffusion_model, default_block(model.model.diffusion_model))
+
+    def twist(q, k, v, extra):
+        return plain_attention(q * 1.5, k, v, extra["n_heads"])
+
+    def options():
+        return {"patches_replace": {"attn2": {site.key: twist for site in sites}}}
+
+    plain = private_gradient(model, x, arguments, False, options())
+    assert not torch.allclose(plain, private_gradient(model, x, arguments))  # the patches matter
+    checkpointed = private_gradient(model, x, arguments, True, options())
+    torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-6 * float(plain.abs().max()))
+
+
+def test_half_precision_keeps_the_gradients_direction(vae):
+    """The scaled hand-over at the feature: fp16 weights and activations against the same model in fp32."""
+    gradients = {}
+    for dtype in (torch.float32, torch.float16):
+        model = small.sd15()
+        if dtype == torch.float16:
+            model = small.sd15(dtype=torch.float16)
+        gradients[dtype] = one_step(model, vae)[1]
+    a, b = (g.flatten() for g in gradients.values())
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("shape, cross, self_, block", [
+    ("sd15", {("input", 7, 0), ("input", 8, 0), ("output", 3, 0), ("output", 4, 0), ("output", 5, 0)}, {("input", 4, 0), ("input", 5, 0)}, 5),
+    (
+        "sdxl",
+        {(n, b, i) for n, b in [("input", 7), ("input", 8), ("middle", 0), ("output", 0), ("output", 1), ("output", 2)] for i in (0, 1)},
+        {(n, b, 1) for n, b in [("input", 7), ("input", 8), ("middle", 0), ("output", 0), ("output", 1), ("output", 2)]},
+        2,
+    ),
+])  # fmt: skip
+def test_sites_at_native_size(shape, cross, self_, block):
+    """SD1.5 at 512 and SDXL at 1024, by hand from the architectures."""
+    unet = getattr(small, shape)().model.diffusion_model
+    size = (64, 64) if shape == "sd15" else (128, 128)
+    sites = choose_sites(unet, block, size)
+    assert default_block(unet) == block
+    assert set(sites.cross) == cross and set(sites.self_) == self_
+
+
+def one_step(model, vae, cfg=7.5, settings=None, sigma=SIGMA):
+    """(plain denoised, gradient, recordings, prediction inside the guided call) of one guided call."""
+    settings = settings or Settings(beta=0.3)
+    seen = {"recordings": [], "rows": []}
+    original = run.run_rows
+
+    def spy(*args, **kwargs):
+        rows = original(*args, **kwargs)
+        seen["rows"].append(rows)
+        seen["recordings"].append(rows.recording)
+        return rows
+
+    class Once(comfy.samplers.Sampler):
+        def sample(self, wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+            return wrap(noise * sigmas[0], sigmas[0].expand(len(noise)), **extra_args)
+
+    def call(m):
+        with torch.inference_mode():
+            guider = comfy.samplers.CFGGuider(m)
+            guider.set_conds(small.annotated(model), small.conditioning(model, 2))
+            guider.set_cfg(cfg)
+            noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(3))
+            return guider.sample(noise, torch.zeros_like(noise), Once(), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
+
+    inner = []
+
+    def tap(args):
+        inner.append(args["denoised"].clone())
+        return args["denoised"]
+
+    run.run_rows = spy
+    try:
+        with torch.inference_mode():
+            guided_model = patch(model, vae, settings, observe=lambda trace: seen.__setitem__("trace", trace))
+        guided_model.set_model_sampler_post_cfg_function(tap)
+        guided = call(guided_model)
+    finally:
+        run.run_rows = original
+    plain = call(model)
+    assert len(seen["trace"].steps) == 1 and not seen["trace"].skipped, seen["trace"].summary()
+    scale = model.model.latent_format.scale_factor
+    return plain, (plain - guided) * scale / sigma, seen, inner[0] / scale
+
+
+def test_prediction_of_a_guided_step_is_bit_equal(family, vae):
+    plain, gradient, _, inner = one_step(family, vae)
+    assert gradient.abs().max() > 0
+    assert torch.equal(inner, plain)
+
+
+def test_every_hook_is_hit_exactly_once(family, vae):
+    seen = one_step(family, vae)[2]
+    unet = family.model.diffusion_model
+    sites = choose_sites(unet, default_block(unet), (32, 32))
+    wanted = {("attn2", key) for key in sites.cross} | {("attn1", key) for key in sites.self_}
+    (recording,) = seen["recordings"]
+    assert recording.hits == dict.fromkeys(wanted, 1)
+
+
+def test_every_hook_is_hit_once_under_checkpointing_too(family, vae):
+    seen = one_step(family, vae, settings=Settings(beta=0.3, checkpointing="on"))[2]
+    assert set(seen["recordings"][0].hits.values()) == {1}
+
+
+def test_gradient_is_zero_outside_the_mask(family, vae):
+    _, gradient, seen, _ = one_step(family, vae)
+    mask = seen["trace"].steps[0].mask
+    assert 0 < mask.sum() < mask.numel()
+    assert gradient[0][:, ~mask].abs().max() < 1e-5 * gradient.abs().max()
+
+
+def test_calibrated_gradient_is_capped_against_the_cfg_difference(sd15, vae):
+    """RMS inside the mask of g is at most clip x RMS of w (eps_c - eps_u), and reaches it when the gain is huge."""
+    plain, gradient, seen, _ = one_step(sd15, vae, settings=Settings(beta=0.3, gain=1e9, clip=0.3))
+    one = one_step(sd15, vae, cfg=1.0, settings=Settings(beta=0.3, gain=1.0, clip=0.0))[0]
+    scale = sd15.model.latent_format.scale_factor
+    # denoised_cfg = u + w (c - u) with w = 7.5, and cfg 1 gives c alone: w (c - u) = (cfg - c) * w / (w - 1)
+    difference = (plain - one) * scale / SIGMA * 7.5 / 6.5
+    mask = seen["trace"].steps[0].mask
+    ratio = gradient[0][:, mask].square().mean().sqrt() / difference[0][:, mask].square().mean().sqrt()
+    assert float(ratio) == pytest.approx(0.3, rel=1e-3)
+
+
+def test_literal_is_equation_11(sd15, vae):
+    """Sum, no gain, no clip: the gradient equals autograd's on the deep copy with the run's own mask and reference."""
+    _, gradient, seen, _ = one_step(sd15, vae, settings=Settings(beta=0.3).in_mode("literal"))
+    from omniportrait.guidance import features
+
+    (reference,) = features._cache.values()
+    mask = seen["trace"].steps[0].mask
+    x = seen["rows"][0].x.detach()
+    points = region.resize_mask(mask[None], tuple(seen["rows"][0].features.shape[-2:]))[0]
+    captured = {}
+
+    def literal(features_):
+        rows = features_[0].permute(1, 2, 0)[points]
+        match = torch.cdist(reference.rows("cpu"), rows.detach()).argmin(dim=1)
+        halves = (torch.nn.functional.cosine_similarity(rows[match], reference.rows("cpu")) + 1) / 2
+        captured["S"] = halves.sum()
+        return 8.5 / (1 + halves.sum())
+
+    global energy_at
+    kept, energy_at = energy_at, literal
+    try:
+        expected = deep_copy_gradient(sd15, x, arguments_of(sd15, x)) * (1 + SIGMA**2) ** 0.5
+    finally:
+        energy_at = kept
+    expected = expected[0] * mask
+    assert captured["S"] > 0
+    torch.testing.assert_close(gradient[0], expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
+
+
+def test_self_attention_product_without_the_matrix(sd15):
+    """A_s . m through SDPA with the map as value, against the explicit matrix, mean over heads."""
+    options: dict = {}
+    unet = sd15.model.diffusion_model
+    recording = install_recorders(options, choose_sites(unet, 5, (32, 32)), plain_attention)
+    key = ("input", 4, 0)
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 64, 24, generator=generator) for _ in range(2))
+    recording.self_[key], recording.sizes[key] = (q, k, 3), (8, 8)
+    maps = torch.rand(1, 8, 8, generator=generator)
+    rows = []
+    for head in range(3):
+        a, b = q[0, :, head * 8 : head * 8 + 8], k[0, :, head * 8 : head * 8 + 8]
+        rows.append(torch.softmax(a @ b.T / 8**0.5, dim=1) @ maps.flatten())
+    torch.testing.assert_close(recording.smooth(maps)[0].flatten(), torch.stack(rows).mean(dim=0))
+
+
+def test_repeated_columns_are_summed():
+    """Conditionings padded by repetition split a token's attention over its copies."""
+    from omniportrait.guidance.attention import Recording
+
+    generator = torch.Generator().manual_seed(1)
+    q, k = torch.randn(1, 16, 8, generator=generator), torch.randn(1, 5, 8, generator=generator)
+    once, twice = Recording(), Recording()
+    once.cross["b"], once.sizes["b"], once.self_["b"] = (q, k, 2), (4, 4), (q, q, 2)
+    twice.cross["b"], twice.sizes["b"], twice.self_["b"] = (q, k.repeat(1, 2, 1), 2), (4, 4), (q, q, 2)
+    torch.testing.assert_close(twice.token_map(3, 5), once.token_map(3, 5))
+    explicit = [torch.softmax(q[0, :, h * 4 : h * 4 + 4] @ k[0, :, h * 4 : h * 4 + 4].T / 2, dim=1)[:, 3] for h in range(2)]
+    torch.testing.assert_close(once.token_map(3, 5)[0].flatten(), torch.stack(explicit).mean(dim=0))

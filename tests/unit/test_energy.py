@@ -1,0 +1,114 @@
+"""Eq. 9 to 11: the energy's gradient against finite differences, its sign, its mask and its limit."""
+
+import pytest
+import torch
+from omniportrait.guidance import energy as E
+
+P = 8.5
+
+
+class Net(torch.nn.Module):
+    """A small differentiable stand-in for the UNet: [1, 4, h, w] latent to [1, C, h, w] features."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.a = torch.randn(8, 4, 3, 3, generator=generator, dtype=torch.float64) * 0.4
+        self.b = torch.randn(6, 8, 1, 1, generator=generator, dtype=torch.float64) * 0.6
+
+    def forward(self, z):
+        return torch.nn.functional.conv2d(torch.tanh(torch.nn.functional.conv2d(z, self.a, padding=1)), self.b)
+
+
+@pytest.fixture
+def world():
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(1, 4, 6, 6, generator=generator, dtype=torch.float64)
+    reference = torch.randn(11, 6, generator=generator, dtype=torch.float64)
+    mask = torch.zeros(6, 6, dtype=torch.bool)
+    mask[1:5, 2:5] = True
+    return Net(), z, reference, mask
+
+
+def double_energy(reference, features, mask, reduction="mean"):
+    """Eq. 7 to 10 in float64, written out: what feature_energy computes in float32 for half-precision features."""
+    points = features.permute(1, 2, 0)[mask]
+    match = torch.cdist(reference, points.detach()).argmin(dim=1)
+    halves = (torch.nn.functional.cosine_similarity(points[match], reference) + 1) / 2
+    return P / (1 + (halves.mean() if reduction == "mean" else halves.sum()))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gradient_against_finite_differences(world, reduction, monkeypatch):
+    net, z, reference, mask = world
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # stay in float64 for the differences
+    leaf = z.clone().requires_grad_(True)
+    value, _ = E.feature_energy(reference, net(leaf)[0], mask, P, reduction)
+    gradient = torch.autograd.grad(value, leaf)[0]
+    assert float(value.detach()) == pytest.approx(float(double_energy(reference, net(z)[0], mask, reduction)), rel=1e-12)
+    h = 1e-6
+    for index in [(0, 0, 2, 3), (0, 1, 1, 2), (0, 3, 4, 4), (0, 2, 3, 2), (0, 0, 0, 0)]:
+        step = torch.zeros_like(z)
+        step[index] = h
+        up = double_energy(reference, net(z + step)[0], mask, reduction)
+        down = double_energy(reference, net(z - step)[0], mask, reduction)
+        assert float(gradient[index]) == pytest.approx(float((up - down) / (2 * h)), rel=2e-5, abs=1e-9)
+
+
+def ddim_step(z, noise_prediction, abar=0.3, abar_next=0.5):
+    """Eq. 1 and 2."""
+    z0 = (z - (1 - abar) ** 0.5 * noise_prediction) / abar**0.5
+    return abar_next**0.5 * z0 + (1 - abar_next) ** 0.5 * noise_prediction
+
+
+@pytest.mark.parametrize("sign, rises", [(+1, True), (-1, False)])
+def test_adding_the_gradient_raises_the_similarity(world, sign, rises):
+    """Eq. 11 as printed: one guided step ends more similar than the plain one, the opposite sign less."""
+    net, z, reference, mask = world
+    leaf = z.clone().requires_grad_(True)
+    gradient = torch.autograd.grad(double_energy(reference, net(leaf)[0], mask), leaf)[0]
+    noise_prediction = torch.zeros_like(z)
+    plain = double_energy(reference, net(ddim_step(z, noise_prediction))[0], mask)
+    guided = double_energy(reference, net(ddim_step(z, noise_prediction + sign * 0.05 * gradient))[0], mask)
+    assert bool(guided < plain) == rises  # lower energy is higher S
+
+
+def test_reported_similarity_is_the_mean_even_for_the_sum(world):
+    net, z, reference, mask = world
+    value, mean = E.feature_energy(reference.float(), net(z)[0].float(), mask, P, "sum")
+    value_mean, mean_again = E.feature_energy(reference.float(), net(z)[0].float(), mask, P, "mean")
+    assert float(mean) == float(mean_again)
+    assert float(value_mean) == pytest.approx(P / (1 + float(mean)), rel=1e-6)
+    assert float(value) == pytest.approx(P / (1 + len(reference) * float(mean)), rel=1e-5)
+
+
+def test_only_points_of_the_mask_are_matched(world):
+    net, z, reference, mask = world
+    leaf = net(z)[0].float().requires_grad_(True)
+    value, _ = E.feature_energy(reference.float(), leaf, mask, P, "mean")
+    gradient = torch.autograd.grad(value, leaf)[0]
+    assert gradient[:, ~mask].eq(0).all() and gradient[:, mask].abs().sum() > 0
+
+
+def test_masked_rms_against_a_loop():
+    values = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(2))
+    mask = (torch.rand(2, 1, 4, 5, generator=torch.Generator().manual_seed(3)) > 0.5).float()
+    for b in range(2):
+        inside = [float(values[b, c, y, x]) for c in range(3) for y in range(4) for x in range(5) if mask[b, 0, y, x]]
+        expected = (sum(v * v for v in inside) / len(inside)) ** 0.5
+        assert float(E.masked_rms(values, mask)[b]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_limit_caps_each_picture_on_its_own():
+    gradient = torch.ones(2, 4, 3, 3)
+    gradient[1] *= 0.01
+    yardstick, mask = torch.ones(2, 4, 3, 3), torch.ones(2, 1, 3, 3)
+    capped = E.limit(gradient, yardstick, mask, 0.3)
+    torch.testing.assert_close(capped[0], torch.full((4, 3, 3), 0.3))
+    assert capped[1].equal(gradient[1])
+    assert E.limit(gradient, yardstick, mask, 0.0) is gradient
+
+
+def test_limit_of_nothing_is_nothing():
+    nothing = torch.zeros(1, 4, 3, 3)
+    assert E.limit(nothing, torch.ones_like(nothing), torch.zeros(1, 1, 3, 3), 0.3).eq(0).all()
