@@ -126,8 +126,9 @@ def _dense(weights: Weights, layer: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def _patches(picture: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Tensor:
-    """[N, 3, side, side] cut from the picture, averaged down; borders replicated."""
-    whole = boxes.round().int()
+    """[N, 3, side, side] cut from the picture and averaged down; outside of it, its border pixels repeat."""
+    reach = max(picture.shape[-2:])
+    whole = boxes.clamp(-reach, 2 * reach).round().int()
     whole[:, 2:] = torch.maximum(whole[:, 2:], whole[:, :2] + 1)
     patches = (take(picture, tuple(box))[None] for box in whole.tolist())
     return torch.cat([F.interpolate(patch, (side, side), mode="area") for patch in patches])

@@ -53,6 +53,8 @@ def prepare_mask(mask: torch.Tensor | None, height: int, width: int) -> torch.Te
     if mask is None:
         return None
     mask = mask.detach().to(device="cpu", dtype=torch.float32)
+    if mask.ndim == 4 and mask.shape[1] == 1:
+        mask = mask[:, 0]
     if mask.ndim not in (2, 3) or 0 in mask.shape:
         raise ValueError(f"The face mask has the shape {tuple(mask.shape)}, but a MASK is batch x height x width; "
                          "connect the MASK output of a mask node, or none.")

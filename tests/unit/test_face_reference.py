@@ -1,0 +1,395 @@
+"""Choice among faces, masks, policies and odd input, with a detector that finds what the test says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omniportrait.models.face import FaceReference
+from omniportrait.models.face import build as build_module
+from omniportrait.models.face.build import MASK_SOURCES, NO_FACE_POLICIES, FaceOptions, make_reference
+from omniportrait.models.face.detector import DETECTORS, ORDERS, Backend, DetectedFace, arrange, choose_backend
+from omniportrait.models.face.mask import face_oval, near_face
+from omniportrait.models.face.photo import prepare_mask, prepare_photo
+
+
+def face_at(x: float, y: float, size: float, score: float = 0.99) -> DetectedFace:
+    """A frontal face whose box is 0.8 size x size around (x, y)."""
+    marks = ((-0.2, -0.12), (0.2, -0.12), (0.0, 0.08), (-0.16, 0.27), (0.16, 0.27))
+    return DetectedFace(
+        (x - 0.4 * size, y - size / 2, x + 0.4 * size, y + size / 2),
+        tuple((x + dx * size, y + dy * size) for dx, dy in marks),
+        score,
+    )
+
+
+class Told:
+    """A detector that finds the given faces, in pictures that are not resized (longer side 320 to 1024)."""
+
+    name = "told"
+
+    def __init__(self, *faces: DetectedFace) -> None:
+        self.faces = list(faces)
+
+    def detect(self, picture: torch.Tensor) -> list[DetectedFace]:
+        return self.faces
+
+
+class Painted:
+    """A parser that takes bright pixels for skin."""
+
+    name = "painted"
+
+    def parse(self, crop: torch.Tensor) -> torch.Tensor:
+        return (crop.mean(0) > 0.5).float()
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """told(*faces, parser=None): from here on these faces are found."""
+
+    def tell(*faces: DetectedFace, parser=None) -> None:
+        monkeypatch.setattr(build_module, "choose_backend", lambda name, folders: Backend(Told(*faces), parser))
+
+    return tell
+
+
+def grey(height: int = 480, width: int = 640, value: float = 0.25) -> torch.Tensor:
+    return torch.full((1, height, width, 3), value)
+
+
+FACES = (face_at(100, 200, 80, 0.90), face_at(330, 260, 120, 0.95), face_at(560, 120, 60, 0.99))
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("largest", (1, 0, 2)),
+        ("smallest", (2, 0, 1)),
+        ("left to right", (0, 1, 2)),
+        ("right to left", (2, 1, 0)),
+        ("top to bottom", (2, 0, 1)),
+        ("centre-most", (1, 0, 2)),
+        ("most confident", (2, 1, 0)),
+    ],
+)
+def test_order_and_index_choose_the_face(told, order, expected):
+    for shuffled in (FACES, FACES[::-1]):
+        assert [FACES.index(face) for face in arrange(shuffled, order, 480, 640)] == list(expected)
+    told(*FACES)
+    for index, which in enumerate(expected):
+        reference = make_reference(grey(), None, FaceOptions(order=order, index=index)).reference
+        x = (reference.box[0] + reference.box[2]) / 2
+        assert x == pytest.approx(FACES[which].centre[0], abs=0.5)
+
+
+def test_every_order_of_the_node_is_tested():
+    assert len(ORDERS) == 7 == len(set(ORDERS))
+
+
+def test_equal_faces_come_most_confident_first():
+    unsure, sure = face_at(100, 100, 50, 0.9), face_at(300, 100, 50, 0.95)
+    assert arrange([unsure, sure], "largest", 200, 400) == [sure, unsure]
+
+
+def test_an_index_beyond_the_last_face_says_how_many_there_are(told):
+    told(*FACES)
+    with pytest.raises(ValueError, match="Face number 3 .* 3 faces were found; set index to at most 2"):
+        make_reference(grey(), None, FaceOptions(index=3))
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0, 3.7])
+def test_crop_box_and_marks_belong_together(told, factor):
+    """A bright dot at each landmark of the photograph is found again at the landmark of the crop."""
+    face = face_at(300, 240, 120)
+    told(face)
+    photo = grey(value=0.0)
+    for x, y in face.landmarks:
+        photo[0, round(y) - 1 : round(y) + 1, round(x) - 1 : round(x) + 1] = 1.0
+    reference = make_reference(photo, None, FaceOptions(crop_factor=factor)).reference
+    side = reference.box[2] - reference.box[0]
+    assert side == round(factor * 120) and reference.crop.shape[1] == reference.crop.shape[2]
+    scale = reference.crop.shape[1] / side
+    assert reference.face_box[2] - reference.face_box[0] == pytest.approx(96 * scale)
+    for (x, y), (px, py) in zip(reference.landmarks, face.landmarks, strict=True):
+        assert x == pytest.approx((px - reference.box[0]) * scale)
+        assert y == pytest.approx((py - reference.box[1]) * scale)
+        assert float(reference.crop[0, round(y) - 2 : round(y) + 2, round(x) - 2 : round(x) + 2].max()) > 0.9
+        assert float(reference.crop[0, round(y) + 6, round(x) + 6].max()) < 0.1
+
+
+def test_the_oval_holds_brows_to_chin_and_not_the_box():
+    face = face_at(256, 256, 240)
+    mask = face_oval(face, 512)
+    assert mask.shape == (512, 512) and 0 <= float(mask.min()) and float(mask.max()) == 1
+    eyes, mouth = 256 - 0.12 * 240, 256 + 0.27 * 240
+    down = max(mouth - eyes, 1.05 * 0.4 * 240)
+    for x, y in (*face.landmarks, (256, eyes - 0.7 * down), (256, eyes + 1.5 * down), (180, 256), (332, 256)):
+        assert float(mask[round(y), round(x)]) == 1
+    for x, y in ((256, eyes - 1.0 * down), (256, eyes + 1.8 * down), (120, 256), (392, 256), (160, 136), (352, 376)):
+        assert float(mask[round(y), round(x)]) == 0
+    half_width = max(1.08 * 96, 0.88 * down)
+    assert float(mask.sum()) == pytest.approx(math.pi * half_width * 1.25 * down, rel=0.02)  # π a b
+    assert torch.allclose(mask, mask.flip(1), atol=1e-3)
+
+
+@given(st.floats(-60, 60), st.floats(0.2, 1.0), st.floats(-0.3, 0.3))
+@settings(max_examples=60, deadline=None)
+def test_the_oval_holds_all_landmarks_of_tilted_and_turned_heads(degrees, squeeze, aside):
+    """squeeze narrows the face as turning the head does, aside moves nose and mouth; tilting turns the picture."""
+    face = face_at(0, 0, 150)
+    angle = math.radians(degrees)
+    points = [(x * squeeze + (aside * 60 if i >= 2 else 0), y) for i, (x, y) in enumerate(face.landmarks)]
+    cos, sin = math.cos(angle), math.sin(angle)
+    turned = tuple((256 + x * cos - y * sin, 256 + x * sin + y * cos) for x, y in points)
+    mask = face_oval(replace(face.mapped(1, 256, 256), landmarks=turned), 512)
+    for x, y in turned:
+        assert float(mask[round(y), round(x)]) > 0.99
+    assert float(mask.mean()) < 0.35
+
+
+def test_the_oval_turns_with_the_face():
+    face = face_at(200, 220, 160)
+    quarter = DetectedFace(
+        (face.box[1], 400 - face.box[2], face.box[3], 400 - face.box[0]),
+        tuple((y, 400 - x) for x, y in face.landmarks),
+        face.score,
+    )
+    assert torch.allclose(face_oval(quarter, 400), torch.rot90(face_oval(face, 400), 1), atol=1e-3)
+
+
+@pytest.mark.parametrize("landmarks", [((5.0, 5.0),) * 5, ((0.0, 0.0),) * 2 + ((1e4, 1e4),) * 3])
+def test_degenerate_landmarks_still_give_a_finite_oval(landmarks):
+    mask = face_oval(DetectedFace((0, 0, 10, 10), landmarks, 1.0), 64)
+    assert bool(mask.isfinite().all()) and 0 <= float(mask.min()) <= float(mask.max()) <= 1
+
+
+def test_a_parsed_neighbour_does_not_count():
+    face = face_at(200, 250, 120)
+    parsed = torch.zeros(500, 500)
+    parsed[200:300, 160:240] = 1
+    parsed[200:300, 400:480] = 1
+    kept = near_face(parsed, face)
+    assert float(kept[230:260, 180:220].min()) == 1 and float(kept[:, 400:].max()) == 0
+
+
+def test_the_parser_makes_the_mask_where_there_is_one(told):
+    photo = grey()
+    photo[0, 200:300, 290:350] = 0.9
+    told(face_at(320, 250, 130), parser=Painted())
+    for source, name in (("auto", "painted"), ("landmarks", "landmarks"), ("whole crop", "whole crop")):
+        result = make_reference(photo, None, FaceOptions(mask_source=source))
+        assert result.reference.source == f"told, {name}"
+        assert torch.equal(result.reference.mask, result.mask)
+    painted = make_reference(photo, None, FaceOptions()).mask
+    x0, y0 = make_reference(photo, None, FaceOptions()).reference.box[:2]
+    assert float(painted.sum()) == pytest.approx(100 * 60, rel=0.1)
+    assert float(painted[0, 250 - round(y0), 320 - round(x0)]) == 1
+
+
+def test_a_parser_that_sees_nothing_gives_way_to_the_landmarks(told, caplog):
+    told(face_at(320, 250, 130), parser=Painted())
+    assert make_reference(grey(), None, FaceOptions()).reference.source == "told, landmarks"
+    assert "parser found no face" in caplog.text
+
+
+def test_attention_leaves_the_mask_to_the_model(told):
+    told(face_at(320, 250, 130))
+    result = make_reference(grey(), None, FaceOptions(mask_source="attention"))
+    assert result.reference.mask is None and result.reference.face_box is not None
+    assert result.mask.shape == result.reference.crop.shape[:3] and float(result.mask.min()) == 1
+
+
+def test_the_whole_crop_ends_at_the_photograph(told):
+    told(face_at(60, 240, 200))
+    result = make_reference(grey(), None, FaceOptions(mask_source="whole crop"))
+    x0, y0, x1, _ = result.reference.box
+    outside = round(-x0)
+    assert (y0, x1 - x0, outside) == (40, 400, 140)
+    assert float(result.mask[0, :, :outside].max()) == 0 and float(result.mask[0, :, outside:].min()) == 1
+
+
+@pytest.mark.parametrize("size", [(480, 640), (48, 64), (960, 1280)])
+def test_a_connected_mask_wins_and_points_at_its_face(told, size):
+    told(*FACES)
+    mask = torch.zeros(1, 480, 640)
+    mask[0, 90:150, 530:590] = 1  # the smallest of the three
+    mask = torch.nn.functional.interpolate(mask[None], size, mode="area")[0]
+    result = make_reference(grey(), mask, FaceOptions(order="largest", mask_source="attention"))
+    assert result.reference.source == "told, connected mask"
+    side = result.reference.crop.shape[1]
+    x0, y0, x1, _ = result.reference.box
+    assert (x0 + x1) / 2 == pytest.approx(560, abs=1)
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    weight = result.mask[0] / result.mask[0].sum()
+    scale = (x1 - x0) / side
+    assert float((column * weight).sum()) * scale + x0 == pytest.approx(560, abs=1.5)
+    assert float((row * weight).sum()) * scale + y0 == pytest.approx(120, abs=1.5)
+
+
+def test_a_mask_away_from_every_face_is_cropped_around(told, caplog):
+    told(*FACES)
+    mask = torch.zeros(480, 640)
+    mask[400:440, 200:260] = 1
+    reference = make_reference(grey(), mask, FaceOptions(crop_factor=2.0)).reference
+    assert reference.box == (170, 360, 290, 480) and reference.face_box is None
+    assert "none under the connected mask" in caplog.text and "around the connected mask" in caplog.text
+
+
+def test_an_empty_mask_is_as_no_mask(told, caplog):
+    told(FACES[0])
+    with_empty = make_reference(grey(), torch.zeros(1, 64, 64), FaceOptions()).reference
+    assert with_empty.key == make_reference(grey(), None, FaceOptions()).reference.key
+    assert "mask is empty" in caplog.text
+
+
+def test_without_a_face_the_policy_decides(told, caplog):
+    told()
+    with pytest.raises(ValueError, match="No face was found .* set no_face to \"whole image\""):
+        make_reference(grey(), None, FaceOptions(no_face="stop"))
+    result = make_reference(grey(), None, FaceOptions(no_face="whole image"))
+    assert result.reference.box == (0, -80, 640, 560) and result.reference.mask is None
+    assert "no face found; the whole image is used" in caplog.text and "attention is asked" in caplog.text
+    whole = make_reference(grey(), None, FaceOptions(no_face="whole image", mask_source="whole crop")).mask
+    assert float(whole[0, 80:560].min()) == 1 and float(whole[0, :79].max()) == 0
+
+
+def test_a_small_face_is_reported(told, caplog):
+    told(face_at(320, 240, 30))
+    assert make_reference(grey(), None, FaceOptions()).reference.crop.shape == (1, 256, 256, 3)
+    assert "only 30 pixels" in caplog.text
+
+
+def test_overview_shows_the_photograph_the_faces_and_the_crop(told):
+    told(*FACES)
+    overview = make_reference(grey(), None, FaceOptions(order="left to right", index=1)).overview
+    assert overview.shape == (1, 480, 640, 3)
+    pixel = lambda x, y: [round(255 * v) for v in overview[0, y, x].tolist()]  # noqa: E731
+    assert pixel(330, 200) == [0, 220, 90]  # upper edge of the used face
+    assert pixel(100, 239) == [255, 196, 0]  # lower edge of another
+    assert pixel(330, 140) == [0, 170, 255]  # upper edge of the crop
+    assert pixel(10, 470) == [64, 64, 64]
+    told()
+    big = make_reference(grey(300, 3000), None, FaceOptions(no_face="whole image")).overview
+    assert big.shape == (1, 102, 1024, 3)
+
+
+def test_key_is_the_content(told):
+    told(*FACES)
+    photo = torch.rand(1, 480, 640, 3, generator=torch.Generator().manual_seed(1))
+    first, again = (make_reference(photo.clone(), None, FaceOptions()).reference for _ in range(2))
+    assert first.key == again.key and first != again and len({first, again}) == 2
+    others = [
+        make_reference(photo, None, FaceOptions(index=1)).reference,
+        make_reference(photo, None, FaceOptions(crop_factor=2.5)).reference,
+        make_reference(photo, None, FaceOptions(mask_source="attention")).reference,
+        make_reference(photo.flip(2), None, FaceOptions()).reference,
+        replace(first, face_box=(0.0, 0.0, 9.0, 9.0)),
+    ]
+    assert len({first.key, *(other.key for other in others)}) == 6
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"order": "biggest"}, {"no_face": ""}, {"mask_source": "x"}, {"detector": "dlib"},
+        {"index": -1}, {"crop_factor": 0.5}, {"crop_factor": float("nan")}, {"crop_factor": 7},
+    ],
+)
+def test_values_that_are_not_offered_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FaceOptions(**wrong)
+
+
+def test_alpha_is_laid_over_grey_and_grey_becomes_colour():
+    rgba = torch.rand(1, 40, 50, 4, generator=torch.Generator().manual_seed(2))
+    expected = rgba[..., :3].numpy() * rgba[..., 3:].numpy() + 0.5 * (1 - rgba[..., 3:].numpy())
+    np.testing.assert_allclose(prepare_photo(rgba).permute(1, 2, 0).numpy(), expected[0], atol=1e-6)
+    assert torch.equal(prepare_photo(rgba[..., :1]), rgba[0, ..., 0].expand(3, -1, -1))
+
+
+def test_odd_values_are_clipped_or_refused(caplog):
+    photo = grey(40, 40)
+    photo[0, 0, 0, 0], photo[0, 0, 1, 0] = 1.8, -0.5
+    assert prepare_photo(photo)[0, 0, :2].tolist() == [1.0, 0.0] and "clipped" in caplog.text
+    for value in (math.nan, math.inf):
+        photo[0, 3, 3, 1] = value
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            prepare_photo(photo)
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            prepare_mask(photo[..., 1], 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((1, 8, 8, 3), "only 8 x 8 pixels"), ((1, 500, 20, 3), "only 20 x 500"), ((1, 64, 64, 5), "5 channels"),
+        ((0, 64, 64, 3), "is empty"), ((1, 64, 0, 3), "is empty"), ((64, 64, 3), "shape"),
+    ],
+)
+def test_what_is_no_photograph_is_refused_kindly(shape, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make_reference(torch.zeros(shape), None, FaceOptions())
+
+
+def test_the_first_of_a_batch_is_used(told, caplog):
+    told(FACES[0])
+    of_batch = make_reference(torch.cat([grey(), grey(value=0.9)]), None, FaceOptions()).reference
+    assert of_batch.key == make_reference(grey(), None, FaceOptions()).reference.key
+    assert "2 pictures" in caplog.text
+
+
+def test_asking_for_facexlib_without_its_files_names_them(tmp_path):
+    with pytest.raises(ValueError) as caught:
+        choose_backend("facexlib", [tmp_path])
+    for part in ("detection_Resnet50_Final.pth", str(tmp_path), "xinntao/facexlib", "built-in"):
+        assert part in str(caught.value)
+    backend = choose_backend("auto", [tmp_path])
+    assert backend.detector.name == "built-in" and backend.parser is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_picture_gives_a_square_crop_or_one_sentence(data):
+    """The real detector on anything: noise, odd shapes, channels, ranges, masks and settings."""
+    height, width = data.draw(st.integers(0, 130)), data.draw(st.integers(0, 130))
+    channels, batch = data.draw(st.integers(1, 6)), data.draw(st.integers(0, 2))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    image = torch.rand(batch, height, width, channels, generator=generator)
+    image = image * data.draw(st.floats(-3, 300)) + data.draw(st.floats(-2, 2))
+    if image.numel() and data.draw(st.integers(0, 9)) == 0:
+        image.view(-1)[0] = data.draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+    mask = None
+    if data.draw(st.booleans()):
+        shape = data.draw(st.lists(st.integers(0, 70), min_size=2, max_size=4))
+        mask = torch.rand(shape, generator=generator) * data.draw(st.floats(-1, 2))
+    options = FaceOptions(
+        order=data.draw(st.sampled_from(ORDERS)),
+        index=data.draw(st.integers(0, 2)),
+        crop_factor=data.draw(st.floats(1, 6)),
+        no_face=data.draw(st.sampled_from(NO_FACE_POLICIES)),
+        mask_source=data.draw(st.sampled_from(MASK_SOURCES)),
+        detector=data.draw(st.sampled_from(DETECTORS)),
+    )
+    try:
+        result = make_reference(image, mask, options)
+    except ValueError as error:
+        sentence = str(error)
+        assert sentence.endswith(".") and "\n" not in sentence and len(sentence) > 40
+        return
+    reference = result.reference
+    assert isinstance(reference, FaceReference)
+    side = reference.crop.shape[1]
+    assert reference.crop.shape == (1, side, side, 3) and 256 <= side <= 1024 and reference.crop.dtype == torch.float32
+    assert bool(reference.crop.isfinite().all())
+    assert 0 <= float(reference.crop.min()) <= float(reference.crop.max()) <= 1
+    for made in (result.mask, reference.mask):
+        if made is not None:
+            assert made.shape == (1, side, side) and 0 <= float(made.min()) <= float(made.max()) <= 1
+    assert result.overview.shape[-1] == 3 and max(result.overview.shape[1:3]) <= 1024
