@@ -1,0 +1,78 @@
+"""The demo model as ComfyUI sees it: SD1.5's shape at any width, found by what is in the file.
+
+A demo checkpoint is laid out as an SD1.5 checkpoint (`model.diffusion_model.`, `cond_stage_model.`, `first_stage_model.`
+with a VAE of TAESD's shape) plus one small tensor, MARK, without which nothing here touches a checkpoint. All widths and
+depths are read from the weights; MARK holds what shapes do not tell.
+"""
+
+from __future__ import annotations
+
+import comfy.latent_formats
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import torch
+
+MARK = "omniportrait_demo"
+"""int64 [3]: format (FORMAT), heads of the UNet's attention, heads of the text encoder's."""
+FORMAT = 1
+
+
+def mark(unet_heads: int, text_heads: int) -> torch.Tensor:
+    """The tensor to store under MARK."""
+    return torch.tensor([FORMAT, unet_heads, text_heads])
+
+
+class DemoLatent(comfy.latent_formats.LatentFormat):
+    """Four channels at an eighth of the picture's size; the VAE is trained to unit variance, so nothing is scaled."""
+
+    scale_factor = 1.0
+    latent_rgb_factors = comfy.latent_formats.SD15().latent_rgb_factors
+
+
+class DemoModel(comfy.supported_models.SD15):
+    """SD1.5 with widths, depths and text encoder as the checkpoint has them."""
+
+    unet_config = {"use_temporal_attention": False}
+    required_keys = {MARK: None}
+    latent_format = DemoLatent
+
+    @classmethod
+    def matches(cls, unet_config: dict, state_dict: dict | None = None) -> bool:
+        """Whether this is a demo checkpoint: by MARK alone, so that no other checkpoint is ever claimed."""
+        found = None if state_dict is None else state_dict.get(MARK)
+        return found is not None and found.numel() == 3 and int(found[0]) == FORMAT
+
+    def get_model(self, state_dict: dict, prefix: str = "", device: torch.device | None = None):
+        self.unet_config["num_heads"] = int(state_dict[MARK][1])
+        return super().get_model(state_dict, prefix, device)
+
+    def clip_target(self, state_dict: dict | None = None) -> comfy.supported_models_base.ClipTarget:
+        """CLIP's own tokenizer and text model in the size of `state_dict`, which is the whole checkpoint."""
+        config = text_config(state_dict or {}, int(state_dict[MARK][2]))
+
+        class TextModel(comfy.sd1_clip.SD1ClipModel):
+            def __init__(self, device="cpu", dtype=None, model_options=None):
+                options = {**(model_options or {}), "clip_l_model_config": config}
+                super().__init__(device=device, dtype=dtype, model_options=options)
+
+        return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, TextModel)
+
+
+def text_config(state_dict: dict, heads: int, prefix: str = "cond_stage_model.transformer.text_model.") -> dict:
+    """What differs from CLIP ViT-L's configuration, read from the weights' shapes."""
+    hidden = state_dict[f"{prefix}embeddings.token_embedding.weight"].shape[1]
+    return {
+        "hidden_size": hidden,
+        "projection_dim": hidden,
+        "intermediate_size": state_dict[f"{prefix}encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_attention_heads": heads,
+        "num_hidden_layers": sum(key.startswith(prefix) and key.endswith(".mlp.fc1.weight") for key in state_dict),
+    }
+
+
+def register() -> None:
+    """Add the demo model to ComfyUI's list, in front: at SD1.5's text width the entry of SD1.5 would answer first."""
+    models = comfy.supported_models.models
+    if not any(model.__name__ == DemoModel.__name__ for model in models):
+        models.insert(0, DemoModel)

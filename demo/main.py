@@ -1,0 +1,289 @@
+"""`run.py demo` and `run.py serve`, inside the environment: start ComfyUI, and for the demo make one portrait with it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .server import ComfyServer, Progress, PromptError, link
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = ROOT / ".omniportrait" / "base"
+CUSTOM_NODES = {"comfyui-omniportrait": ROOT, "omniportrait-demo": ROOT / "demo"}
+WORKFLOW = ROOT / "workflows" / "api" / "omniportrait_demo.json"
+DEMO_CHECKPOINT = "omniportrait_demo.safetensors"
+PHOTO = "omniportrait_photo.png"
+SUBJECTS = "woman man girl boy lady gentleman person child face".split()
+MODEL_FOLDERS = (
+    "checkpoints clip clip_vision configs controlnet diffusion_models embeddings facexlib ipadapter loras photomaker "
+    "pivot_encoders text_encoders unet upscale_models vae vae_approx"
+).split()
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the command line says, checked. None leaves the workflow's own value."""
+
+    checkpoint: Path | None
+    pivot_encoder: Path | None
+    prompt: str | None
+    subject: str | None
+    seed: int | None
+    steps: int | None
+    size: tuple[int, int] | None
+
+
+# The server's folder
+
+
+def device_arguments(python: Path) -> tuple[str, ...]:
+    """`--cpu` where that Python's torch sees no GPU."""
+    probe = (
+        "import torch, sys; x = getattr(torch, 'xpu', None); "
+        "gpu = torch.cuda.is_available() or torch.backends.mps.is_available() or (x and x.is_available()); "
+        "sys.exit(0 if gpu else 3)"
+    )
+    return ("--cpu",) if subprocess.run([python, "-c", probe], stderr=subprocess.DEVNULL).returncode == 3 else ()
+
+
+def python_for(comfyui: Path) -> Path:
+    """ComfyUI's own Python where it has one in a usual place, else the one that runs this."""
+    places = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe", "venv/Scripts/python.exe")
+    for place in (*places, "../python_embeded/python.exe"):
+        if (comfyui / place).is_file():
+            return comfyui / place
+    return Path(sys.executable)
+
+
+def prepare_base(python: Path, comfyui: Path, photo: Path | None, need_model: bool) -> None:
+    """Fill the private folder with the photograph and the demo model."""
+    (BASE / "input").mkdir(parents=True, exist_ok=True)
+    save_photo(photo, BASE / "input" / PHOTO)
+    if need_model:
+        link(demo_checkpoint(python, comfyui), BASE / "models" / "checkpoints" / DEMO_CHECKPOINT)
+
+
+def save_photo(photo: Path | None, target: Path) -> None:
+    """The user's photograph, or the bundled astronaut, as PNG. SystemExit with one sentence if it is no picture."""
+    from PIL import Image, ImageOps
+
+    if photo is None:
+        import skimage.data
+
+        picture = Image.fromarray(skimage.data.astronaut())
+    else:
+        try:
+            picture = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
+        except OSError as error:
+            raise SystemExit(f"{photo} cannot be read as a picture ({error}); give a JPEG, PNG or WebP file.") from None
+    picture.save(target)
+
+
+def demo_checkpoint(python: Path, comfyui: Path) -> Path:
+    """The trained demo model where the repository has it, else random weights of its shape."""
+    trained = ROOT / "demo" / "weights" / DEMO_CHECKPOINT
+    if trained.is_file():
+        return trained
+    print("The trained demo model is not there yet: this run uses RANDOM WEIGHTS of the same shape, so the portrait is")
+    print("coloured noise. The nodes, the guidance and everything else are real. For a person use --checkpoint.", flush=True)
+    made = ROOT / ".omniportrait" / f"random_{DEMO_CHECKPOINT}"
+    script = ROOT / "demo" / "random_weights.py"
+    if not made.is_file() or made.stat().st_mtime < script.stat().st_mtime:
+        done = subprocess.run([python, script, comfyui, made], capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            raise SystemExit(f"{done.stderr.strip()}\nThe random demo weights could not be made; the reason is above.")
+    return made
+
+
+def model_paths(comfyui: Path) -> tuple[str, ...]:
+    """The argument that shows the models of the user's own ComfyUI, if they are in it."""
+    models = comfyui / "models"
+    if not models.is_dir():
+        return ()
+    file = BASE / "model_paths.yaml"
+    folders = "".join(f"    {name}: {name}\n" for name in MODEL_FOLDERS)
+    file.write_text(f"own_comfyui:\n    base_path: {json.dumps(str(models))}\n{folders}")
+    return "--extra-model-paths-config", str(file)
+
+
+# The prompt
+
+
+def node(prompt: dict, kind: str) -> dict:
+    """Inputs of the only node of that class."""
+    (found,) = (entry["inputs"] for entry in prompt.values() if entry["class_type"] == kind)
+    return found
+
+
+def build_prompt(choices: Choices) -> dict:
+    """The demo workflow with the user's choices in it."""
+    prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    pivot = node(prompt, "OmniPortraitPivotConditioning")
+    sampler = node(prompt, "OmniPortraitRBGuidanceKSampler")
+    latent = node(prompt, "EmptyLatentImage")
+    if choices.checkpoint:
+        node(prompt, "CheckpointLoaderSimple")["ckpt_name"] = choices.checkpoint.name
+    if choices.prompt:
+        pivot["text"] = choices.prompt
+    if choices.prompt or choices.subject:
+        pivot["subject"] = choices.subject or guess_subject(pivot["text"])
+    for name in ("seed", "steps"):
+        if getattr(choices, name) is not None:
+            sampler[name] = getattr(choices, name)
+    size = choices.size or (default_size(choices.checkpoint) if choices.checkpoint else None)
+    if size:
+        latent["width"], latent["height"] = size
+    if choices.pivot_encoder:
+        loader = {"pivot_encoder_name": choices.pivot_encoder.name}
+        prompt["pivot_encoder"] = {"class_type": "OmniPortraitPivotEncoderLoader", "inputs": loader}
+        pivot["pivot_encoder"] = ["pivot_encoder", 0]
+    return prompt
+
+
+def guess_subject(text: str) -> str:
+    """The first word of the prompt that names a person. SystemExit that asks for --subject if there is none."""
+    for word in re.findall(r"[a-z]+", text.lower()):
+        if word in SUBJECTS:
+            return word
+    raise SystemExit(f'No person was found in the prompt "{text}": say which of its words it is by --subject WORD.')
+
+
+def default_size(checkpoint: Path) -> tuple[int, int]:
+    """1024 for SDXL, known by its second text encoder in the file's header, else 512."""
+    if checkpoint.suffix == ".safetensors":
+        with checkpoint.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
+            header = file.read(length) if length < 100_000_000 else b""
+        if b'"conditioner.embedders.1.' in header:
+            return 1024, 1024
+    return 512, 512
+
+
+# The commands
+
+
+def demo(options: argparse.Namespace, comfyui: Path) -> None:
+    choices = check(options)
+    prompt = build_prompt(choices)
+    python = python_for(comfyui)
+    prepare_base(python, comfyui, existing(options.photo, "--photo"), need_model=choices.checkpoint is None)
+    for file, folder in ((choices.checkpoint, "checkpoints"), (choices.pivot_encoder, "pivot_encoders")):
+        if file:
+            link(file, BASE / "models" / folder / file.name)
+    print(f"Starting ComfyUI from {comfyui}", flush=True)
+    arguments = (*device_arguments(python), *model_paths(comfyui))
+    with ComfyServer(comfyui, python, BASE, CUSTOM_NODES, arguments=arguments) as server:
+        show = Bar()
+        outputs = server.run(prompt, show)
+        show.end()
+        folder = save_outputs(server, prompt, outputs, Path(options.output))
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    print(f"Saved in {folder}: {names}", flush=True)
+
+
+def save_outputs(server: ComfyServer, prompt: dict, outputs: dict, output: Path) -> Path:
+    """Every saved picture under a new numbered folder, named by its node's prefix."""
+    number = 1
+    while (output / f"portrait-{number:03d}").exists():
+        number += 1
+    folder = output / f"portrait-{number:03d}"
+    folder.mkdir(parents=True)
+    for node_id, values in outputs.items():
+        name = prompt[node_id]["inputs"].get("filename_prefix", node_id).rsplit("/", 1)[-1]
+        for index, image in enumerate(values.get("images", [])):
+            suffix = f"_{index + 1}" if index else ""
+            (folder / f"{name}{suffix}.png").write_bytes(server.fetch(image))
+    return folder.resolve()
+
+
+def serve(options: argparse.Namespace, comfyui: Path) -> None:
+    python = python_for(comfyui)
+    prepare_base(python, comfyui, None, need_model=True)
+    shelf = BASE / "user" / "default" / "workflows" / "OmniPortrait"
+    shelf.mkdir(parents=True, exist_ok=True)
+    for workflow in (ROOT / "workflows").glob("*.json"):
+        shutil.copyfile(workflow, shelf / workflow.name)
+    arguments = (*device_arguments(python), *model_paths(comfyui))
+    where = {"port": options.port, "listen": options.listen}
+    with ComfyServer(comfyui, python, BASE, CUSTOM_NODES, arguments=arguments, echo=True, **where) as server:
+        print(f"\nComfyUI with OmniPortrait: {server.url}", flush=True)
+        print("Its workflows are in the Workflows panel. Ctrl-C ends it.", flush=True)
+        server.process.wait()
+    raise SystemExit(f"ComfyUI ended by itself with code {server.process.returncode}.")
+
+
+def check(options: argparse.Namespace) -> Choices:
+    """The command line's values, or SystemExit with one sentence."""
+    size = None
+    if options.size:
+        match = re.fullmatch(r"(\d+)[xX](\d+)", options.size)
+        size = (int(match[1]), int(match[2])) if match else (0, 0)
+        if min(size) < 64 or size[0] % 8 or size[1] % 8:
+            raise SystemExit(f"--size {options.size} does not do: write WIDTHxHEIGHT in multiples of 8, at least 64x64.")
+    if options.steps is not None and options.steps < 1:
+        raise SystemExit(f"--steps {options.steps} does not do: give at least 1.")
+    return Choices(
+        existing(options.checkpoint, "--checkpoint"),
+        existing(options.pivot_encoder, "--pivot-encoder"),
+        options.prompt,
+        options.subject,
+        options.seed,
+        options.steps,
+        size,
+    )
+
+
+def existing(path: str | None, option: str) -> Path | None:
+    if path is None:
+        return None
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise SystemExit(f"{option} {path}: there is no such file.")
+    return file
+
+
+class Bar:
+    """A progress bar on a terminal; in a log file a line for every node."""
+
+    def __init__(self) -> None:
+        self.last = ""
+
+    def __call__(self, progress: Progress) -> None:
+        if sys.stdout.isatty():
+            filled = round(30 * progress.share)
+            text = f"[{'#' * filled}{'.' * (30 - filled)}] {100 * progress.share:3.0f}%  {progress.text}"
+            width = max(shutil.get_terminal_size().columns - 1, 20)
+            sys.stdout.write("\r" + text[:width].ljust(width))
+        else:
+            name = re.sub(r" \d+/\d+$", "", progress.text)
+            if name != self.last:
+                sys.stdout.write(f"{100 * progress.share:3.0f}%  {name}\n")
+            self.last = name
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        if sys.stdout.isatty():
+            sys.stdout.write("\n")
+
+
+def main(options: argparse.Namespace, comfyui: Path) -> int:
+    """The exit status: 0, 1 with one sentence on stderr, 130 after Ctrl-C. The server is stopped in every case."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        {"demo": demo, "serve": serve}[options.command](options, comfyui)
+    except PromptError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    return 0

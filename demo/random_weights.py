@@ -1,0 +1,115 @@
+"""A stand-in for the demo model: the right shapes with random weights, so that everything around it can be tried.
+
+Started as a script by ComfyUI's own Python: `random_weights.py COMFYUI_FOLDER FILE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+UNET = dict(
+    image_size=32,
+    in_channels=4,
+    out_channels=4,
+    model_channels=32,
+    num_res_blocks=[2, 2, 2, 2],
+    channel_mult=[1, 2, 4, 4],
+    num_heads=4,
+    use_spatial_transformer=True,
+    transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+    transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    transformer_depth_middle=1,
+    context_dim=128,
+    use_linear_in_transformer=False,
+    legacy=False,
+)
+TEXT = dict(hidden_size=128, projection_dim=128, intermediate_size=256, num_attention_heads=4, num_hidden_layers=2)
+
+
+def randomise(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """The module's state with random values that keep the size of what flows through: variance 1 / fan-in for matrices,
+    near 1 for the scales of norms, near 0 for biases. ComfyUI's layers come without values."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, value in module.state_dict().items():
+        if not value.is_floating_point():
+            state[name] = value
+        elif "embedding" in name:
+            state[name] = 0.5 * torch.randn(value.shape, generator=generator)
+        elif value.ndim > 1:
+            state[name] = torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5
+        else:
+            state[name] = 0.02 * torch.randn(value.shape, generator=generator) + float(name.endswith("weight"))
+    return state
+
+
+def vae_state(seed: int) -> dict[str, torch.Tensor]:
+    """A VAE of TAESD's shape whose pictures are a colourful grey: neither black nor white, whatever the latent."""
+    import comfy.taesd.taesd
+
+    state = randomise(comfy.taesd.taesd.TAESD(latent_channels=4), seed)
+    state["vae_scale"], state["vae_shift"] = torch.tensor(1.0), torch.tensor(0.0)
+    last = max(int(name.split(".")[1]) for name in state if name.startswith("taesd_decoder."))
+    weight, bias = f"taesd_decoder.{last}.weight", f"taesd_decoder.{last}.bias"
+    features = 64
+    state[weight] = state[weight] * (0.2 / features**0.25)
+    state[bias] = torch.full_like(state[bias], 0.5)
+    return state
+
+
+def unet(config: dict) -> torch.nn.Module:
+    """ComfyUI's UNet on the meta device: shapes only."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    return UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
+
+
+def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def checkpoint() -> dict[str, torch.Tensor]:
+    """A whole demo checkpoint in half precision."""
+    import comfy.clip_model
+    import comfy.ops
+    from architecture import MARK, mark
+
+    base = dict(hidden_act="quick_gelu", max_position_embeddings=77, eos_token_id=49407)
+    text = comfy.clip_model.CLIPTextModel(base | TEXT, torch.float32, "meta", comfy.ops.disable_weight_init)
+    state = (
+        prefixed("model.diffusion_model.", randomise(unet(UNET), 1))
+        | prefixed("cond_stage_model.transformer.", randomise(text, 2))
+        | prefixed("first_stage_model.", vae_state(3))
+    )
+    state.pop("cond_stage_model.transformer.text_projection.weight")
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    return half | {MARK: mark(UNET["num_heads"], TEXT["num_attention_heads"])}
+
+
+def write(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Save as safetensors; an interrupted write leaves no half file under the final name."""
+    import safetensors.torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, part)
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("comfyui", type=Path)
+    parser.add_argument("file", type=Path)
+    options = parser.parse_args()
+    sys.argv = [sys.argv[0], "--cpu"]
+    sys.path.insert(0, str(options.comfyui))
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    write(checkpoint(), options.file)

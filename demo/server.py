@@ -1,0 +1,260 @@
+"""A ComfyUI server of our own in a private folder, and a client for it. Used by the demo, `serve` and the server tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+START_SECONDS = 300
+STOP_SECONDS = 15
+
+
+class PromptError(Exception):
+    """The server refused or broke off a prompt. The message is one readable sentence."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running prompt is. share: 0 to 1 over all nodes; text: the node at work and its own steps."""
+
+    share: float
+    text: str
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` show `source`, a file or a folder: by symbolic link, else by what Windows allows, else as a copy."""
+    if target.is_symlink() or target.is_file():
+        target.unlink()
+    elif target.exists():
+        shutil.rmtree(target) if not _is_junction(target) else os.rmdir(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        return target.symlink_to(source, target_is_directory=source.is_dir())
+    if source.is_dir():
+        with contextlib.suppress(ImportError, OSError):
+            import _winapi
+
+            return _winapi.CreateJunction(str(source), str(target))
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__", "output"))
+    else:
+        with contextlib.suppress(OSError):
+            return os.link(source, target)
+        shutil.copyfile(source, target)
+
+
+def _is_junction(path: Path) -> bool:
+    """A Windows junction: deleting through it would delete what it points to."""
+    return os.path.realpath(path) != os.path.join(os.path.realpath(path.parent), path.name)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class ComfyServer:
+    """A ComfyUI process; a context manager that always stops it.
+
+    comfyui, python: which ComfyUI, and the Python that runs it. base: its private folder (`--base-directory`).
+    custom_nodes: name in custom_nodes to folder. arguments: more of ComfyUI's own. echo: show its log instead of keeping it
+    in `base/server.log`.
+    """
+
+    def __init__(
+        self,
+        comfyui: Path,
+        python: Path,
+        base: Path,
+        custom_nodes: dict[str, Path],
+        *,
+        port: int | None = None,
+        listen: str = "127.0.0.1",
+        arguments: tuple[str, ...] = (),
+        echo: bool = False,
+    ) -> None:
+        self.comfyui, self.python, self.base, self.custom_nodes = comfyui, python, base, custom_nodes
+        self.port = port or free_port()
+        self.listen, self.arguments, self.echo = listen, arguments, echo
+        self.log = base / "server.log"
+        self.process: subprocess.Popen | None = None
+        self.client_id = uuid.uuid4().hex
+
+    @property
+    def address(self) -> str:
+        host = "127.0.0.1" if self.listen in ("0.0.0.0", "::") else self.listen
+        return f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+    # The process
+
+    def __enter__(self) -> ComfyServer:
+        for folder in ("custom_nodes", "input", "output", "temp", "user", "models/checkpoints"):
+            (self.base / folder).mkdir(parents=True, exist_ok=True)
+        for name, folder in self.custom_nodes.items():
+            link(folder, self.base / "custom_nodes" / name)
+        command = [
+            *(self.python, "-u", self.comfyui / "main.py", "--base-directory", self.base, "--port", self.port),
+            *("--listen", self.listen, "--disable-auto-launch", "--disable-metadata"),
+            *("--database-url", f"sqlite:///{(self.base / 'user' / 'comfyui.db').as_posix()}"),
+            *self.arguments,
+        ]
+        with self.log.open("wb") as log:
+            out = None if self.echo else log
+            self.process = subprocess.Popen(list(map(str, command)), cwd=self.comfyui, stdout=out, stderr=out)
+        try:
+            self._wait_until_up()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _wait_until_up(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise PromptError(f"ComfyUI stopped while it was starting; the end of its log:\n{self.log_tail()}")
+            with contextlib.suppress(OSError, PromptError):
+                self.get("/system_stats")
+                return
+            time.sleep(0.2)
+        raise PromptError(f"ComfyUI did not answer within {START_SECONDS} seconds; its log is {self.log}.")
+
+    def stop(self) -> None:
+        """End the process, by force if it does not go."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def log_tail(self, lines: int = 15) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    # Its HTTP interface
+
+    def request(self, path: str, body: object = None) -> bytes:
+        """GET, or POST of `body` as JSON. OSError when there is no answer, PromptError when the answer is a refusal."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            raise PromptError(_refusal(error.read().decode(errors="replace"), error)) from None
+
+    def get(self, path: str) -> dict:
+        return json.loads(self.request(path))
+
+    def fetch(self, image: dict) -> bytes:
+        """The file behind one entry of a node's `images`."""
+        return self.request("/view?" + urllib.parse.urlencode(image))
+
+    def run(self, prompt: dict, report: Callable[[Progress], None] = lambda progress: None) -> dict:
+        """Queue a prompt in API format, follow it to its end and return its outputs by node id.
+
+        Raises: PromptError with the failing node's own sentence.
+        """
+        import websocket
+
+        with contextlib.closing(websocket.WebSocket()) as events:
+            events.connect(f"ws://{self.address}/ws?clientId={self.client_id}", timeout=60)
+            body = {"prompt": prompt, "client_id": self.client_id}
+            prompt_id = json.loads(self.request("/prompt", body))["prompt_id"]
+            for progress in self._follow(events, prompt, prompt_id):
+                report(progress)
+        return self.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
+
+    def _follow(self, events, prompt: dict, prompt_id: str) -> Iterator[Progress]:
+        done: set[str] = set()
+        current, steps = "", (0, 1)
+        while True:
+            message = self._next_event(events)
+            data = message.get("data", {})
+            if data.get("prompt_id", prompt_id) != prompt_id:
+                continue
+            kind = message.get("type")
+            if kind == "execution_success":
+                return
+            if kind == "execution_error":
+                raise PromptError(_sentence(data.get("node_type", ""), data.get("exception_message", "")))
+            if kind == "execution_interrupted":
+                raise PromptError("The prompt was interrupted on the server.")
+            if kind == "execution_cached":
+                done.update(data.get("nodes", []))
+            elif kind == "executing" and data.get("node"):
+                done.discard(data["node"])
+                if current:
+                    done.add(current)
+                current, steps = data["node"], (0, 1)
+            elif kind == "progress":
+                steps = (data.get("value", 0), max(data.get("max", 1), 1))
+            else:
+                continue
+            share = (len(done) + steps[0] / steps[1]) / max(len(prompt), 1)
+            yield Progress(min(share, 1.0), _title(prompt.get(current, {})) + _steps(steps))
+
+    def _next_event(self, events) -> dict:
+        """The next message in JSON; previews are binary. PromptError when the server has died."""
+        import websocket
+
+        while True:
+            try:
+                message = events.recv()
+            except websocket.WebSocketTimeoutException:
+                if self.process is None or self.process.poll() is None:
+                    continue  # a long node without steps
+                message = ""
+            except (OSError, websocket.WebSocketException):
+                message = ""
+            if message == "":
+                raise PromptError(f"ComfyUI ended while it was working; the end of its log:\n{self.log_tail()}")
+            if isinstance(message, str):
+                return json.loads(message)
+
+
+def _title(node: dict) -> str:
+    return node.get("_meta", {}).get("title") or node.get("class_type", "")
+
+
+def _steps(steps: tuple[int, int]) -> str:
+    return f" {steps[0]}/{steps[1]}" if steps[1] > 1 else ""
+
+
+def _sentence(node: str, message: str) -> str:
+    return f"{node}: {' '.join(message.split())}"
+
+
+def _refusal(text: str, error: Exception) -> str:
+    """What /prompt answers to a prompt that does not validate, as one sentence."""
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return str(error)
+    for node in (answer.get("node_errors") or {}).values():
+        for problem in node.get("errors", []):
+            details = problem.get("details") or ""
+            return _sentence(node.get("class_type", ""), f"{problem.get('message', '')}: {details}".strip(": "))
+    problem = answer.get("error", text)
+    return problem if isinstance(problem, str) else f"{problem.get('message', '')} {problem.get('details', '')}".strip()
