@@ -157,9 +157,17 @@ def test_parsing_marks_the_labels_of_the_face(facexlib_folder, name):
 
 
 def test_the_parser_s_mask_is_used_with_the_built_in_detector(node, astronaut, facexlib_folder):
-    save_random(facexlib_folder, "parsing_bisenet.pth")
-    reference = run_node(node, astronaut)[0]
-    assert reference.source in ("built-in, facexlib parsing", "built-in, landmarks")
+    """The last layer is set so that BiSeNet answers skin everywhere: what stays is what lies near the face."""
+    state = save_random(facexlib_folder, "parsing_bisenet.pth")
+    state["conv_out.conv.bn.weight"].zero_()
+    state["conv_out.conv.bn.bias"].fill_(1)
+    state["conv_out.conv_out.weight"].zero_()
+    state["conv_out.conv_out.weight"][1] = 1
+    torch.save(state, facexlib_folder / "parsing_bisenet.pth")
+    parsed, by_landmarks = run_node(node, astronaut)[0], run_node(node, astronaut, mask_source="landmarks")[0]
+    assert parsed.source == "built-in, facexlib parsing" and by_landmarks.source == "built-in, landmarks"
+    grown = float(parsed.mask.sum() / by_landmarks.mask.sum())
+    assert grown == pytest.approx(1.35**2, rel=0.03)
     assert run_node(node, astronaut, detector="built-in")[0].source == "built-in, landmarks"
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omniportrait.models.face import crop as crop_module
 from omniportrait.models.face.crop import MAX_SIDE, MIN_SIDE, crop_square, inside, square_around, take
 
 coordinate = st.floats(-500, 500, allow_nan=False)
@@ -63,6 +64,14 @@ def test_a_shrunk_crop_of_a_ramp_is_the_same_ramp(side):
     line = (300 + (torch.arange(MAX_SIDE) + 0.5) * side / MAX_SIDE) / width
     slack = 2.5 * max(1, side // (2 * MAX_SIDE)) / width  # whole blocks: the box may move by half a block on each side
     assert float((crop - line)[8:-8].abs().max()) < slack
+
+
+@pytest.mark.parametrize(("box", "photo_side"), [((-9000, -9000, 40_000, 40_000), 4000), ((0, 0, 7680, 7680), 7680)])
+def test_memory_is_bounded_however_large_the_crop(monkeypatch, box, photo_side):
+    asked = []
+    monkeypatch.setattr(crop_module, "take", lambda picture, part: asked.append(part) or take(picture, part))
+    crop_square(torch.zeros(1, photo_side, photo_side), box)
+    assert asked[0][2] - asked[0][0] <= 4 * MAX_SIDE
 
 
 @pytest.mark.parametrize("box", [(-30, 20, 40, 90), (10, 10, 20, 20), (50, 50, 150, 150), (-200, -200, -100, -100)])
