@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-
 from omniportrait.models.face import facexlib_backend
 
 DEFAULTS = {
@@ -92,7 +91,6 @@ def test_execute_gives_the_face_the_crop_the_mask_and_the_overview(node, astrona
 
 def test_the_folder_is_registered_beside_those_already_known(node, astronaut, facexlib_folder, tmp_path):
     import folder_paths
-
     from omniportrait.nodes.face_reference import facexlib_folders
 
     elsewhere = tmp_path / "elsewhere"

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from omniportrait.models.face import crop as crop_module
 from omniportrait.models.face.crop import MAX_SIDE, MIN_SIDE, crop_square, inside, square_around, take
 

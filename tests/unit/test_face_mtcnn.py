@@ -8,11 +8,10 @@ import pytest
 import skimage.data
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from PIL import Image
-
 from omniportrait.models.face import mtcnn
 from omniportrait.models.face.detector import find_faces
 from omniportrait.models.face.mtcnn import BuiltInDetector, load_weights, moved, pyramid, squared, without_nested
+from PIL import Image
 
 # Read off enlarged prints of the two photographs, by eye: eyes (pupils), tip of the nose, corners of the mouth.
 ASTRONAUT = ((203.8, 101.1), (246.6, 103.1), (223.5, 126.9), (203.8, 140.0), (244.2, 141.1))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from omniportrait.models.face import FaceReference
 from omniportrait.models.face import build as build_module
 from omniportrait.models.face.build import MASK_SOURCES, NO_FACE_POLICIES, FaceOptions, make_reference
@@ -185,6 +184,23 @@ def test_the_oval_of_a_tilted_face_is_the_same_oval_tilted(degrees):
     assert tilted[0] == pytest.approx(area, rel=0.01)
     assert torch.allclose(tilted[1], turn @ mean, atol=0.5)
     assert torch.allclose(tilted[2], turn @ spread @ turn.T, atol=0.02 * float(spread.max()))
+
+
+def test_the_oval_grows_around_unusual_landmarks():
+    """Eyes close together over a mouth twice as wide: at the mouth's height the usual oval would be too narrow."""
+    face = face_at(256, 256, 200)
+    wide = face.landmarks[:3] + ((256 - 110, 310), (256 + 110, 310))
+    mask = face_oval(replace(face, landmarks=wide), 512)
+    assert all(float(mask[round(y), round(x)]) == 1 for x, y in wide)
+
+
+@pytest.mark.parametrize("aside", [-24, 0, 30])
+def test_a_profile_s_oval_lies_between_its_landmarks_and_its_box(aside):
+    """In a profile all landmarks sit at the front of the box; the face's middle is further back."""
+    face = face_at(256, 256, 200)
+    mask = face_oval(replace(face, landmarks=tuple((x + aside, y) for x, y in face.landmarks)), 512)
+    columns = torch.arange(512) + 0.5
+    assert float((mask.sum(0) * columns).sum() / mask.sum()) == pytest.approx(256 + aside / 2, abs=0.5)
 
 
 @pytest.mark.parametrize("landmarks", [((5.0, 5.0),) * 5, ((0.0, 0.0),) * 2 + ((1e4, 1e4),) * 3])
