@@ -79,10 +79,16 @@ def disjoint(refined: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Nearest resize of a [B, h, w] mask to (h, w); boolean in, boolean out."""
+    """Nearest resize of a [B, h, w] mask to (h, w); boolean in, boolean out.
+
+    A mask that falls between the points of a coarser grid keeps the cells it touches, so that no small face is lost.
+    """
     if mask.shape[-2:] == size:
         return mask
-    return F.interpolate(mask[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(mask.dtype)
+    values = mask[:, None].float()
+    nearest = F.interpolate(values, size=size, mode="nearest-exact")
+    lost = nearest.amax(dim=(1, 2, 3), keepdim=True) == 0
+    return torch.where(lost, F.adaptive_max_pool2d(values, size), nearest)[:, 0].to(mask.dtype)
 
 
 def resize_map(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
