@@ -1,7 +1,8 @@
 """Attention maps from inside a UNet pass: where the subject's token looks (A_c of Eq. 6) and A_s, the self-attention.
 
 Recorders are chained over whatever attention patches other packs hold and are put only into the private pass's own
-transformer_options, never into a model's. They keep q and k; the maps are made after the pass, for the wanted token only.
+transformer_options, never into a model's. They keep q and k; the maps are made after the pass, for the wanted token
+only.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ BlockKey = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class TransformerSite:
-    """One transformer block of a UNet: its key, its downsampling against the latent, whether it is the last of its stack."""
+    """One transformer block of a UNet: its key, its downsampling against the latent, whether it is the last of its
+    stack."""
 
     key: BlockKey
     down: int
@@ -41,7 +43,8 @@ class AttentionSites:
 
 
 def transformer_sites(unet: torch.nn.Module, exit_block: int) -> list[TransformerSite]:
-    """Every transformer block that runs up to and including output block `exit_block`, read from the UNet's own modules."""
+    """Every transformer block that runs up to and including output block `exit_block`, read from the UNet's own
+    modules."""
     sites: list[TransformerSite] = []
     down = 1
 
@@ -69,15 +72,18 @@ def transformer_sites(unet: torch.nn.Module, exit_block: int) -> list[Transforme
 def choose_sites(unet: torch.nn.Module, exit_block: int, latent_size: tuple[int, int]) -> AttentionSites:
     """Layers by downsampling level: the level nearest to 16 tokens a side for A_c, to 32 for A_s.
 
-    SD1.5 at 512: input 7, 8 and output 3-5 (16x16), self input 4, 5 (32x32). SDXL at 1024 has no 16x16 cross-attention: its
-    32x32 blocks serve both. A level that only the middle block has (SD1.5's 8x8) is too coarse and not considered. Of a deep
+    SD1.5 at 512: input 7, 8 and output 3-5 (16x16), self input 4, 5 (32x32). SDXL at 1024 has no 16x16 cross-attention:
+    its
+    32x32 blocks serve both. A level that only the middle block has (SD1.5's 8x8) is too coarse and not considered. Of a
+    deep
     stack only the last self-attention is kept: SDXL has ten in a block, each q and k of 2.6 MB.
     """
     sites = transformer_sites(unet, exit_block)
     levels = {site.down for site in sites if site.key[0] != "middle"}
     if not levels:
         raise ValueError(
-            "This model has no cross-attention before its feature block, so no token can say where the face is; use a model of "
+            "This model has no cross-attention before its feature block, so no token can say where the face is; use a "
+            "model of "
             "the SD1.x, SD2.x or SDXL family."
         )
     side = math.sqrt(latent_size[0] * latent_size[1])
@@ -94,7 +100,8 @@ def choose_sites(unet: torch.nn.Module, exit_block: int, latent_size: tuple[int,
 
 @dataclass
 class Recording:
-    """q and k that one private pass left behind, by block; `hits` counts the calls so that tests can see each hook fire once."""
+    """q and k that one private pass left behind, by block; `hits` counts the calls so that tests can see each hook fire
+    once."""
 
     cross: dict[BlockKey, tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=dict)
     self_: dict[BlockKey, tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=dict)
@@ -113,7 +120,8 @@ class Recording:
         """
         if not self.cross or not self.self_:
             raise ValueError(
-                "The attention layers that show where the face is could not be read, because another node merges or drops their "
+                "The attention layers that show where the face is could not be read, because another node merges or "
+                "drops their "
                 "tokens; bypass that node (token merging, HyperTile) or give RB-Guidance a face_reference and a mask."
             )
         maps = []

@@ -1,6 +1,8 @@
-"""Eq. 9 to 11 of the OmniPortrait paper: the energy, its gradient with respect to the features, and the limit on its strength.
+"""Eq. 9 to 11 of the OmniPortrait paper: the energy, its gradient with respect to the features, and the limit on its
+strength.
 
-The sign is as printed: the coefficient of epsilon in the step to z_{t-1} is negative, so adding the gradient of E to the noise
+The sign is as printed: the coefficient of epsilon in the step to z_{t-1} is negative, so adding the gradient of E to
+the noise
 prediction walks down E, that is, up the similarity.
 """
 
@@ -39,7 +41,8 @@ def masked_rms(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def limit(gradient: torch.Tensor, yardstick: torch.Tensor, mask: torch.Tensor, share: float) -> torch.Tensor:
-    """Scale each picture's gradient down where its RMS inside the mask is above `share` of the yardstick's. share 0: no limit.
+    """Scale each picture's gradient down where its RMS inside the mask is above `share` of the yardstick's. share 0: no
+    limit.
 
     The yardstick is w (eps_c - eps_u), what classifier-free guidance adds; at cfg 1 the noise prediction itself.
     """

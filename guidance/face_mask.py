@@ -1,4 +1,5 @@
-"""The face in a latent by the model's own attention: one model call at one sigma (Eq. 6), through ComfyUI's own sampling.
+"""The face in a latent by the model's own attention: one model call at one sigma (Eq. 6), through ComfyUI's own
+sampling.
 
 A `CFGGuider` with a sampler of one call is used, so that loading, ControlNet, areas and hooks are ComfyUI's business.
 """
@@ -47,7 +48,7 @@ class Search:
                     rows = call and run_rows(private, cond, call, x, sigma, sites, (RUN_KEY,))
                     if rows is None:
                         continue
-                    for map_, mask in zip(*face_maps(rows, self.people[cond["uuid"]], self.settings)):
+                    for map_, mask in zip(*face_maps(rows, self.people[cond["uuid"]], self.settings), strict=True):
                         size = tuple(rows.x.shape[-2:])
                         canvas = torch.zeros_like(x[:, 0])
                         rows.paste(region.resize_map(map_, size), canvas)
@@ -60,10 +61,12 @@ class Search:
 def find_faces(
     model: object, conditioning: list, latent: torch.Tensor, seed: int, sigma: float, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Refined maps in 0..1 and masks, both float [K, B, h, w] on the latent's grid, CPU; K people in the order of their records.
+    """Refined maps in 0..1 and masks, both float [K, B, h, w] on the latent's grid, CPU; K people in the order of their
+    records.
 
     latent: [B, C, h, w] samples as in a LATENT. It is noised to sigma with the seed's noise before the call.
-    Raises: ValueError without an identity record, for other model families, and when the call did not reach the conditioning.
+    Raises: ValueError without an identity record, for other model families, and when the call did not reach the
+    conditioning.
     """
     import comfy.sample
     import comfy.samplers
@@ -76,9 +79,21 @@ def find_faces(
     class OneCall(comfy.samplers.Sampler):
         """Looks once and hands the latent back."""
 
-        def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        def sample(
+            self,
+            model_wrap,
+            sigmas,
+            extra_args,
+            callback,
+            noise,
+            latent_image=None,
+            denoise_mask=None,
+            disable_pbar=False,
+        ):
             sampling = model_wrap.inner_model.model_sampling
-            x = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise) if latent_image is None else latent_image)
+            x = sampling.noise_scaling(
+                sigmas[0], noise, torch.zeros_like(noise) if latent_image is None else latent_image
+            )
             model_wrap(x, sigmas[0].expand(len(x)), **extra_args)
             return x
 
@@ -109,7 +124,8 @@ def find_faces(
     guider.sample(noise, latent, OneCall(), sigmas, disable_pbar=True, seed=seed)
     if not found or not found[0].maps:
         raise ValueError(
-            "The model was not asked about the conditioning at this point of the sampling, because its timestep range ends before; "
+            "The model was not asked about the conditioning at this point of the sampling, because its timestep range "
+            "ends before; "
             "choose another percent or sigma."
         )
     return torch.stack(found[0].maps), torch.stack(found[0].masks)

@@ -1,4 +1,5 @@
-"""D_ref of Eq. 7: diffusion features (DIFT) of the reference face at t0, averaged over noises, cached across queue items."""
+"""D_ref of Eq. 7: diffusion features (DIFT) of the reference face at t0, averaged over noises, cached across queue
+items."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _cache: OrderedDict[tuple, ReferenceFeatures] = OrderedDict()
 
 @dataclass(frozen=True, eq=False)
 class ReferenceFeatures:
-    """features: [C, h, w] float32 on the CPU, mean over the noises. mask: boolean [h, w], M_ref at the features' size."""
+    """features: [C, h, w] float32 on the CPU, mean over the noises. mask: boolean [h, w], M_ref at the features'
+    size."""
 
     features: torch.Tensor
     mask: torch.Tensor
@@ -54,9 +56,17 @@ def forget_all() -> None:
 
 
 def cache_key(
-    model_patcher: object, vae: object, face: FaceReference, conditioning: list, token: int | None, block: int, side: int, s: Settings
+    model_patcher: object,
+    vae: object,
+    face: FaceReference,
+    conditioning: list,
+    token: int | None,
+    block: int,
+    side: int,
+    s: Settings,
 ) -> tuple:
-    """Everything that the reference features depend on, by content; models by weak reference, so that none is kept alive."""
+    """Everything that the reference features depend on, by content; models by weak reference, so that none is kept
+    alive."""
     context = hashlib.sha256()
     for tensor, options in conditioning:
         for part in (tensor, options.get("pooled_output")):
@@ -79,13 +89,17 @@ def cache_key(
 
 
 def encode_reference(vae: object, face: FaceReference, side: int) -> torch.Tensor:
-    """[1, C, side/8, side/8] latent of the crop, resized to `side` pixels so that faces of both pictures are of like size."""
-    pixels = F.interpolate(face.crop.movedim(-1, 1), size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+    """[1, C, side/8, side/8] latent of the crop, resized to `side` pixels so that faces of both pictures are of like
+    size."""
+    pixels = F.interpolate(
+        face.crop.movedim(-1, 1), size=(side, side), mode="bicubic", antialias=True, align_corners=False
+    )
     return vae.encode(pixels.clamp(0, 1).movedim(1, -1))
 
 
 def reference_arguments(base: torch.nn.Module, conditioning: list, latent: torch.Tensor) -> dict:
-    """What apply_model gets for the reference prompt, made by ComfyUI itself (SDXL's pooled text and sizes, for one)."""
+    """What apply_model gets for the reference prompt, made by ComfyUI itself (SDXL's pooled text and sizes, for
+    one)."""
     import comfy.sampler_helpers
     import comfy.samplers
 
@@ -105,7 +119,8 @@ def compute(
     plain_options: dict,
     plain_attention: object,
 ) -> ReferenceFeatures:
-    """Noise the latent to t0 with `ensemble` fixed noises, average the features (and, if asked, the attention) of the passes.
+    """Noise the latent to t0 with `ensemble` fixed noises, average the features (and, if asked, the attention) of the
+    passes.
 
     latent: [1, C, h, w] on the model's device, before process_latent_in. Call outside inference mode.
     Raises: ValueError when the face mask is empty.
@@ -136,7 +151,8 @@ def compute(
         mask = torch.ones(size, dtype=torch.bool, device=latent.device)
     if not mask.any():
         raise ValueError(
-            "The reference's face mask is empty at the model's resolution; connect a mask to Face Reference, lower its crop "
+            "The reference's face mask is empty at the model's resolution; connect a mask to Face Reference, lower "
+            "its crop "
             "factor, or choose another mask source."
         )
     return ReferenceFeatures(features[0].cpu(), mask.cpu())

@@ -1,4 +1,5 @@
-"""What ComfyUI's own prediction tells us while it is made: which rows are whose, ControlNet's residuals, the CFG difference."""
+"""What ComfyUI's own prediction tells us while it is made: which rows are whose, ControlNet's residuals, the CFG
+difference."""
 
 from __future__ import annotations
 
@@ -49,11 +50,15 @@ class Listener:
 
 
 def install(patched: object, outer_sample: Callable, predict_noise: Callable) -> None:
-    """Put the four closures on a clone: the caller's two, and the two that pass on what the run's listener should hear."""
+    """Put the four closures on a clone: the caller's two, and the two that pass on what the run's listener should
+    hear."""
     from comfy.patcher_extension import WrappersMP
 
     def apply_model(executor: Callable, x: torch.Tensor, t: torch.Tensor, *args: object, **kwargs: object) -> object:
-        named = {**dict(zip(("c_concat", "c_crossattn", "control", "transformer_options"), args)), **kwargs}
+        named = {
+            **dict(zip(("c_concat", "c_crossattn", "control", "transformer_options"), args, strict=False)),
+            **kwargs,
+        }
         run = run_of(named)
         if run is not None:
             run.listener.heard_call(x, named.get("control"), named["transformer_options"])
@@ -78,7 +83,9 @@ def uninstall(model: object) -> None:
         wrappers.pop(KEY, None)
     functions = model.model_options.get("sampler_post_cfg_function")
     if functions:
-        model.model_options["sampler_post_cfg_function"] = [f for f in functions if not getattr(f, "omniportrait", False)]
+        model.model_options["sampler_post_cfg_function"] = [
+            f for f in functions if not getattr(f, "omniportrait", False)
+        ]
 
 
 def run_of(options: dict | None) -> object | None:

@@ -1,6 +1,7 @@
 """Eq. 7 and 8 of the OmniPortrait paper: nearest diffusion features and how alike they are.
 
-Features are rows [N, C]. The search has no gradient; the cosine's gradient flows only into the features of the picture being made.
+Features are rows [N, C]. The search has no gradient; the cosine's gradient flows only into the features of the picture
+being made.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ Reduction = Literal["mean", "sum"]
 def nearest(reference: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
     """Eq. 7: for each reference row the index of the generated row at the smallest Euclidean distance.
 
-    The paper prints p in M^ref under the argmin but says that matches lie inside M_gen; `generated` holds the points of M_gen.
+    The paper prints p in M^ref under the argmin but says that matches lie inside M_gen; `generated` holds the points of
+    M_gen.
     |a - b|^2 = |a|^2 + |b|^2 - 2ab, and |a|^2 is the same for all candidates, so it is left out.
     """
     distance = generated.square().sum(dim=1)[None, :] - 2 * reference @ generated.T
     return distance.argmin(dim=1)
 
 
-def similarity(reference: torch.Tensor, generated: torch.Tensor, match: torch.Tensor, reduction: Reduction) -> torch.Tensor:
+def similarity(
+    reference: torch.Tensor, generated: torch.Tensor, match: torch.Tensor, reduction: Reduction
+) -> torch.Tensor:
     """Eq. 8: the sum over reference points of (cos + 1) / 2 with their matches; `mean` divides by their number."""
     halves = (F.cosine_similarity(generated[match], reference, dim=1) + 1) / 2
     return halves.mean() if reduction == "mean" else halves.sum()

@@ -14,7 +14,8 @@ from .identity import IdentityRecord, records_of
 class Person:
     """One face to bring into one conditioning's rows.
 
-    record: where its token is, or None when the place was given by hand. mask: [1, H, W] in 0..1 that limits the person to a part
+    record: where its token is, or None when the place was given by hand. mask: [1, H, W] in 0..1 that limits the person
+    to a part
     of the picture (a region with a record, the whole answer without).
     """
 
@@ -38,7 +39,8 @@ class ByHand:
 
 
 def positive_keys(conds: dict[str, list]) -> list[str]:
-    """The guider's conditionings that describe the picture: all but the negative (DualCFG and others have more than one)."""
+    """The guider's conditionings that describe the picture: all but the negative (DualCFG and others have more than
+    one)."""
     return [key for key in conds if key != "negative"]
 
 
@@ -57,7 +59,8 @@ def assign_people(conds: dict[str, list], by_hand: ByHand | None) -> dict[object
         return people
     if by_hand is None:
         raise ValueError(
-            "The positive conditioning says nothing about whose face to guide: connect Pivot Conditioning to the sampler's "
+            "The positive conditioning says nothing about whose face to guide: connect Pivot Conditioning to the "
+            "sampler's "
             "positive input, or give RB-Guidance a face_reference and a mask."
         )
     for key in positive_keys(conds):

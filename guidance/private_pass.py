@@ -1,8 +1,12 @@
-"""A gradient through the first part of a UNet that ComfyUI has loaded, with nothing copied and nothing changed on the model.
+"""A gradient through the first part of a UNet that ComfyUI has loaded, with nothing copied and nothing changed on the
+model.
 
-Weights that nodes load are inference tensors, which autograd refuses to save. A view of the same storage made outside inference
-mode is an ordinary tensor and costs no memory. The pass therefore runs on a private tree: shallow copies of the modules whose
-parameters are such views. The loaded model is not touched even for the duration of the call (as `torch.func.functional_call`
+Weights that nodes load are inference tensors, which autograd refuses to save. A view of the same storage made outside
+inference
+mode is an ordinary tensor and costs no memory. The pass therefore runs on a private tree: shallow copies of the modules
+whose
+parameters are such views. The loaded model is not touched even for the duration of the call (as
+`torch.func.functional_call`
 would do), an exception leaves nothing to restore, and checkpointing may wrap the private forwards.
 """
 
@@ -49,8 +53,11 @@ def _own_view(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return storage_view(tensor)
 
 
-def private_tree(module: torch.nn.Module, wrap: Callable[[torch.nn.Module], None], memo: dict | None = None) -> torch.nn.Module:
-    """Shallow copy of a module tree over views of its weights; `wrap` sees each copy. Takes milliseconds for SDXL's 2,000 modules."""
+def private_tree(
+    module: torch.nn.Module, wrap: Callable[[torch.nn.Module], None], memo: dict | None = None
+) -> torch.nn.Module:
+    """Shallow copy of a module tree over views of its weights; `wrap` sees each copy. Takes milliseconds for SDXL's
+    2,000 modules."""
     memo = {} if memo is None else memo
     if id(module) in memo:
         return memo[id(module)]
@@ -74,7 +81,8 @@ def _checkpoint_forward(module: torch.nn.Module) -> None:
 
     def run(*args: object, **kwargs: object) -> torch.Tensor:
         if "transformer_options" in kwargs:
-            # The UNet goes on changing this dictionary; the recomputation must see the block's own number or patches stop firing
+            # The UNet goes on changing this dictionary; the recomputation must see the block's own number or patches
+            # stop firing
             # and the gradient is silently wrong.
             kwargs["transformer_options"] = dict(kwargs["transformer_options"])
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
@@ -83,7 +91,8 @@ def _checkpoint_forward(module: torch.nn.Module) -> None:
 
 
 def _skip_fp8_matmul(module: torch.nn.Module) -> None:
-    """ComfyUI's fp8 matrix product has no backward; its own switch away from it is `training`, and dropout is 0 in these UNets."""
+    """ComfyUI's fp8 matrix product has no backward; its own switch away from it is `training`, and dropout is 0 in
+    these UNets."""
     if getattr(getattr(module, "weight", None), "dtype", None) in (torch.float8_e4m3fn, torch.float8_e5m2):
         module.__dict__["training"] = True
 
@@ -94,7 +103,9 @@ class PlainTensors(TorchFunctionMode):
     Costs some 40 microseconds an operation, so it is switched on only after a pass has failed without it.
     """
 
-    def __torch_function__(self, func: Callable, types_: object, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_function__(
+        self, func: Callable, types_: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         def plain(value: object) -> object:
             if type(value) in (torch.Tensor, torch.nn.Parameter) and value.is_inference():
                 return storage_view(value)
@@ -131,10 +142,13 @@ class PrivatePass:
         self.base.__dict__["_modules"] = {**base._modules, "diffusion_model": tree}
         self._alias_everything = False
 
-    def features(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
+    def features(
+        self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict
+    ) -> torch.Tensor:
         """[B, C, h, w] output of the feature block for ComfyUI's noisy x [B, C, H, W] at sigma [B].
 
-        arguments: what ComfyUI passes to apply_model (c_crossattn, c_concat, control, y, …). Call outside inference mode.
+        arguments: what ComfyUI passes to apply_model (c_crossattn, c_concat, control, y, …). Call outside inference
+        mode.
         """
         if self._alias_everything:
             return self._run(x, sigma, arguments, transformer_options)
@@ -161,7 +175,8 @@ class PrivatePass:
 
 
 def _fresh(value: object) -> object:
-    """A conditioning argument as autograd accepts it: ControlNet's lists are popped by the UNet, so they are copied too."""
+    """A conditioning argument as autograd accepts it: ControlNet's lists are popped by the UNet, so they are copied
+    too."""
     if isinstance(value, torch.Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, dict):

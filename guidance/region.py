@@ -1,6 +1,7 @@
 """Where the face is: Eq. 6 of the OmniPortrait paper, the threshold, and the split between several people.
 
-Maps are [B, h, w]. The self-attention of Eq. 6 comes in as a function `smooth(map) -> map` that multiplies by the row-stochastic
+Maps are [B, h, w]. The self-attention of Eq. 6 comes in as a function `smooth(map) -> map` that multiplies by the row-
+stochastic
 A_s, so that nobody has to hold its [hw, hw] matrix.
 """
 
@@ -37,7 +38,8 @@ def refine(maps: torch.Tensor, smooth: Smooth, alpha: float, gamma: int, form: R
     """Eq. 6, and a last min-max so that the threshold beta has a meaning.
 
     outer: A_s . norm(..norm(A_c)^alpha..)^alpha, as printed.
-    inner: x <- norm(A_s x)^alpha, gamma times: the self-attention acts inside the loop, which makes the loop do something.
+    inner: x <- norm(A_s x)^alpha, gamma times: the self-attention acts inside the loop, which makes the loop do
+    something.
     """
     if form == "outer":
         return min_max(smooth(nested_norm(maps, alpha, gamma)))
@@ -49,7 +51,8 @@ def refine(maps: torch.Tensor, smooth: Smooth, alpha: float, gamma: int, form: R
 
 
 def largest_component(mask: torch.Tensor) -> torch.Tensor:
-    """Keep the largest 4-connected part of each boolean [B, h, w] mask; labelled on the CPU by SciPy, which ComfyUI brings."""
+    """Keep the largest 4-connected part of each boolean [B, h, w] mask; labelled on the CPU by SciPy, which ComfyUI
+    brings."""
     kept = [_largest_component(each) for each in mask.cpu().numpy()]
     return torch.from_numpy(np.stack(kept)).to(mask.device)
 

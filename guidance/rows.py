@@ -1,4 +1,5 @@
-"""One conditioning's rows of a model call: built as ComfyUI builds them, run through the private pass, and their masks."""
+"""One conditioning's rows of a model call: built as ComfyUI builds them, run through the private pass, and their
+masks."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ class Call:
 
         Wrappers and callbacks are left out: they are other packs' (caches, step counters), and our pass is not a step.
         """
-        options = {k: v for k, v in self.transformer_options.items() if k not in ("wrappers", "callbacks", *foreign_to_drop)}
+        options = {
+            k: v for k, v in self.transformer_options.items() if k not in ("wrappers", "callbacks", *foreign_to_drop)
+        }
         place = options["uuids"].index(uuid)
         options["uuids"] = [uuid]
         options["cond_or_uncond"] = [options["cond_or_uncond"][place]]
@@ -71,7 +74,8 @@ def plain_attention(*args: object, **kwargs: object) -> torch.Tensor:
 class Rows:
     """One conditioning's rows: its area of the picture, its share of the prediction, and what the private pass gave.
 
-    x: the rows' input, on which the gradient is taken. area: (h, w, y, x) in latent pixels or None for all of the canvas (H, W).
+    x: the rows' input, on which the gradient is taken. area: (h, w, y, x) in latent pixels or None for all of the
+    canvas (H, W).
     mult: the weight that ComfyUI gives the rows' prediction.
     """
 
@@ -91,9 +95,16 @@ class Rows:
 
 
 def run_rows(
-    private: PrivatePass, cond: dict, call: Call, x: torch.Tensor, sigma: torch.Tensor, sites: AttentionSites, drop: tuple[str, ...]
+    private: PrivatePass,
+    cond: dict,
+    call: Call,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    sites: AttentionSites,
+    drop: tuple[str, ...],
 ) -> Rows | None:
-    """Run one conditioning's rows through the private pass; None where it does not apply at this sigma (its timestep range).
+    """Run one conditioning's rows through the private pass; None where it does not apply at this sigma (its timestep
+    range).
 
     x: [B, C, H, W], sigma: [B], ordinary tensors. Keep the caller's grad mode: with gradients, Rows.x is the leaf.
     """

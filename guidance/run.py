@@ -1,7 +1,9 @@
 """One guided sampling run: what it remembers from start to end, and the guided step itself (Eq. 11 in ComfyUI's terms).
 
-ComfyUI's x = x0 + sigma eps, so adding g to the noise prediction is denoised - sigma g, for eps, v and EDM models alike. The gradient
-is taken with respect to the UNet's own input, c_in x, which for eps and v models is the paper's variance-preserving z_t.
+ComfyUI's x = x0 + sigma eps, so adding g to the noise prediction is denoised - sigma g, for eps, v and EDM models
+alike. The gradient
+is taken with respect to the UNet's own input, c_in x, which for eps and v models is the paper's variance-preserving
+z_t.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ MEMORY_SHARE = 0.5
 class GuidedRun:
     """State of one run. Made in OUTER_SAMPLE before ComfyUI loads the model, dropped when sampling ends."""
 
-    def __init__(self, guider: object, vae: object, settings: Settings, by_hand: ByHand | None, noise: torch.Tensor) -> None:
+    def __init__(
+        self, guider: object, vae: object, settings: Settings, by_hand: ByHand | None, noise: torch.Tensor
+    ) -> None:
         self.settings = settings
         self.trace = Trace()
         self.people = assign_people(guider.conds, by_hand)
@@ -67,7 +71,8 @@ class GuidedRun:
                 latent = dift.encode_reference(vae, person.face, side * 8)
                 if latent.shape[1] != noise.shape[1]:
                     raise ValueError(
-                        f"This VAE makes latents of {latent.shape[1]} channels but the model samples {noise.shape[1]}; connect "
+                        f"This VAE makes latents of {latent.shape[1]} channels but the model samples "
+                        f"{noise.shape[1]}; connect "
                         "the VAE that belongs to the model's checkpoint."
                     )
                 self._latents[key] = latent
@@ -79,7 +84,8 @@ class GuidedRun:
     # The guided step.
 
     def guide(self, guider: object, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
-        """Eq. 11: the guided denoised picture [B, C, H, W]. Falls back to `denoised`, counted and reported, where it cannot guide."""
+        """Eq. 11: the guided denoised picture [B, C, H, W]. Falls back to `denoised`, counted and reported, where it
+        cannot guide."""
         import comfy.model_management
 
         try:
@@ -105,9 +111,10 @@ class GuidedRun:
             self._open(guider.inner_model, x, checkpointing)
             gradient = torch.zeros_like(x)
             mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
+            found = mask.clone()
             similarities: list[float] = []
-            for cond, share in self._guided_conds(guider, x, sigma):
-                self._add_rows(guider, cond, share, x, sigma, gradient, mask, similarities)
+            for cond, total in self._guided_conds(guider, x, sigma):
+                self._add_rows(guider, cond, total, x, sigma, (gradient, mask, found), similarities)
             finite = gradient.isfinite().flatten(1).all(dim=1)
             if not finite.all():
                 self.trace.skipped["the gradient was not finite"] += 1
@@ -122,7 +129,7 @@ class GuidedRun:
             if s.sigma_scale:
                 gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)
             share_of_noise = masked_rms(gradient, inside) / masked_rms(noise_prediction, inside).clamp_min(1e-12)
-            self._note(guider, sigma, similarities, float(share_of_noise.mean()), mask)
+            self._note(guider, sigma, similarities, float(share_of_noise.mean()), mask, found)
             return denoised_plain - sigma.view(-1, 1, 1, 1) * gradient
 
     def _open(self, base: torch.nn.Module, x: torch.Tensor, checkpointing: bool) -> None:
@@ -130,7 +137,9 @@ class GuidedRun:
         if self._private is None:
             unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
             wanted = self.settings.checkpointing
-            self._checkpointing = checkpointing or wanted == "on" or (wanted == "auto" and self._is_large(base, unet, x))
+            self._checkpointing = (
+                checkpointing or wanted == "on" or (wanted == "auto" and self._is_large(base, unet, x))
+            )
             self._private = PrivatePass(base, self.block, self._checkpointing)
             self._sites = choose_sites(unet, self.block, tuple(x.shape[-2:]))
 
@@ -138,10 +147,14 @@ class GuidedRun:
         import comfy.model_management
 
         dtype = base.manual_cast_dtype or base.get_dtype()
-        need = activation_bytes(unet, self.block, len(x), tuple(x.shape[-2:]), dtype.itemsize) + cast_bytes(unet, dtype, x.device)
+        need = activation_bytes(unet, self.block, len(x), tuple(x.shape[-2:]), dtype.itemsize) + cast_bytes(
+            unet, dtype, x.device
+        )
         return need > MEMORY_SHARE * comfy.model_management.get_free_memory(x.device)
 
-    def _guided_conds(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> Iterator[tuple[dict, torch.Tensor]]:
+    def _guided_conds(
+        self, guider: object, x: torch.Tensor, sigma: torch.Tensor
+    ) -> Iterator[tuple[dict, torch.Tensor]]:
         """Conditionings that carry people, each with the total weight [B, C, H, W] of its own list's predictions."""
         import comfy.samplers
 
@@ -162,44 +175,55 @@ class GuidedRun:
                 if cond["uuid"] in self.people:
                     yield cond, total
 
-    def _add_rows(self, guider, cond, total, x, sigma, gradient, mask, similarities) -> None:
-        """Run one conditioning's rows and add its people's gradients, weighted as ComfyUI weights the rows' prediction."""
+    def _add_rows(self, guider, cond, total, x, sigma, canvases, similarities) -> None:
+        """Run one conditioning's rows and add its people's gradients, weighted as ComfyUI weights the rows'
+        prediction."""
         people = self.people[cond["uuid"]]
         call = self.listener.calls.get(cond["uuid"])
         if call is None:
             self.trace.skipped["another node skipped the model call"] += 1
             return
         if self._hooked:
-            # Hooks (a LoRA on one conditioning) rewrite weights between conditionings: put this one's in place and look again.
+            # Hooks (a LoRA on one conditioning) rewrite weights between conditionings: put this one's in place and look
+            # again.
             guider.inner_model.current_patcher.apply_hooks(hooks=cond.get("hooks"))
             self._private = PrivatePass(guider.inner_model, self.block, self._checkpointing)
         references = [self._reference(guider.inner_model, person, x.device) for person in people]
         rows = run_rows(self._private, cond, call, x, sigma, self._sites, (RUN_KEY,))
         if rows is None:
             return
-        own, own_mask = self._people_gradient(guider.inner_model, rows, people, references, sigma, similarities)
+        gradient, mask, found = canvases
+        own, own_mask, own_found = self._people_gradient(
+            guider.inner_model, rows, people, references, sigma, similarities
+        )
         weight = rows.mult / cut(total, rows).clamp_min(1e-12)
         rows.paste(own * weight, gradient)
         cut(mask, rows).logical_or_(own_mask)
+        cut(found, rows).logical_or_(own_found)
 
-    def _people_gradient(self, base, rows: Rows, people, references, sigma, similarities) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum over people of gradient_k inside M_k (Eq. 9: the background's gradient is filtered out), and the union of the M_k."""
+    def _people_gradient(self, base, rows: Rows, people, references, sigma, similarities) -> tuple[torch.Tensor, ...]:
+        """Sum over people of gradient_k inside M_k (Eq. 9: the background's gradient is filtered out), the union of the
+        M_k that
+        were used, and of all that were found."""
         _, masks = face_maps(rows, people, self.settings)
         latent_size, feature_size = tuple(rows.x.shape[-2:]), tuple(rows.features.shape[-2:])
         everywhere = not self.settings.background_masking
         total = torch.zeros_like(rows.x)
         union = torch.zeros_like(rows.x[:, :1], dtype=torch.bool)
+        found = region.resize_mask(masks.any(dim=0), latent_size)[:, None]
         for k, person in enumerate(people):
             usable = self._usable(masks[k], person, rows)
             if not usable:
                 continue
             at_features = region.resize_mask(masks[k], feature_size) | everywhere
             at_latent = (region.resize_mask(masks[k], latent_size) | everywhere)[:, None].clone()
-            own = self._gradient(base, rows, references[k], at_features, usable, sigma, similarities, k + 1 < len(people))
+            own = self._gradient(
+                base, rows, references[k], at_features, usable, sigma, similarities, k + 1 < len(people)
+            )
             at_latent[[b for b in range(len(at_latent)) if b not in usable]] = False
             total += own * at_latent
             union |= at_latent
-        return total, union
+        return total, union, found
 
     def _usable(self, masks: torch.Tensor, person: Person, rows: Rows) -> list[int]:
         """Indices of the pictures in the batch whose mask can be used; the others are counted by reason."""
@@ -212,10 +236,13 @@ class GuidedRun:
                 self.trace.skipped[reason] += 1
         return usable
 
-    def _gradient(self, base, rows: Rows, reference, at_features, usable, sigma, similarities, keep_graph) -> torch.Tensor:
+    def _gradient(
+        self, base, rows: Rows, reference, at_features, usable, sigma, similarities, keep_graph
+    ) -> torch.Tensor:
         """dE/dz_t of one person, [B, C, h, w] float32.
 
-        dE/dh is taken in float32 on the detached feature and handed to the UNet's backward scaled to 1, because half precision
+        dE/dh is taken in float32 on the detached feature and handed to the UNet's backward scaled to 1, because half
+        precision
         would flush it to zero (cosine 0.69 to the true gradient instead of 0.999996).
         """
         s = self.settings
@@ -228,19 +255,30 @@ class GuidedRun:
         at_h = torch.autograd.grad(torch.stack(energies).sum(), leaf)[0]
         scale = at_h.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
         with self._private.guard():
-            at_x = torch.autograd.grad(rows.features, rows.x, (at_h / scale).to(rows.features.dtype), retain_graph=keep_graph)[0]
+            at_x = torch.autograd.grad(
+                rows.features, rows.x, (at_h / scale).to(rows.features.dtype), retain_graph=keep_graph
+            )[0]
         c_in = base.model_sampling.calculate_input(sigma, torch.ones_like(rows.x[:, :1, :1, :1]))
         return at_x.float() * scale / c_in
 
     def _reference(self, base: torch.nn.Module, person: Person, device: torch.device) -> torch.Tensor:
-        """[N, C] reference features inside the reference's face, made at the first guided step or taken from the cache."""
+        """[N, C] reference features inside the reference's face, made at the first guided step or taken from the
+        cache."""
         key = self._keys[person]
         if key not in self._references:
             latent = self._latents.pop(key).clone().to(device)
             arguments = dift.reference_arguments(base, person.conditioning, latent)
             sites = choose_sites(base.diffusion_model, self.block, tuple(latent.shape[-2:]))
             made = dift.compute(
-                self._private, sites, latent, person.face, arguments, person.record, self.settings, private_options({}), plain_attention
+                self._private,
+                sites,
+                latent,
+                person.face,
+                arguments,
+                person.record,
+                self.settings,
+                private_options({}),
+                plain_attention,
             )
             dift.remember(key, made)
             self._references[key] = made
@@ -248,16 +286,20 @@ class GuidedRun:
 
     # What the run leaves behind: the trace, for people.
 
-    def _note(self, guider: object, sigma: torch.Tensor, similarities: list[float], share: float, mask: torch.Tensor) -> None:
+    def _note(
+        self, guider: object, sigma: torch.Tensor, similarities: list[float], share: float, mask: torch.Tensor, found
+    ) -> None:
         value = float(sigma[0])
         mean = sum(similarities) / len(similarities) if similarities else float("nan")
         t = timestep_of(guider.inner_model.model_sampling, value)
-        self.trace.steps.append(Step(t, value, mean, share if similarities else float("nan"), mask[0, 0].cpu()))
+        share = share if similarities else float("nan")
+        self.trace.steps.append(Step(t, value, mean, share, mask[0, 0].cpu(), found[0, 0].cpu()))
         self.trace.mask = torch.nn.functional.interpolate(mask.float(), scale_factor=8, mode="nearest")[:, 0].cpu()
 
     def _skip(self, guider: object, x: torch.Tensor, sigma: torch.Tensor, reason: str) -> None:
         self.trace.skipped[reason] += 1
-        self._note(guider, sigma, [], float("nan"), torch.zeros_like(x[:, :1], dtype=torch.bool))
+        nothing = torch.zeros_like(x[:, :1], dtype=torch.bool)
+        self._note(guider, sigma, [], float("nan"), nothing, nothing)
 
     def report(self) -> None:
         """One line at the end, a warning when any call stayed unguided."""

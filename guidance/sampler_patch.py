@@ -13,11 +13,17 @@ from .unet import check_supported
 
 
 def patch(
-    model: object, vae: object, settings: Settings, by_hand: ByHand | None = None, observe: Callable[[Trace], None] | None = None
+    model: object,
+    vae: object,
+    settings: Settings,
+    by_hand: ByHand | None = None,
+    observe: Callable[[Trace], None] | None = None,
 ) -> object:
-    """A clone of a MODEL that any sampler node guides; at strength 0 or u 0 the clone is bare, so bit-equal to the model.
+    """A clone of a MODEL that any sampler node guides; at strength 0 or u 0 the clone is bare, so bit-equal to the
+    model.
 
-    A second RB-Guidance on the same model replaces the first: guiding twice is never meant. observe is called with the trace when
+    A second RB-Guidance on the same model replaces the first: guiding twice is never meant. observe is called with the
+    trace when
     a run ends. Raises: ValueError for models of other families.
     """
     check_supported(model)
@@ -38,7 +44,9 @@ def patch(
             if observe is not None:
                 observe(run.trace)
 
-    def predict_noise(executor: Callable, x: object, sigma: object, model_options: dict | None = None, *args, **kwargs) -> object:
+    def predict_noise(
+        executor: Callable, x: object, sigma: object, model_options: dict | None = None, *args, **kwargs
+    ) -> object:
         guider, run = executor.class_obj, run_of(model_options)
         if run is None or not run.wants(guider.inner_model, sigma):
             return executor(x, sigma, model_options or {}, *args, **kwargs)
@@ -51,7 +59,8 @@ def patch(
 
 
 def classic(model: object) -> object:
-    """On cores that stream weights (dynamic VRAM) the same model as a classic patcher, whose weights stay while autograd needs them."""
+    """On cores that stream weights (dynamic VRAM) the same model as a classic patcher, whose weights stay while
+    autograd needs them."""
     if getattr(model, "is_dynamic", None) is not None and model.is_dynamic():
         return model.get_non_dynamic_delegate()
     return model

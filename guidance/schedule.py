@@ -1,6 +1,8 @@
-"""Time: sigma (ComfyUI) to timestep t in 0..1000 (the paper), the guidance window, and the scale between the two latents.
+"""Time: sigma (ComfyUI) to timestep t in 0..1000 (the paper), the guidance window, and the scale between the two
+latents.
 
-The paper's z_t is variance preserving, ComfyUI's x is variance exploding: x = x0 + sigma * eps, z_t = x / sqrt(1 + sigma^2), and
+The paper's z_t is variance preserving, ComfyUI's x is variance exploding: x = x0 + sigma * eps, z_t = x / sqrt(1 +
+sigma^2), and
 sigma = sqrt((1 - abar_t) / abar_t).
 """
 
@@ -36,12 +38,14 @@ def sigma_to_timestep(sigma: float) -> float:
 
 
 def _counts_steps(model_sampling: object) -> bool:
-    """Whether the model itself is told t in 0..999 (eps, v); EDM and continuous v are told functions of sigma below 2."""
+    """Whether the model itself is told t in 0..999 (eps, v); EDM and continuous v are told functions of sigma below
+    2."""
     return float(model_sampling.timestep(model_sampling.sigma_max)) > 100
 
 
 def timestep_of(model_sampling: object, sigma: float) -> float:
-    """t of the model's own schedule where it has one, else of the same sigma in Stable Diffusion's (EDM, continuous v)."""
+    """t of the model's own schedule where it has one, else of the same sigma in Stable Diffusion's (EDM, continuous
+    v)."""
     if not _counts_steps(model_sampling):
         return sigma_to_timestep(sigma)
     return float(model_sampling.timestep(torch.as_tensor(sigma, dtype=torch.float32)))

@@ -20,7 +20,8 @@ class Settings:
     reduction, gain, clip: sum or mean in Eq. 8, a factor on the gradient, and its cap as a share of the CFG difference.
     sigma_scale: multiply the gradient by sqrt(1 - abar_t), which the score identity has and Eq. 11 lacks.
     background_masking: Eq. 9; off is the paper's ablation (match and guide over the whole picture).
-    block: output block whose result is the feature; -1 chooses by the model. ensemble: noises averaged for the reference.
+    block: output block whose result is the feature; -1 chooses by the model. ensemble: noises averaged for the
+    reference.
     reference_seed: seed of those noises. checkpointing: auto, on or off.
     """
 
@@ -48,7 +49,8 @@ class Settings:
         return self.strength == 0 or self.u == 0
 
     def in_mode(self, mode: Mode) -> Settings:
-        """`literal` is Eq. 8 to 11 as printed: the sum, no factor, no cap, no sigma scale. `calibrated` leaves the inputs be."""
+        """`literal` is Eq. 8 to 11 as printed: the sum, no factor, no cap, no sigma scale. `calibrated` leaves the
+        inputs be."""
         if mode == "literal":
             return replace(self, reduction="sum", gain=1.0, clip=0.0, sigma_scale=False)
         return self

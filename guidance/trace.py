@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -9,15 +10,18 @@ import numpy as np
 import torch
 
 WIDTH, HEIGHT, THUMBNAIL = 960, 540, 72
-INK, GRID, SCORE, SHARE = (35, 35, 40), (225, 225, 230), (31, 119, 180), (214, 100, 30)
+INK, GRID, SCORE, SHARE, REFUSED = (35, 35, 40), (225, 225, 230), (31, 119, 180), (214, 100, 30), (150, 60, 30)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One guided call of the model.
 
-    similarity: mean S of Eq. 8 over the people and pictures guided (NaN if none); share: RMS of the gradient over the RMS of the
-    noise prediction inside the mask. mask: boolean [h, w] of the batch's first picture, CPU.
+    similarity: mean S of Eq. 8 over the people and pictures guided (NaN if none); share: RMS of the gradient over the
+    RMS of the
+    noise prediction inside the mask. mask: boolean [h, w] of the batch's first picture, CPU, where it was guided;
+    found: the same
+    before masks that cannot be used (too large, say) were dropped.
     """
 
     t: float
@@ -25,6 +29,7 @@ class Step:
     similarity: float
     share: float
     mask: torch.Tensor
+    found: torch.Tensor
 
 
 @dataclass
@@ -42,11 +47,12 @@ class Trace:
         parts = [f"{len(values)} of {len(self.steps)} calls guided"]
         if values:
             parts.append(f"S {values[0]:.3f} to {values[-1]:.3f}")
-        parts += [f"{count} unguided: {reason}" for reason, count in self.skipped.items()]
+        parts += [f"unguided {count} times because {reason}" for reason, count in self.skipped.items()]
         return "RB-Guidance: " + "; ".join(parts)
 
     def plot(self) -> torch.Tensor:
-        """[1, H, W, 3] picture: S and the guided share over t, thumbnails of M_gen, and the reasons of unguided calls."""
+        """[1, H, W, 3] picture: S and the guided share over t, thumbnails of M_gen, and the reasons of unguided
+        calls."""
         from PIL import Image, ImageDraw
 
         canvas = Image.new("RGB", (WIDTH, HEIGHT), "white")
@@ -55,22 +61,34 @@ class Trace:
         values = [step.similarity for step in self.steps]
         shares = [step.share for step in self.steps]
         _chart(draw, (70, 50, WIDTH - 20, 230), values, "S, mean similarity of matched features", SCORE, self.steps)
-        _chart(draw, (70, 270, WIDTH - 20, 410), shares, "gradient / noise prediction, RMS in the mask", SHARE, self.steps)
-        for i, step in _spread(self.steps, (WIDTH - 90) // (THUMBNAIL + 8)):
-            thumb = Image.fromarray(step.mask.numpy().astype(np.uint8) * 255).resize((THUMBNAIL, THUMBNAIL), Image.NEAREST)
-            canvas.paste(thumb.convert("RGB"), (70 + i * (THUMBNAIL + 8), 430))
-            draw.rectangle((70 + i * (THUMBNAIL + 8), 430, 69 + i * (THUMBNAIL + 8) + THUMBNAIL, 429 + THUMBNAIL), outline=INK)
-            draw.text((70 + i * (THUMBNAIL + 8), 432 + THUMBNAIL), f"t {step.t:.0f}", fill=INK)
+        _chart(
+            draw, (70, 270, WIDTH - 20, 410), shares, "gradient / noise prediction, RMS in the mask", SHARE, self.steps
+        )
+        for place, i in enumerate(_spread(len(self.steps), (WIDTH - 90) // (THUMBNAIL + 8))):
+            corner = (70 + place * (THUMBNAIL + 8), 430)
+            thumb = _thumbnail(self.steps[i])
+            canvas.paste(thumb, corner)
+            draw.rectangle((*corner, corner[0] + thumb.width - 1, corner[1] + thumb.height - 1), outline=INK)
+            draw.text((corner[0], corner[1] + THUMBNAIL + 2), f"t {self.steps[i].t:.0f}", fill=INK)
         draw.text((14, 430), "M_gen", fill=INK)
         return torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255)[None]
 
 
-def _spread(steps: list[Step], room: int) -> list[tuple[int, Step]]:
-    """At most `room` steps, evenly spread, with their places."""
-    if not steps:
-        return []
-    chosen = np.unique(np.linspace(0, len(steps) - 1, min(room, len(steps))).round().astype(int))
-    return [(place, steps[i]) for place, i in enumerate(chosen)]
+def _thumbnail(step: Step):
+    """M_gen in white; what was found but could not be used in rust."""
+    from PIL import Image
+
+    picture = np.zeros((*step.found.shape, 3), np.uint8)
+    picture[step.found.numpy()] = REFUSED
+    picture[step.mask.numpy()] = 255
+    scale = THUMBNAIL / max(step.found.shape)
+    h, w = (max(round(side * scale), 1) for side in step.found.shape)
+    return Image.fromarray(picture).resize((w, h), Image.NEAREST)
+
+
+def _spread(count: int, room: int) -> list[int]:
+    """At most `room` of `count` places, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(room, count)).round().astype(int)).tolist() if count else []
 
 
 def _chart(draw, box: tuple, values: list[float], title: str, colour: tuple, steps: list[Step]) -> None:
@@ -92,12 +110,11 @@ def _chart(draw, box: tuple, values: list[float], title: str, colour: tuple, ste
         (x0 + 10 + (x1 - x0 - 20) * i / max(len(values) - 1, 1), y1 - (y1 - y0) * (v - low) / (high - low))
         for i, v in enumerate(values)
     ]
-    for (a, va), (b, vb) in zip(zip(places, values), zip(places[1:], values[1:])):
+    for (a, va), (b, vb) in itertools.pairwise(zip(places, values, strict=True)):
         if va == va and vb == vb:
             draw.line((*a, *b), fill=colour, width=3)
-    for (x, y), v in zip(places, values):
+    for (x, y), v in zip(places, values, strict=True):
         if v == v:
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
-    for i, step in _spread(steps, 12):
-        index = steps.index(step)
-        draw.text((places[index][0] - 10, y1 + 4), f"{step.t:.0f}", fill=INK)
+    for i in _spread(len(steps), 12):
+        draw.text((places[i][0] - 10, y1 + 4), f"{steps[i].t:.0f}", fill=INK)

@@ -1,4 +1,5 @@
-"""What RB-Guidance needs to know of a loaded model: whether it fits, where its features are, what a pass costs in memory."""
+"""What RB-Guidance needs to know of a loaded model: whether it fits, where its features are, what a pass costs in
+memory."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from .attention import transformer_sites
 
 
 def check_supported(model_patcher: object) -> None:
-    """Accept by structure: a 2D UNet of the SD1.x, SD2.x or SDXL kind with eps, v or EDM sampling. Others are refused by name.
+    """Accept by structure: a 2D UNet of the SD1.x, SD2.x or SDXL kind with eps, v or EDM sampling. Others are refused
+    by name.
 
     Raises: ValueError with one sentence for the user.
     """
@@ -24,16 +26,21 @@ def check_supported(model_patcher: object) -> None:
         raise ValueError(f"{wanted}, but this model is {name}; connect a model of one of those families.")
     sampling = model_patcher.get_model_object("model_sampling")
     if not isinstance(sampling, (comfy.model_sampling.EPS, comfy.model_sampling.EDM)):
-        raise ValueError(f"{wanted} with eps, v or EDM prediction, but this model samples another way; remove the flow patch.")
+        raise ValueError(
+            f"{wanted} with eps, v or EDM prediction, but this model samples another way; remove the flow patch."
+        )
     kinds = {type(layer).__name__ for layer in unet.modules()}
     if kinds & {"VideoResBlock", "SpatialVideoTransformer"}:
         raise ValueError(f"{wanted}, but this model ({name}) makes video; connect a model of pictures.")
     if not transformer_sites(unet, len(unet.output_blocks) - 1):
-        raise ValueError(f"{wanted}, but this model ({name}) has no cross-attention; connect a model that reads a prompt.")
+        raise ValueError(
+            f"{wanted}, but this model ({name}) has no cross-attention; connect a model that reads a prompt."
+        )
 
 
 def default_block(unet: torch.nn.Module) -> int:
-    """The end of the first up level that has attention: output block 5 of SD1.5 (DIFT's up_blocks[1]), 2 of SDXL (up_blocks[0])."""
+    """The end of the first up level that has attention: output block 5 of SD1.5 (DIFT's up_blocks[1]), 2 of SDXL
+    (up_blocks[0])."""
     attends = False
     for number, block in enumerate(unet.output_blocks):
         attends = attends or any(hasattr(layer, "transformer_blocks") for layer in block)
@@ -46,14 +53,17 @@ def feature_block(unet: torch.nn.Module, requested: int) -> int:
     """The output block to leave after; -1 chooses. Raises ValueError with the range."""
     last = len(unet.output_blocks) - 1
     if requested > last:
-        raise ValueError(f"Feature block {requested} does not exist in this model; use 0 to {last}, or -1 to let the model choose.")
+        raise ValueError(
+            f"Feature block {requested} does not exist in this model; use 0 to {last}, or -1 to let the model choose."
+        )
     return default_block(unet) if requested < 0 else requested
 
 
 def activation_bytes(unet: torch.nn.Module, exit_block: int, batch: int, size: tuple[int, int], itemsize: int) -> int:
     """What autograd holds for one pass without checkpointing, from counts of saved tensors.
 
-    A residual block keeps about 10 tensors of its output's size, a transformer block about 22. Against the measured 344 MiB of
+    A residual block keeps about 10 tensors of its output's size, a transformer block about 22. Against the measured 344
+    MiB of
     SD1.5 at 64x64 and 3.9 GiB of SDXL at 128x128 in half precision this is within a fifth.
     """
     tokens = batch * size[0] * size[1]
@@ -79,7 +89,8 @@ def activation_bytes(unet: torch.nn.Module, exit_block: int, batch: int, size: t
 
 
 def cast_bytes(unet: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> int:
-    """Weights that are cast or moved layer by layer; autograd would hold a copy of each until the backward has passed it."""
+    """Weights that are cast or moved layer by layer; autograd would hold a copy of each until the backward has passed
+    it."""
     return sum(
         p.numel() * dtype.itemsize
         for p in unet.parameters()

@@ -22,12 +22,17 @@ class FaceMaskFromAttention(io.ComfyNode):
                 node_id="OmniPortraitFaceMaskFromAttention",
                 display_name="Face Mask From Attention",
                 category=CATEGORY,
-                description="Finds the person in a latent by where the model's attention looks for the subject's word. One model call; "
+                description="Finds the person in a latent by where the model's attention looks for the subject's "
+                "word. One model call; "
                 "use it to see what RB-Guidance would take for the face, or as a mask for anything else.",
                 inputs=[
                     io.Model.Input("model", tooltip="A Stable Diffusion 1.x, 2.x or SDXL model. It is not changed."),
-                    io.Conditioning.Input("conditioning", tooltip="From Pivot Conditioning: it knows which word is the person."),
-                    io.Latent.Input("latent", tooltip="The latent to look at: a finished picture, or one in the making."),
+                    io.Conditioning.Input(
+                        "conditioning", tooltip="From Pivot Conditioning: it knows which word is the person."
+                    ),
+                    io.Latent.Input(
+                        "latent", tooltip="The latent to look at: a finished picture, or one in the making."
+                    ),
                     io.Int.Input(
                         "seed",
                         default=0,
@@ -42,7 +47,8 @@ class FaceMaskFromAttention(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.01,
-                        tooltip="How far into sampling to look: 0 is pure noise, 1 the finished picture. 0.4 is where RB-Guidance starts "
+                        tooltip="How far into sampling to look: 0 is pure noise, 1 the finished picture. 0.4 is where "
+                        "RB-Guidance starts "
                         "(t = 600).",
                     ),
                     *region_inputs(),
@@ -66,8 +72,14 @@ class FaceMaskFromAttention(io.ComfyNode):
                     ),
                 ],
                 outputs=[
-                    io.Mask.Output("mask", display_name="mask", tooltip="The face at the picture's size: the map cut at beta."),
-                    io.Image.Output("heat_map", display_name="heat map", tooltip="The refined attention map (Eq. 6), bright where it looks."),
+                    io.Mask.Output(
+                        "mask", display_name="mask", tooltip="The face at the picture's size: the map cut at beta."
+                    ),
+                    io.Image.Output(
+                        "heat_map",
+                        display_name="heat map",
+                        tooltip="The refined attention map (Eq. 6), bright where it looks.",
+                    ),
                 ],
             ),
             "omniportrait",
@@ -92,11 +104,14 @@ class FaceMaskFromAttention(io.ComfyNode):
         samples = latent["samples"]
         if sigma <= 0:
             sampling = model.get_model_object("model_sampling")
-            sigma = min(max(float(sampling.percent_to_sigma(percent)), float(sampling.sigma_min)), float(sampling.sigma_max))
+            sigma = min(
+                max(float(sampling.percent_to_sigma(percent)), float(sampling.sigma_min)), float(sampling.sigma_max)
+            )
         maps, masks = find_faces(model, conditioning, samples, seed, sigma, Settings(**region))
         if person > len(maps):
             raise ValueError(
-                f"There is no person {person}: the conditioning names {len(maps)}; choose 1 to {len(maps)}, or 0 for everybody."
+                f"There is no person {person}: the conditioning names {len(maps)}; choose 1 to {len(maps)}, or 0 for "
+                "everybody."
             )
         chosen = slice(None) if person == 0 else slice(person - 1, person)
         size = (samples.shape[-2] * 8, samples.shape[-1] * 8)

@@ -18,7 +18,8 @@ def region_inputs() -> list[io.Input]:
             default=DEFAULT.gamma,
             min=1,
             max=8,
-            tooltip="How often the attention map is normalised and raised to alpha before it becomes the face mask (Eq. 6). Higher "
+            tooltip="How often the attention map is normalised and raised to alpha before it becomes the face mask "
+            "(Eq. 6). Higher "
             "values draw the mask tighter.",
         ),
         io.Float.Input(
@@ -35,7 +36,8 @@ def region_inputs() -> list[io.Input]:
             min=0.01,
             max=0.99,
             step=0.01,
-            tooltip="Where the refined map is cut into face and not face. Lower it when the mask misses part of the face.",
+            tooltip="Where the refined map is cut into face and not face. Lower it when the mask misses part of the "
+            "face.",
         ),
     ]
 
@@ -47,7 +49,8 @@ def refinement_input() -> io.Input:
             "refinement",
             options=["outer", "inner"],
             default=DEFAULT.refinement,
-            tooltip="Where the self-attention acts in Eq. 6: outer = once, after the powers, as the paper prints it; inner = inside "
+            tooltip="Where the self-attention acts in Eq. 6: outer = once, after the powers, as the paper prints it; "
+            "inner = inside "
             "the loop, each time.",
         )
     )
@@ -68,7 +71,8 @@ def strength_inputs() -> list[io.Input]:
             "mode",
             options=["calibrated", "literal"],
             default="calibrated",
-            tooltip="calibrated: mean over the matched points, gain and clip as set below, a visible effect. literal: Eq. 8 to 11 "
+            tooltip="calibrated: mean over the matched points, gain and clip as set below, a visible effect. literal: "
+            "Eq. 8 to 11 "
             "exactly as the paper prints them (sum, no gain, no clip), which is far weaker.",
         ),
     ]
@@ -91,7 +95,8 @@ def paper_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Guide while the timestep is at or below this share of 1000 (Eq. 11): the later, low-noise part of sampling. 0 "
+            tooltip="Guide while the timestep is at or below this share of 1000 (Eq. 11): the later, low-noise part "
+            "of sampling. 0 "
             "switches the guidance off.",
         ),
         io.Int.Input(
@@ -113,7 +118,8 @@ def _open_choices() -> list[io.Input]:
             "reduction",
             options=["mean", "sum"],
             default=DEFAULT.reduction,
-            tooltip="Mean or sum of the similarity over the reference's points (Eq. 8). The paper prints the sum, whose gradient "
+            tooltip="Mean or sum of the similarity over the reference's points (Eq. 8). The paper prints the sum, "
+            "whose gradient "
             "shrinks as the face grows. Mode literal uses the sum.",
         ),
         io.Float.Input(
@@ -130,25 +136,29 @@ def _open_choices() -> list[io.Input]:
             min=0.0,
             max=10.0,
             step=0.01,
-            tooltip="Cap on the gradient inside the face, as a share of what classifier-free guidance adds there. 0 is no cap. Mode "
+            tooltip="Cap on the gradient inside the face, as a share of what classifier-free guidance adds there. 0 "
+            "is no cap. Mode "
             "literal uses 0.",
         ),
         io.Boolean.Input(
             "sigma_scale",
             default=DEFAULT.sigma_scale,
-            tooltip="Multiply the gradient by sqrt(1 - alpha_bar), which the score identity has and Eq. 11 drops: weaker late steps.",
+            tooltip="Multiply the gradient by sqrt(1 - alpha_bar), which the score identity has and Eq. 11 drops: "
+            "weaker late steps.",
         ),
         io.Boolean.Input(
             "background_masking",
             default=DEFAULT.background_masking,
-            tooltip="Keep the gradient inside the face (Eq. 9). Off is the paper's ablation: it also changes the background.",
+            tooltip="Keep the gradient inside the face (Eq. 9). Off is the paper's ablation: it also changes the "
+            "background.",
         ),
         io.Int.Input(
             "feature_block",
             default=DEFAULT.block,
             min=-1,
             max=11,
-            tooltip="Output block of the UNet whose result is the feature. -1 chooses: 5 for SD1.5, 2 for SDXL. Lower is faster and "
+            tooltip="Output block of the UNet whose result is the feature. -1 chooses: 5 for SD1.5, 2 for SDXL. Lower "
+            "is faster and "
             "coarser.",
         ),
         io.Int.Input(

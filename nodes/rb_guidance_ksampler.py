@@ -22,11 +22,14 @@ class RBGuidanceKSampler(io.ComfyNode):
                 node_id="OmniPortraitRBGuidanceKSampler",
                 display_name="RB-Guidance KSampler",
                 category=CATEGORY,
-                description="KSampler that brings the fine detail of the reference face into the picture, inside the face only. Also "
+                description="KSampler that brings the fine detail of the reference face into the picture, inside the "
+                "face only. Also "
                 "gives the face mask it used and a plot of the similarity at each step.",
                 inputs=[
                     io.Model.Input("model", tooltip="A Stable Diffusion 1.x, 2.x or SDXL model. It is not changed."),
-                    io.Vae.Input("vae", tooltip="The VAE of the model's checkpoint; it encodes the reference face once."),
+                    io.Vae.Input(
+                        "vae", tooltip="The VAE of the model's checkpoint; it encodes the reference face once."
+                    ),
                     io.Int.Input(
                         "seed",
                         default=0,
@@ -35,7 +38,9 @@ class RBGuidanceKSampler(io.ComfyNode):
                         control_after_generate=True,
                         tooltip="Seed of the noise, as in KSampler.",
                     ),
-                    io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Sampling steps; the paper uses 50 with DDIM."),
+                    io.Int.Input(
+                        "steps", default=30, min=1, max=10000, tooltip="Sampling steps; the paper uses 50 with DDIM."
+                    ),
                     io.Float.Input(
                         "cfg",
                         default=7.5,
@@ -57,7 +62,9 @@ class RBGuidanceKSampler(io.ComfyNode):
                         default="normal",
                         tooltip="Noise schedule, as in KSampler.",
                     ),
-                    io.Conditioning.Input("positive", tooltip="From Pivot Conditioning: it knows whose face belongs to which word."),
+                    io.Conditioning.Input(
+                        "positive", tooltip="From Pivot Conditioning: it knows whose face belongs to which word."
+                    ),
                     io.Conditioning.Input("negative", tooltip="What the picture should not show."),
                     io.Latent.Input("latent_image", tooltip="The latent to denoise: empty for a new picture."),
                     io.Float.Input(
@@ -73,11 +80,14 @@ class RBGuidanceKSampler(io.ComfyNode):
                 ],
                 outputs=[
                     io.Latent.Output("latent", display_name="latent", tooltip="The denoised latent."),
-                    io.Mask.Output("face_mask", display_name="face mask", tooltip="The face mask of the last guided step (M_gen)."),
+                    io.Mask.Output(
+                        "face_mask", display_name="face mask", tooltip="The face mask of the last guided step (M_gen)."
+                    ),
                     io.Image.Output(
                         "trace",
                         display_name="trace",
-                        tooltip="Plot of the similarity S and of the guidance's share of the noise prediction at each guided step, with "
+                        tooltip="Plot of the similarity S and of the guidance's share of the noise prediction at each "
+                        "guided step, with "
                         "the masks.",
                     ),
                 ],

@@ -1,4 +1,5 @@
-"""What every node of the pack shares: its category, the custom socket types and two helpers for schema features that old cores lack."""
+"""What every node of the pack shares: its category, the custom socket types and two helpers for schema features that
+old cores lack."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ FaceReferenceSocket = io.Custom("FACE_REFERENCE")
 def advanced(widget: io.Input) -> io.Input:
     """Fold an input under "advanced" where the web page knows how.
 
-    Set after construction: ComfyUI 0.3.75's constructors raise TypeError on the keyword and would take the whole pack down.
+    Set after construction: ComfyUI 0.3.75's constructors raise TypeError on the keyword and would take the whole pack
+    down.
     """
     if hasattr(widget, "advanced"):
         widget.advanced = True

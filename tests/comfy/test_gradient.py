@@ -70,7 +70,9 @@ def deep_copy_gradient(model, x, arguments):
 
         leaf = x.clone().requires_grad_(True)
         arguments = {k: v.clone() if torch.is_tensor(v) else v for k, v in arguments.items()}
-        base._apply_model(leaf, torch.full((1,), SIGMA), transformer_options={"patches": {"output_block_patch": [keep]}}, **arguments)
+        base._apply_model(
+            leaf, torch.full((1,), SIGMA), transformer_options={"patches": {"output_block_patch": [keep]}}, **arguments
+        )
         return torch.autograd.grad(energy_at(seen["h"].float()), leaf)[0]
 
 
@@ -147,7 +149,9 @@ def one_step(model, vae, cfg=7.5, settings=None, sigma=SIGMA):
         return rows
 
     class Once(comfy.samplers.Sampler):
-        def sample(self, wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        def sample(
+            self, wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+        ):
             return wrap(noise * sigmas[0], sigmas[0].expand(len(noise)), **extra_args)
 
     def call(m):
@@ -156,7 +160,9 @@ def one_step(model, vae, cfg=7.5, settings=None, sigma=SIGMA):
             guider.set_conds(small.annotated(model), small.conditioning(model, 2))
             guider.set_cfg(cfg)
             noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(3))
-            return guider.sample(noise, torch.zeros_like(noise), Once(), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
+            return guider.sample(
+                noise, torch.zeros_like(noise), Once(), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0
+            )
 
     inner = []
 
@@ -273,5 +279,7 @@ def test_repeated_columns_are_summed():
     once.cross["b"], once.sizes["b"], once.self_["b"] = (q, k, 2), (4, 4), (q, q, 2)
     twice.cross["b"], twice.sizes["b"], twice.self_["b"] = (q, k.repeat(1, 2, 1), 2), (4, 4), (q, q, 2)
     torch.testing.assert_close(twice.token_map(3, 5), once.token_map(3, 5))
-    explicit = [torch.softmax(q[0, :, h * 4 : h * 4 + 4] @ k[0, :, h * 4 : h * 4 + 4].T / 2, dim=1)[:, 3] for h in range(2)]
+    explicit = [
+        torch.softmax(q[0, :, h * 4 : h * 4 + 4] @ k[0, :, h * 4 : h * 4 + 4].T / 2, dim=1)[:, 3] for h in range(2)
+    ]
     torch.testing.assert_close(once.token_map(3, 5)[0].flatten(), torch.stack(explicit).mean(dim=0))

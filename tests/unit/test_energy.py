@@ -45,7 +45,9 @@ def test_gradient_against_finite_differences(world, reduction, monkeypatch):
     leaf = z.clone().requires_grad_(True)
     value, _ = E.feature_energy(reference, net(leaf)[0], mask, P, reduction)
     gradient = torch.autograd.grad(value, leaf)[0]
-    assert float(value.detach()) == pytest.approx(float(double_energy(reference, net(z)[0], mask, reduction)), rel=1e-12)
+    assert float(value.detach()) == pytest.approx(
+        float(double_energy(reference, net(z)[0], mask, reduction)), rel=1e-12
+    )
     h = 1e-6
     for index in [(0, 0, 2, 3), (0, 1, 1, 2), (0, 3, 4, 4), (0, 2, 3, 2), (0, 0, 0, 0)]:
         step = torch.zeros_like(z)

@@ -38,7 +38,9 @@ def test_nested_form_against_plain_python():
     grid = random_maps(3, 1)[0].tolist()
     for _ in range(3):
         grid = [[v**2 for v in row] for row in naive_norm(grid)]
-    torch.testing.assert_close(region.nested_norm(random_maps(3, 1), 2.0, 3)[0], torch.tensor(grid, dtype=torch.float64))
+    torch.testing.assert_close(
+        region.nested_norm(random_maps(3, 1), 2.0, 3)[0], torch.tensor(grid, dtype=torch.float64)
+    )
 
 
 def test_outer_form_is_as_printed():
@@ -120,7 +122,9 @@ def test_disjoint_gives_each_point_to_the_strongest():
         for y in range(5):
             for x in range(5):
                 best = max(range(3), key=lambda k: refined[k, b, y, x])
-                assert [bool(split[k, b, y, x]) for k in range(3)] == [k == best and bool(masks[k, b, y, x]) for k in range(3)]
+                assert [bool(split[k, b, y, x]) for k in range(3)] == [
+                    k == best and bool(masks[k, b, y, x]) for k in range(3)
+                ]
 
 
 def test_one_person_keeps_the_mask():

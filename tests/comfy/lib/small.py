@@ -57,7 +57,15 @@ SDXL_FULL = SDXL | dict(
 )
 
 
-def unet(config_class, shape: dict, seed: int = 0, dtype=torch.float32, manual_cast=None, inference: bool = True, v_prediction=False):
+def unet(
+    config_class,
+    shape: dict,
+    seed: int = 0,
+    dtype=torch.float32,
+    manual_cast=None,
+    inference: bool = True,
+    v_prediction=False,
+):
     """A ModelPatcher; weights are inference tensors unless `inference` is False."""
     with torch.inference_mode(inference):
         config = config_class(dict(shape, dtype=dtype))
@@ -135,7 +143,7 @@ def sample(
     sampler: str = "euler",
     scheduler: str = "normal",
     latent=None,
-    size=(32, 32),
+    size=(16, 16),
     batch: int = 1,
     **options,
 ) -> torch.Tensor:
@@ -145,5 +153,16 @@ def sample(
         negative = conditioning(model, 2) if negative is None else negative
         noise = comfy.sample.prepare_noise(latent, seed)
         return comfy.sample.sample(
-            model, noise, steps, cfg, sampler, scheduler, positive, negative, latent, seed=seed, disable_pbar=True, **options
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive,
+            negative,
+            latent,
+            seed=seed,
+            disable_pbar=True,
+            **options,
         )
