@@ -68,10 +68,15 @@ def find_faces(
     Raises: ValueError without an identity record, for other model families, and when the call did not reach the
     conditioning.
     """
-    import comfy.sample
     import comfy.samplers
 
     check_supported(model)
+    channels = model.model.latent_format.latent_channels
+    if latent.ndim != 4 or latent.shape[1] != channels:
+        raise ValueError(
+            f"This latent has the shape {list(latent.shape)}, but the model works on pictures of {channels} channels; "
+            "connect a latent made for this model, from its VAE or Empty Latent Image."
+        )
     patched = classic(model).clone()
     uninstall(patched)
     found: list[Search] = []
@@ -119,7 +124,7 @@ def find_faces(
     guider = comfy.samplers.CFGGuider(patched)
     guider.set_conds(conditioning, [])
     guider.set_cfg(1.0)
-    noise = comfy.sample.prepare_noise(latent, seed)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))  # not the global generator
     sigmas = torch.tensor([sigma, 0.0])
     guider.sample(noise, latent, OneCall(), sigmas, disable_pbar=True, seed=seed)
     if not found or not found[0].maps:

@@ -1,7 +1,9 @@
 """The identity record: how a CONDITIONING says which of its tokens is which person.
 
-A CONDITIONING holds no words, so Pivot Conditioning writes what it knows into the conditioning's own dictionary, as core does
-for ControlNet. It therefore survives Combine, Set Area, Set Mask and ControlNet Apply, and RB-Guidance and the mask node read it.
+A CONDITIONING holds no words, so Pivot Conditioning writes what it knows into the conditioning's own dictionary, as
+core does
+for ControlNet. It therefore survives Combine, Set Area, Set Mask and ControlNet Apply, and RB-Guidance and the mask
+node read it.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ class IdentityRecord:
     """One person in one conditioning.
 
     text, subject, occurrence: the prompt, the word that names the person and which of its repetitions (0 is the first).
-    token_index: column of the subject's last sub-token in the conditioning, counted over all of ComfyUI's 77-token chunks.
+    token_index: column of the subject's last sub-token in the conditioning, counted over all of ComfyUI's 77-token
+    chunks.
     token_count: the conditioning's own number of tokens; longer keys at sampling time are this many repeated.
     region: [1, H, W] mask in 0..1 that limits this person to a part of the picture, or None.
-    reference_conditioning: CONDITIONING of "a photo of a {subject}" (with the pivot, if any) for the reference features.
+    reference_conditioning: CONDITIONING of "a photo of a {subject}" (with the pivot, if any) for the reference
+    features.
     reference_token_index: column of the subject's last sub-token in that conditioning.
     """
 

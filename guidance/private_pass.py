@@ -48,9 +48,11 @@ def storage_view(tensor: torch.Tensor) -> torch.Tensor:
 
 def _own_view(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """Views for plain tensors; quantised subclasses keep their own class, whose operations dequantise."""
-    if tensor is None or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        return tensor
-    return storage_view(tensor)
+    return tensor if tensor is None or _subclass(tensor) else storage_view(tensor)
+
+
+def _subclass(tensor: torch.Tensor) -> bool:
+    return type(tensor) not in (torch.Tensor, torch.nn.Parameter)
 
 
 def private_tree(
@@ -107,7 +109,7 @@ class PlainTensors(TorchFunctionMode):
         self, func: Callable, types_: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
         def plain(value: object) -> object:
-            if type(value) in (torch.Tensor, torch.nn.Parameter) and value.is_inference():
+            if isinstance(value, torch.Tensor) and not _subclass(value) and value.is_inference():
                 return storage_view(value)
             if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
                 return type(value)(plain(each) for each in value)
@@ -140,6 +142,8 @@ class PrivatePass:
         self.base = base.__class__.__new__(base.__class__)
         self.base.__dict__.update(base.__dict__)
         self.base.__dict__["_modules"] = {**base._modules, "diffusion_model": tree}
+        self.quantised = next((type(p).__name__ for p in tree.parameters() if _subclass(p)), None)
+        """Class of weights that are not plain tensors, for the message when they turn out to have no gradient."""
         self._alias_everything = False
 
     def features(

@@ -29,6 +29,9 @@ from .unet import activation_bytes, cast_bytes, feature_block
 
 log = logging.getLogger("omniportrait")
 
+OUT_OF_MEMORY = torch.cuda.OutOfMemoryError
+"""Exists in every build of PyTorch, and is the very class that newer ones call torch.OutOfMemoryError."""
+
 MEMORY_SHARE = 0.5
 """Checkpointing starts when a pass would take more than this share of the free memory."""
 
@@ -48,6 +51,7 @@ class GuidedRun:
         self._private: PrivatePass | None = None
         self._hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
         self._references: dict[tuple, ReferenceFeatures] = {}
+        self._rows: dict[tuple, torch.Tensor] = {}
         self._latents: dict[tuple, torch.Tensor] = {}
         self._keys: dict[Person, tuple] = {}
         self._prepare_references(vae, noise)
@@ -88,22 +92,24 @@ class GuidedRun:
         cannot guide."""
         import comfy.model_management
 
-        try:
-            return self._guide(guider, x, sigma, denoised)
-        except comfy.model_management.InterruptProcessingException:
-            raise
-        except torch.OutOfMemoryError:
-            self._private = None  # views and checkpoints of the failed attempt
-            comfy.model_management.soft_empty_cache()
-        try:
-            return self._guide(guider, x, sigma, denoised, checkpointing=True)
-        except torch.OutOfMemoryError:
-            comfy.model_management.soft_empty_cache()
-            self._skip(guider, x, sigma, "out of memory")
-            return denoised
+        for checkpointing in (False, True):
+            try:
+                return self._guide(guider, x, sigma, denoised, checkpointing)
+            except OUT_OF_MEMORY:
+                self._private = None  # drop the failed attempt's views, then free what it held
+                comfy.model_management.soft_empty_cache()
+            except RuntimeError as error:
+                if self._private is None or self._private.quantised is None:
+                    raise
+                raise ValueError(
+                    f"RB-Guidance needs a gradient through the model, and its {self._private.quantised} weights have "
+                    "none; load the model in fp16, bf16 or plain fp8 instead."
+                ) from error
+        self._skip(guider, x, sigma, "memory ran out, even with checkpointing")
+        return denoised
 
     def _guide(
-        self, guider: object, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor, checkpointing: bool = False
+        self, guider: object, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor, checkpointing: bool
     ) -> torch.Tensor:
         s = self.settings
         with torch.inference_mode(False), torch.enable_grad():
@@ -125,9 +131,9 @@ class GuidedRun:
             else:
                 yardstick = self.listener.cfg_difference.clone() / sigma.view(-1, 1, 1, 1)
             inside = mask.float()
-            gradient = s.strength * limit(gradient * s.gain, yardstick, inside, s.clip)
             if s.sigma_scale:
-                gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)
+                gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)  # sqrt(1 - abar_t)
+            gradient = s.strength * limit(gradient * s.gain, yardstick, inside, s.clip)
             share_of_noise = masked_rms(gradient, inside) / masked_rms(noise_prediction, inside).clamp_min(1e-12)
             self._note(guider, sigma, similarities, float(share_of_noise.mean()), mask, found)
             return denoised_plain - sigma.view(-1, 1, 1, 1) * gradient
@@ -282,7 +288,9 @@ class GuidedRun:
             )
             dift.remember(key, made)
             self._references[key] = made
-        return self._references[key].rows(device)
+        if key not in self._rows:
+            self._rows[key] = self._references[key].rows(device)
+        return self._rows[key]
 
     # What the run leaves behind: the trace, for people.
 
