@@ -1,4 +1,4 @@
-"""The one door for people: `python run.py demo`, `test`, `serve`, `bench`, `train`.
+"""The one door for people: `python run.py demo`, `serve`, `test`, `lint`, `bench`, `train`.
 
 Needs Python 3.10 to 3.12 with pip and nothing else. The first call makes `.omniportrait/` beside this file: a virtual
 environment with the exact versions of requirements-dev.lock and a ComfyUI; later calls reuse it. Only the standard
@@ -223,6 +223,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
     plain = {"parents": [comfy], "add_help": False}
     commands.add_parser("test", help="all tests; further arguments go to pytest", **plain)
+    commands.add_parser("lint", help="ruff over the repository", **plain)
     for name, folder in SCRIPTS.items():
         script = commands.add_parser(name, help=f"run {folder}/<name>.py with its arguments", **plain)
         script.add_argument("name", nargs="?")
@@ -235,6 +236,8 @@ def command_line(options: argparse.Namespace, rest: list[str], python: Path) -> 
         chosen = any((ROOT / word.split("::")[0]).exists() for word in rest if not word.startswith("-"))
         places = [] if chosen else ["tests"]
         return [python, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir=tests", *places, *rest]
+    if options.command == "lint":
+        return [python, "-m", "ruff", "check", ROOT, *rest]
     if options.command in SCRIPTS:
         return [python, script_path(SCRIPTS[options.command], options.name), *rest]
     return [python, __file__, *sys.argv[1:]]
@@ -252,7 +255,7 @@ def script_path(folder: str, name: str | None) -> Path:
 
 def main() -> int:
     options, rest = parse(sys.argv[1:])
-    if options.command not in ("test", *SCRIPTS) and rest:
+    if options.command in ("demo", "serve") and rest:
         raise SystemExit(f"{options.command} does not know {rest[0]}; see `python run.py {options.command} --help`.")
     if options.comfyui:
         check_comfyui(options.comfyui)

@@ -1,8 +1,8 @@
 """The demo model as ComfyUI sees it: SD1.5's shape at any width, found by what is in the file.
 
-A demo checkpoint is laid out as an SD1.5 checkpoint (`model.diffusion_model.`, `cond_stage_model.`, `first_stage_model.`
-with a VAE of TAESD's shape) plus one small tensor, MARK, without which nothing here touches a checkpoint. All widths and
-depths are read from the weights; MARK holds what shapes do not tell.
+A demo checkpoint is laid out as an SD1.5 checkpoint (`model.diffusion_model.`, `cond_stage_model.`, and
+`first_stage_model.` with a VAE of TAESD's shape) plus one small tensor, MARK, without which nothing here touches a
+checkpoint. All widths and depths are read from the weights; MARK holds what shapes do not tell.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""`run.py demo` and `run.py serve`, inside the environment: start ComfyUI, and for the demo make one portrait with it."""
+"""`run.py demo` and `run.py serve`, inside the environment: start ComfyUI, and for the demo make one portrait."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import signal
@@ -22,6 +21,7 @@ CUSTOM_NODES = {"comfyui-omniportrait": ROOT, "omniportrait-demo": ROOT / "demo"
 WORKFLOW = ROOT / "workflows" / "api" / "omniportrait_demo.json"
 DEMO_CHECKPOINT = "omniportrait_demo.safetensors"
 PHOTO = "omniportrait_photo.png"
+SECOND_PHOTO = "omniportrait_photo_2.png"
 SUBJECTS = "woman man girl boy lady gentleman person child face".split()
 MODEL_FOLDERS = (
     "checkpoints clip clip_vision configs controlnet diffusion_models embeddings facexlib ipadapter loras photomaker "
@@ -88,13 +88,20 @@ def save_photo(photo: Path | None, target: Path) -> None:
     picture.save(target)
 
 
+def second_photo() -> Path:
+    """A photograph of somebody else, for the workflow with two people (matplotlib's, public domain)."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
+
+
 def demo_checkpoint(python: Path, comfyui: Path) -> Path:
     """The trained demo model where the repository has it, else random weights of its shape."""
     trained = ROOT / "demo" / "weights" / DEMO_CHECKPOINT
     if trained.is_file():
         return trained
     print("The trained demo model is not there yet: this run uses RANDOM WEIGHTS of the same shape, so the portrait is")
-    print("coloured noise. The nodes, the guidance and everything else are real. For a person use --checkpoint.", flush=True)
+    print("coloured noise. The nodes, the guidance and all else are real. For a person use --checkpoint.", flush=True)
     made = ROOT / ".omniportrait" / f"random_{DEMO_CHECKPOINT}"
     script = ROOT / "demo" / "random_weights.py"
     if not made.is_file() or made.stat().st_mtime < script.stat().st_mtime:
@@ -208,6 +215,7 @@ def save_outputs(server: ComfyServer, prompt: dict, outputs: dict, output: Path)
 def serve(options: argparse.Namespace, comfyui: Path) -> None:
     python = python_for(comfyui)
     prepare_base(python, comfyui, None, need_model=True)
+    save_photo(second_photo(), BASE / "input" / SECOND_PHOTO)
     shelf = BASE / "user" / "default" / "workflows" / "OmniPortrait"
     shelf.mkdir(parents=True, exist_ok=True)
     for workflow in (ROOT / "workflows").glob("*.json"):
@@ -228,9 +236,9 @@ def check(options: argparse.Namespace) -> Choices:
         match = re.fullmatch(r"(\d+)[xX](\d+)", options.size)
         size = (int(match[1]), int(match[2])) if match else (0, 0)
         if min(size) < 64 or size[0] % 8 or size[1] % 8:
-            raise SystemExit(f"--size {options.size} does not do: write WIDTHxHEIGHT in multiples of 8, at least 64x64.")
+            raise SystemExit(f"--size {options.size}: write WIDTHxHEIGHT in multiples of 8, at least 64x64.")
     if options.steps is not None and options.steps < 1:
-        raise SystemExit(f"--steps {options.steps} does not do: give at least 1.")
+        raise SystemExit(f"--steps {options.steps}: give at least 1.")
     return Choices(
         existing(options.checkpoint, "--checkpoint"),
         existing(options.pivot_encoder, "--pivot-encoder"),

@@ -1,4 +1,4 @@
-"""A ComfyUI server of our own in a private folder, and a client for it. Used by the demo, `serve` and the server tests."""
+"""A ComfyUI server of our own in a private folder, and a client for it: for the demo, `serve` and the server tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Progress:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` show `source`, a file or a folder: by symbolic link, else by what Windows allows, else as a copy."""
+    """Make `target` show `source`, a file or a folder: by symbolic link, else as Windows allows, else as a copy."""
     if target.is_symlink() or target.is_file():
         target.unlink()
     elif target.exists():
@@ -69,7 +69,7 @@ class ComfyServer:
     """A ComfyUI process; a context manager that always stops it.
 
     comfyui, python: which ComfyUI, and the Python that runs it. base: its private folder (`--base-directory`).
-    custom_nodes: name in custom_nodes to folder. arguments: more of ComfyUI's own. echo: show its log instead of keeping it
+    custom_nodes: name in custom_nodes to folder. arguments: more of ComfyUI's own. echo: show its log, else it is kept
     in `base/server.log`.
     """
 
@@ -184,7 +184,17 @@ class ComfyServer:
             prompt_id = json.loads(self.request("/prompt", body))["prompt_id"]
             for progress in self._follow(events, prompt, prompt_id):
                 report(progress)
-        return self.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
+        return self.history(prompt_id)["outputs"]
+
+    def history(self, prompt_id: str) -> dict:
+        """What is kept of a prompt that has ended. It is written shortly after the event that says so."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            entries = self.get(f"/history/{prompt_id}")
+            if prompt_id in entries:
+                return entries[prompt_id]
+            time.sleep(0.05)
+        raise PromptError("ComfyUI finished the prompt but keeps no record of it.")
 
     def _follow(self, events, prompt: dict, prompt_id: str) -> Iterator[Progress]:
         done: set[str] = set()

@@ -1,5 +1,79 @@
-"""Tests against a real ComfyUI server."""
+"""Tests against a real ComfyUI server, started once, with random stand-ins for every model file that is named."""
 
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 from omniportrait import run
 
 run.use_comfyui()
+
+import standin_files  # noqa: E402  needs ComfyUI
+from omniportrait.demo.main import CUSTOM_NODES, device_arguments, python_for  # noqa: E402
+from omniportrait.demo.server import ComfyServer  # noqa: E402
+
+ROOT = Path(run.__file__).resolve().parent
+WORKFLOWS = ROOT / "workflows"
+SIZE = 256
+STEPS = 3
+STANDINS = Path(__file__).parent / "standin_nodes"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in Path(item.path).parents:
+            item.add_marker(pytest.mark.server)
+
+
+def api_workflows() -> list[Path]:
+    return sorted((WORKFLOWS / "api").glob("*.json"))
+
+
+def page_workflows() -> list[Path]:
+    return sorted(WORKFLOWS.glob("*.json"))
+
+
+def read_api(name: str) -> dict:
+    """An API workflow with size and steps reduced, and nothing else changed."""
+    prompt = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    for node in prompt.values():
+        reduce_node(node["class_type"], node["inputs"])
+    return prompt
+
+
+def reduce_node(kind: str, inputs: dict) -> None:
+    """Size and steps of one node, in place; masks scale with the picture so that regions stay where they are."""
+    for name in {"width", "height", "x", "y"} & set(inputs):
+        if isinstance(inputs[name], int):
+            inputs[name] = inputs[name] * SIZE // 1024 if "Mask" in kind else SIZE
+    if isinstance(inputs.get("steps"), int):
+        inputs["steps"] = min(STEPS, inputs["steps"])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    """The running server; its base folder holds stand-ins for what all workflows name."""
+    base = tmp_path_factory.mktemp("comfy")
+    for path in api_workflows():
+        standin_files.provide(base, read_api(path.stem))
+    comfyui = run.find_comfyui()
+    python = Path(sys.executable) if python_for(comfyui) == Path(sys.executable) else python_for(comfyui)
+    nodes = CUSTOM_NODES | {"standin-models": STANDINS}
+    with ComfyServer(comfyui, python, base, nodes, arguments=device_arguments(python)) as running:
+        yield running
+
+
+@pytest.fixture
+def ask(server) -> Callable[..., dict]:
+    """Run a prompt to its end: its outputs by node id."""
+
+    def run_prompt(prompt: dict) -> dict:
+        standin_files.provide(server.base, prompt)
+        return server.run(copy.deepcopy(prompt))
+
+    return run_prompt

@@ -1,0 +1,158 @@
+"""Random stand-ins for the model files and photographs that workflows name, in the true formats and text widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import standin_nodes
+import torch
+from omniportrait.demo.random_weights import prefixed, randomise, unet, vae_state, write
+
+UNET_SD15 = dict(
+    image_size=32,
+    in_channels=4,
+    out_channels=4,
+    model_channels=standin_nodes.CHANNELS,
+    num_res_blocks=[2, 2, 2, 2],
+    channel_mult=[1, 2, 4, 4],
+    num_heads=4,
+    use_spatial_transformer=True,
+    transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+    transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    transformer_depth_middle=1,
+    context_dim=768,
+    legacy=False,
+)
+UNET_SDXL = UNET_SD15 | dict(
+    num_res_blocks=[2, 2, 2],
+    channel_mult=[1, 2, 4],
+    num_heads=-1,
+    num_head_channels=16,
+    transformer_depth=[0, 0, 1, 1, 2, 2],
+    transformer_depth_output=[0, 0, 0, 1, 1, 1, 2, 2, 2],
+    transformer_depth_middle=2,
+    context_dim=2048,
+    use_linear_in_transformer=True,
+    num_classes="sequential",
+    adm_in_channels=2816,
+)
+CLIP = dict(hidden_act="quick_gelu", max_position_embeddings=77, eos_token_id=49407)
+
+
+def _text(config: dict, width: int, seed: int) -> dict[str, torch.Tensor]:
+    import comfy.clip_model
+    import comfy.ops
+
+    sizes = dict(hidden_size=width, projection_dim=width)
+    model = comfy.clip_model.CLIPTextModel(CLIP | sizes | config, None, "meta", comfy.ops.disable_weight_init)
+    return randomise(model, seed)
+
+
+def _half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def sd15(path: Path) -> None:
+    """An SD1.5 checkpoint, narrow."""
+    write(
+        _half(
+            prefixed("model.diffusion_model.", randomise(unet(UNET_SD15), 1))
+            | prefixed("cond_stage_model.transformer.", _text(standin_nodes.CLIP_L, 768, 2))
+            | prefixed("first_stage_model.", vae_state(3))
+        ),
+        path,
+    )
+
+
+def sdxl(path: Path) -> None:
+    """An SDXL checkpoint, narrow, with both text encoders."""
+    write(
+        _half(
+            prefixed("model.diffusion_model.", randomise(unet(UNET_SDXL), 4))
+            | prefixed("conditioner.embedders.0.transformer.", _text(standin_nodes.CLIP_L, 768, 5))
+            | prefixed("conditioner.embedders.1.model.transformer.", _text(standin_nodes.CLIP_G, 1280, 6))
+            | prefixed("first_stage_model.", vae_state(7))
+        ),
+        path,
+    )
+
+
+def demo(path: Path) -> None:
+    """The demo's own checkpoint: the trained one where the repository has it."""
+    import sys
+
+    from omniportrait import run
+    from omniportrait.demo import main
+
+    main.link(main.demo_checkpoint(Path(sys.executable), run.find_comfyui()), path)
+
+
+def photomaker(path: Path) -> None:
+    """PhotoMaker's file with a short image tower."""
+    import comfy_extras.nodes_photomaker as nodes_photomaker
+
+    nodes_photomaker.VISION_CONFIG_DICT["num_hidden_layers"] = standin_nodes.PHOTOMAKER_LAYERS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"id_encoder": _half(randomise(nodes_photomaker.PhotoMakerIDEncoder(), 8))}, path)
+
+
+def pivot_encoder(path: Path) -> None:
+    """A pivot encoder with a small tower and a fusion that does change the word."""
+    from omniportrait.models.pivot_checkpoint import save
+    from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig
+
+    tower = TowerConfig(image_size=56, patch_size=14, width=64, layers=2, head_width=16)
+    family, widths = ("sdxl", (768, 1280)) if _is_sdxl(path.name) else ("sd15", (768,))
+    generator = torch.Generator().manual_seed(9)
+    encoder = PivotEncoder(PivotConfig(family, widths, tower))
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
+    save(path, encoder, step=0)
+
+
+def photograph(path: Path) -> None:
+    """A real photograph of one person; another one for names that say so."""
+    from omniportrait.demo import main
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    main.save_photo(main.second_photo() if "2" in path.stem else None, path)
+
+
+def _is_sdxl(name: str) -> bool:
+    return "xl" in name.lower()
+
+
+def checkpoint(path: Path) -> None:
+    """The stand-in that fits a checkpoint's name."""
+    if "omniportrait_demo" in path.name:
+        return demo(path)
+    return sdxl(path) if _is_sdxl(path.name) else sd15(path)
+
+
+MAKERS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
+    "CheckpointLoaderSimple": ("ckpt_name", "models/checkpoints", checkpoint),
+    "OmniPortraitPivotEncoderLoader": ("pivot_encoder_name", "models/pivot_encoders", pivot_encoder),
+    "PhotoMakerLoader": ("photomaker_model_name", "models/photomaker", photomaker),
+    "LoadImage": ("image", "input", photograph),
+}
+"""Class of a loader node: its input that names a file, the folder of that file, and what writes a stand-in."""
+
+
+def provide(base: Path, prompt: dict) -> None:
+    """Write every file that a prompt in API format names and that is not there yet. KeyError for an unknown loader."""
+    for node in prompt.values():
+        kind = node["class_type"]
+        if kind in MAKERS:
+            name, folder, maker = MAKERS[kind]
+            _make(maker, base / folder / node["inputs"][name])
+        elif "Load" in kind:
+            raise KeyError(f"tests/server/standin_files.py has no stand-in for the files of {kind}")
+
+
+@cache
+def _make(maker: Callable[[Path], None], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    maker(path)

@@ -1,0 +1,110 @@
+"""Every workflow of the gallery, opened in ComfyUI's real page in headless Chromium and queued from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+import standin_files
+from conftest import page_workflows, reduce_node
+from test_server_schema import NODES
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+MINUTES = 5
+
+OPEN = """async workflow => {
+    await window.app.loadGraphData(workflow);
+    const known = window.LiteGraph.registered_node_types;
+    return window.app.graph.nodes.filter(node => node.has_errors || !known[node.type]).map(node => node.type);
+}"""
+PROMPT = "async () => (await window.app.graphToPrompt()).output"
+SET = """values => {
+    for (const [id, name, value] of values) {
+        const node = window.app.graph.nodes.find(node => String(node.id) === id);
+        node.widgets.find(widget => widget.name === name).value = value;
+    }
+}"""
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None and os.environ.get("CI") != "true":
+        pytest.skip("no Chromium was found")
+    assert executable, "Chromium is required under CI=true"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    """ComfyUI's page, ready, without the template browser that greets a first visit."""
+    server.request("/settings", {"Comfy.TutorialCompleted": True})
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    opened = context.new_page()
+    opened.goto(server.url)
+    opened.wait_for_function("window.app && window.app.graph && window.app.vueAppReady !== false", timeout=120_000)
+    yield opened
+    context.close()
+
+
+def test_all_nodes_are_known_to_the_page(page):
+    types = page.evaluate("() => Object.keys(window.LiteGraph.registered_node_types)")
+    assert set(NODES) <= set(types)
+
+
+def test_nodes_are_in_the_search(page):
+    page.mouse.dblclick(800, 800)
+    box = page.get_by_role("combobox").last
+    for title in NODES.values():
+        box.fill(title)
+        page.get_by_role("option").filter(has_text=title).first.wait_for(timeout=20_000)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in page_workflows()])
+def test_workflow_opens_and_runs(page, server, name):
+    (path,) = (path for path in page_workflows() if path.stem == name)
+    assert page.evaluate(OPEN, json.loads(path.read_text(encoding="utf-8"))) == []
+    prompt = page.evaluate(PROMPT)
+    standin_files.provide(server.base, prompt)
+    page.evaluate(SET, reductions(prompt))
+    with page.expect_response(is_queueing) as sent:
+        page.evaluate("() => window.app.queuePrompt(0)")
+    answer = sent.value.json()
+    assert sent.value.ok and not answer.get("node_errors"), answer
+    assert finished(server, answer["prompt_id"])["status"]["status_str"] == "success"
+
+
+def is_queueing(answer) -> bool:
+    return answer.url.endswith("/prompt") and answer.request.method == "POST"
+
+
+def reductions(prompt: dict) -> list[list]:
+    """Size and steps only: [node id, widget, value] of what the API tests reduce too."""
+    changes = []
+    for node_id, node in prompt.items():
+        reduced = dict(node["inputs"])
+        reduce_node(node["class_type"], reduced)
+        changes += [[node_id, name, value] for name, value in reduced.items() if value != node["inputs"][name]]
+    return changes
+
+
+def finished(server, prompt_id: str) -> dict:
+    """The history entry of a prompt once it has ended, well or badly."""
+    deadline = time.monotonic() + 60 * MINUTES
+    while time.monotonic() < deadline:
+        history = server.get(f"/history/{prompt_id}")
+        if prompt_id in history:
+            return history[prompt_id]
+        time.sleep(0.5)
+    raise AssertionError(f"the prompt did not end within {MINUTES} minutes")
