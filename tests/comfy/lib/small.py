@@ -143,6 +143,7 @@ def sample(
     sampler: str = "euler",
     scheduler: str = "normal",
     latent=None,
+    noise=None,
     size=(16, 16),
     batch: int = 1,
     **options,
@@ -151,7 +152,7 @@ def sample(
     with torch.inference_mode():
         latent = torch.zeros(batch, 4, *size) if latent is None else latent
         negative = conditioning(model, 2) if negative is None else negative
-        noise = comfy.sample.prepare_noise(latent, seed)
+        noise = comfy.sample.prepare_noise(latent, seed) if noise is None else noise
         return comfy.sample.sample(
             model,
             noise,

@@ -1,0 +1,88 @@
+"""Guided runs, what a run leaves behind on a model, and core's own nodes called as ComfyUI calls them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import small
+import torch
+from omniportrait.guidance.sampler_patch import patch
+from omniportrait.guidance.settings import Settings
+from omniportrait.guidance.trace import Trace
+
+BETA = 0.5
+"""Where a random model's attention gives a mask that is neither empty nor everything."""
+
+
+def guide(model, vae, by_hand=None, **settings) -> tuple[object, list[Trace]]:
+    """The patched model, made as the node makes it, and the list that its runs' traces are put into."""
+    traces: list[Trace] = []
+    with torch.inference_mode():
+        return patch(model, vae, Settings(**{"beta": BETA, **settings}), by_hand, observe=traces.append), traces
+
+
+def guided(model, vae, positive, *, settings=None, by_hand=None, **options) -> tuple[torch.Tensor, Trace]:
+    """One guided run of `small.sample`; options are the sampler's."""
+    patched, traces = guide(model, vae, by_hand, **(settings or {}))
+    picture = small.sample(patched, positive, **options)
+    (trace,) = traces
+    return picture, trace
+
+
+def assert_guided(trace: Trace, calls: int | None = None) -> None:
+    """Every call inside the window was guided, with a mask that is a part of the picture and a gradient that is not zero."""
+    assert trace.steps and not trace.skipped, trace.summary()
+    assert calls is None or len(trace.steps) == calls, trace.summary()
+    for step in trace.steps:
+        assert 0 < step.share < 10 and 0 < step.similarity < 1, step
+        assert 0 < step.mask.sum() < step.mask.numel(), step
+
+
+def assert_effective(picture: torch.Tensor, plain: torch.Tensor) -> None:
+    """Finite, and not the plain picture."""
+    assert picture.shape == plain.shape and picture.isfinite().all()
+    assert not torch.allclose(picture, plain, rtol=1e-3, atol=1e-3)
+
+
+def core(node: type, **inputs) -> tuple:
+    """Run a core node under inference mode, whichever schema the core wrote it in; its outputs as a tuple."""
+    with torch.inference_mode():
+        if hasattr(node, "execute"):
+            return tuple(node.execute(**inputs).result)
+        instance = node()
+        return tuple(getattr(instance, node.FUNCTION)(**inputs))
+
+
+def _structure(value: object) -> object:
+    """Containers by content, everything else by identity."""
+    if isinstance(value, dict):
+        return {key: _structure(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_structure(each) for each in value]
+    return id(value)
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().clone().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def footprint(model) -> dict:
+    """All that a run could leave changed on a MODEL, comparable by ==."""
+    base = model.model
+    return {
+        "parameters": {
+            name: (id(p), p.is_inference(), p.requires_grad, p.grad is None, p.data_ptr(), _digest(p))
+            for name, p in [*base.named_parameters(), *base.named_buffers()]
+        },
+        "modules": {
+            name: (id(m), type(m), m.training, sorted(m.__dict__), sorted(m._modules), len(m._forward_hooks))
+            for name, m in base.named_modules()
+        },
+        "forwards": {name: id(m.__dict__.get("forward")) for name, m in base.named_modules()},
+        "options": _structure(model.model_options),
+        "wrappers": _structure(model.wrappers),
+        "callbacks": _structure(model.callbacks),
+        "patches": _structure(model.patches),
+        "object patches": _structure(model.object_patches),
+        "patches_uuid": (model.patches_uuid, base.current_weight_patches_uuid),
+    }
