@@ -1,0 +1,105 @@
+"""What it costs to make a loaded UNet differentiable: our private tree, functional_call, a deep copy.
+
+    python run.py bench private_pass
+
+True SD1.5 and SDXL architectures with bfloat16 weights made under inference mode, as nodes make them. Prints a table;
+nothing is
+asserted. `copied` is memory that the way allocates for weights, `touches` whether the loaded module is changed for the
+duration.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from omniportrait import run
+
+run.use_comfyui()
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "comfy" / "lib"))
+
+import comfy.model_base  # noqa: E402
+import comfy.supported_models  # noqa: E402
+import small  # noqa: E402
+import torch  # noqa: E402
+from omniportrait.guidance.private_pass import PrivatePass, storage_view  # noqa: E402
+from omniportrait.guidance.unet import default_block  # noqa: E402
+
+REPEATS = 7
+
+
+def load(config_class: type, shape: dict) -> torch.nn.Module:
+    """A BaseModel of the true size; the values do not matter here, so they stay zero."""
+    with torch.inference_mode():
+        config = config_class(dict(shape, dtype=torch.bfloat16))
+        config.set_inference_dtype(torch.bfloat16, None)
+        base = config.get_model({}, "", device=torch.device("cpu"))
+        for p in base.diffusion_model.parameters():
+            p.data = torch.zeros_like(p)
+    return base
+
+
+class Nothing(torch.nn.Module):
+    """Lets functional_call swap the weights in and out around no work at all."""
+
+    def __init__(self, base: torch.nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self) -> None:
+        return None
+
+
+def through_functional_call(base: torch.nn.Module) -> None:
+    call = Nothing(base)
+    views = {name: storage_view(p) for name, p in call.named_parameters()}
+    torch.func.functional_call(call, views, ())
+
+
+def through_deep_copy(base: torch.nn.Module) -> None:
+    twin = copy.deepcopy(base.diffusion_model)
+    for module in twin.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                module._parameters[name] = p.detach().clone()
+
+
+def median_ms(action: object, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def main() -> None:
+    print(f"{'model':6} {'way':34} {'ms':>9} {'copied':>9}  touches the loaded model")
+    for name, config, shape in (
+        ("SD1.5", comfy.supported_models.SD15, small.SD15_FULL),
+        ("SDXL", comfy.supported_models.SDXL, small.SDXL_FULL),
+    ):
+        base = load(config, shape)
+        size = sum(p.numel() * p.element_size() for p in base.diffusion_model.parameters()) / 2**20
+        block = default_block(base.diffusion_model)
+        with torch.inference_mode(False):
+            rows = [
+                ("private tree, once a run", median_ms(lambda: PrivatePass(base, block, False), REPEATS), 0, "no"),  # noqa: B023
+                (
+                    "functional_call, every guided step",
+                    median_ms(lambda: through_functional_call(base), REPEATS),
+                    0,
+                    "yes",
+                ),  # noqa: B023
+                ("deep copy, once a run", median_ms(lambda: through_deep_copy(base), 1), size, "no"),  # noqa: B023
+            ]
+        for way, ms, copied, touches in rows:
+            print(f"{name:6} {way:34} {ms:9.1f} {copied:6.0f} MB  {touches}")
+        del base
+
+
+if __name__ == "__main__":
+    main()
