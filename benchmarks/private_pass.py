@@ -76,29 +76,24 @@ def median_ms(action: object, repeats: int) -> float:
     return statistics.median(times)
 
 
+def measure(name: str, config: type, shape: dict) -> None:
+    """Print one model's three rows."""
+    base = load(config, shape)
+    size = sum(p.numel() * p.element_size() for p in base.diffusion_model.parameters()) / 2**20
+    block = default_block(base.diffusion_model)
+    with torch.inference_mode(False):
+        tree = median_ms(lambda: PrivatePass(base, block, False), REPEATS)
+        swap = median_ms(lambda: through_functional_call(base), REPEATS)
+        deep = median_ms(lambda: through_deep_copy(base), 1)
+    print(f"{name:6} {'private tree, once a run':34} {tree:9.1f} {0:6.0f} MB  no")
+    print(f"{name:6} {'functional_call, every guided step':34} {swap:9.1f} {0:6.0f} MB  yes")
+    print(f"{name:6} {'deep copy, once a run':34} {deep:9.1f} {size:6.0f} MB  no")
+
+
 def main() -> None:
     print(f"{'model':6} {'way':34} {'ms':>9} {'copied':>9}  touches the loaded model")
-    for name, config, shape in (
-        ("SD1.5", comfy.supported_models.SD15, small.SD15_FULL),
-        ("SDXL", comfy.supported_models.SDXL, small.SDXL_FULL),
-    ):
-        base = load(config, shape)
-        size = sum(p.numel() * p.element_size() for p in base.diffusion_model.parameters()) / 2**20
-        block = default_block(base.diffusion_model)
-        with torch.inference_mode(False):
-            rows = [
-                ("private tree, once a run", median_ms(lambda: PrivatePass(base, block, False), REPEATS), 0, "no"),  # noqa: B023
-                (
-                    "functional_call, every guided step",
-                    median_ms(lambda: through_functional_call(base), REPEATS),
-                    0,
-                    "yes",
-                ),  # noqa: B023
-                ("deep copy, once a run", median_ms(lambda: through_deep_copy(base), 1), size, "no"),  # noqa: B023
-            ]
-        for way, ms, copied, touches in rows:
-            print(f"{name:6} {way:34} {ms:9.1f} {copied:6.0f} MB  {touches}")
-        del base
+    measure("SD1.5", comfy.supported_models.SD15, small.SD15_FULL)
+    measure("SDXL", comfy.supported_models.SDXL, small.SDXL_FULL)
 
 
 if __name__ == "__main__":

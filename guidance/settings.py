@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from .matching import Reduction
 from .region import Refinement
 
 Mode = Literal["calibrated", "literal"]
+Checkpointing = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,13 @@ class Settings:
     block: int = -1
     ensemble: int = 4
     reference_seed: int = 0
-    checkpointing: Literal["auto", "on", "off"] = "auto"
+    checkpointing: Checkpointing = "auto"
+
+    def __post_init__(self) -> None:
+        """ComfyUI 0.3.75 lets any text through where a V3 node offers a choice. Raises: ValueError with the choices."""
+        _check("refinement", self.refinement, Refinement)
+        _check("reduction", self.reduction, Reduction)
+        _check("checkpointing", self.checkpointing, Checkpointing)
 
     @property
     def off(self) -> bool:
@@ -51,6 +58,13 @@ class Settings:
     def in_mode(self, mode: Mode) -> Settings:
         """`literal` is Eq. 8 to 11 as printed: the sum, no factor, no cap, no sigma scale. `calibrated` leaves the
         inputs be."""
+        _check("mode", mode, Mode)
         if mode == "literal":
             return replace(self, reduction="sum", gain=1.0, clip=0.0, sigma_scale=False)
         return self
+
+
+def _check(name: str, value: str, choices: object) -> None:
+    known = get_args(choices)
+    if value not in known:
+        raise ValueError(f"RB-Guidance has no {name} {value!r}; choose {' or '.join(known)}.")

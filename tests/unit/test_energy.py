@@ -3,6 +3,7 @@
 import pytest
 import torch
 from omniportrait.guidance import energy as E
+from omniportrait.guidance.settings import Settings
 
 P = 8.5
 
@@ -114,3 +115,18 @@ def test_limit_caps_each_picture_on_its_own():
 def test_limit_of_nothing_is_nothing():
     nothing = torch.zeros(1, 4, 3, 3)
     assert E.limit(nothing, torch.ones_like(nothing), torch.zeros(1, 1, 3, 3), 0.3).eq(0).all()
+
+
+@pytest.mark.parametrize("choice", [{"refinement": "middle"}, {"reduction": "max"}, {"checkpointing": "yes"}])
+def test_unknown_choices_are_refused_with_the_choices(choice):
+    with pytest.raises(ValueError, match="; choose .* or "):
+        Settings(**choice)
+
+
+def test_literal_mode_is_the_printed_equations():
+    """Sum, no gain, no clip, no sqrt(1 - abar); everything else as set."""
+    literal = Settings(p=3.0, gain=99.0, clip=0.2, sigma_scale=True).in_mode("literal")
+    assert (literal.reduction, literal.gain, literal.clip, literal.sigma_scale, literal.p) == ("sum", 1.0, 0.0, False, 3.0)
+    assert Settings(gain=99.0).in_mode("calibrated") == Settings(gain=99.0)
+    with pytest.raises(ValueError, match="calibrated or literal"):
+        Settings().in_mode("strong")
