@@ -181,9 +181,12 @@ class ComfyServer:
         with contextlib.closing(websocket.WebSocket()) as events:
             events.connect(f"ws://{self.address}/ws?clientId={self.client_id}", timeout=60)
             body = {"prompt": prompt, "client_id": self.client_id}
-            prompt_id = json.loads(self.request("/prompt", body))["prompt_id"]
+            answer = json.loads(self.request("/prompt", body))
+            prompt_id = answer["prompt_id"]
             for progress in self._follow(events, prompt, prompt_id):
                 report(progress)
+        if problem := _node_error(answer):  # ComfyUI leaves out what does not validate and runs the rest
+            raise PromptError(problem)
         return self.history(prompt_id)["outputs"]
 
     def history(self, prompt_id: str) -> dict:
@@ -262,9 +265,15 @@ def _refusal(text: str, error: Exception) -> str:
         answer = json.loads(text)
     except ValueError:
         return str(error)
+    problem = answer.get("error", text)
+    told = problem if isinstance(problem, str) else f"{problem.get('message', '')} {problem.get('details', '')}".strip()
+    return _node_error(answer) or told
+
+
+def _node_error(answer: dict) -> str:
+    """The first node that did not validate, as one sentence; empty if all did."""
     for node in (answer.get("node_errors") or {}).values():
         for problem in node.get("errors", []):
             details = problem.get("details") or ""
             return _sentence(node.get("class_type", ""), f"{problem.get('message', '')}: {details}".strip(": "))
-    problem = answer.get("error", text)
-    return problem if isinstance(problem, str) else f"{problem.get('message', '')} {problem.get('details', '')}".strip()
+    return ""
