@@ -269,7 +269,7 @@ class Bar:
         if sys.stdout.isatty():
             filled = round(30 * progress.share)
             text = f"[{'#' * filled}{'.' * (30 - filled)}] {100 * progress.share:3.0f}%  {progress.text}"
-            width = max(shutil.get_terminal_size().columns - 1, 20)
+            width = (shutil.get_terminal_size().columns or 80) - 1
             sys.stdout.write("\r" + text[:width].ljust(width))
         else:
             name = re.sub(r" \d+/\d+$", "", progress.text)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 
-# pytest has just put tests/ on the path. There, tests/comfy would pose as a part of ComfyUI's own `comfy` package.
-sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != TESTS]
+# `python -m pytest` has put the root on the path, where `nodes` would hide ComfyUI's module, and pytest itself has put
+# tests/, where tests/comfy would pose as a part of ComfyUI's own `comfy` package.
+sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() not in (TESTS, TESTS.parent)]
 
 if "omniportrait" not in sys.modules:
     _spec = importlib.util.spec_from_file_location("omniportrait_run", TESTS.parent / "run.py")

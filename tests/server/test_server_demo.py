@@ -1,0 +1,60 @@
+"""`run.py demo` from its options to the saved pictures, on its own server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+import pytest
+import standin_files
+from conftest import STANDINS
+from omniportrait import run
+from omniportrait.demo import main
+from PIL import Image
+
+PICTURES = ["face_crop.png", "face_mask.png", "guidance_trace.png", "portrait.png"]
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """Runs `run.py demo` with these arguments, in a folder of its own; ComfyUI also knows the narrow stand-ins."""
+    monkeypatch.setattr(main, "BASE", tmp_path / "base")
+    monkeypatch.setattr(main, "CUSTOM_NODES", main.CUSTOM_NODES | {"standin-models": STANDINS})
+
+    def start(*arguments: str) -> tuple[int, list[Path]]:
+        options, rest = run.parse(["demo", "--output", str(tmp_path / "output"), *arguments])
+        assert not rest
+        status = main.main(options, run.find_comfyui())
+        return status, sorted((tmp_path / "output").glob("*/*"))
+
+    return start
+
+
+def test_demo_as_it_comes(demo, capsys):
+    status, saved = demo("--steps", "3")
+    assert status == 0
+    assert [path.name for path in saved] == PICTURES
+    portrait = numpy.asarray(Image.open(saved[-1]))
+    assert portrait.shape == (256, 256, 3) and portrait.std() > 2
+    assert "Saved in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_demo_on_own_files(demo, tmp_path, family):
+    checkpoint, encoder = tmp_path / f"my {family}.safetensors", tmp_path / f"encoder {family}.safetensors"
+    getattr(standin_files, family)(checkpoint)
+    standin_files.pivot_encoder(encoder)
+    own = ("--checkpoint", str(checkpoint), "--pivot-encoder", str(encoder), "--photo", str(main.second_photo()))
+    prompt = ("--prompt", "a man on the beach", "--seed", "5", "--steps", "2", "--size", "192x256")
+    status, saved = demo(*own, *prompt)
+    assert status == 0
+    assert [path.name for path in saved] == PICTURES
+    assert Image.open(saved[-1]).size == (192, 256)
+
+
+def test_demo_fails_with_one_sentence(demo, capsys):
+    status, saved = demo("--subject", "zebra")
+    assert status == 1 and not saved
+    told = capsys.readouterr().err.strip()
+    assert told.startswith('OmniPortraitPivotConditioning: The text does not hold the subject "zebra"')
+    assert "\n" not in told

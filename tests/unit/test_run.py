@@ -1,0 +1,147 @@
+"""The door and the demo's preparations, without ComfyUI."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+from omniportrait import run
+from omniportrait.demo import main, server
+
+CHOICES = dict(checkpoint=None, pivot_encoder=None, prompt=None, subject=None, seed=None, steps=None, size=None)
+
+
+def kinds(prompt: dict) -> dict[str, dict]:
+    return {node["class_type"]: node["inputs"] for node in prompt.values()}
+
+
+def write_header(path: Path, key: str) -> Path:
+    header = json.dumps({key: {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
+    return path
+
+
+def test_pack_is_loaded_once_and_its_root_stays_off_the_path():
+    assert run.load_pack() is sys.modules["omniportrait"]
+    assert str(run.ROOT) not in sys.path
+
+
+def test_environment_follows_the_lock_file(tmp_path, monkeypatch):
+    lock = tmp_path / "lock"
+    monkeypatch.setattr(run, "LOCK", lock)
+    lock.write_text("torch==1\n")
+    before = run.environment_folder()
+    assert before == run.environment_folder()
+    lock.write_text("torch==2\n")
+    assert run.environment_folder() != before
+
+
+def test_interrupted_installation_is_built_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "HOME", tmp_path)
+    part = run.environment_folder().with_name(run.environment_folder().name + ".part")
+    part.mkdir(parents=True)
+    (part / "half").touch()
+    monkeypatch.setattr(run, "checked", lambda command, what: None)
+
+    def interrupted(python):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "install_packages", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.ensure_environment()
+    assert not run.environment_folder().exists() and not (part / "half").exists()
+    monkeypatch.setattr(run, "install_packages", lambda python: None)
+    monkeypatch.setattr(run, "install_comfyui", lambda python, folder: folder.mkdir())
+    assert run.ensure_environment().is_relative_to(run.environment_folder())
+    assert run.environment_folder().is_dir() and not part.exists()
+
+
+def test_lock_is_exact():
+    pins = [line.split(";")[0].strip() for line in run.LOCK.read_text().splitlines() if line and line[0] != "#"]
+    assert len(pins) > 100
+    assert all(pin.count("==") == 1 and "*" not in pin for pin in pins)
+
+
+@pytest.mark.parametrize("broken", ["nowhere", "."])
+def test_wrong_comfyui_is_named(tmp_path, monkeypatch, broken):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / broken))
+    with pytest.raises(SystemExit, match="not a ComfyUI folder"):
+        run.find_comfyui()
+
+
+def test_test_arguments_choose_the_tests():
+    command = [str(word) for word in run.command_line(*run.parse(["test", "-x"]), Path("python"))]
+    assert command[-2:] == ["tests", "-x"]
+    command = [str(word) for word in run.command_line(*run.parse(["test", "tests/unit", "-x"]), Path("python"))]
+    assert command[-2:] == ["tests/unit", "-x"]
+
+
+def test_choices_reach_the_workflow(tmp_path):
+    file = write_header(tmp_path / "mine.safetensors", "conditioner.embedders.1.model.ln_final.bias")
+    encoder = tmp_path / "encoder.safetensors"
+    given = dict(checkpoint=file, pivot_encoder=encoder, prompt="an old man, smiling", seed=7, steps=9)
+    prompt = kinds(main.build_prompt(main.Choices(**(CHOICES | given))))
+    assert prompt["CheckpointLoaderSimple"]["ckpt_name"] == "mine.safetensors"
+    assert prompt["OmniPortraitPivotEncoderLoader"]["pivot_encoder_name"] == "encoder.safetensors"
+    assert prompt["OmniPortraitPivotConditioning"]["pivot_encoder"] == ["pivot_encoder", 0]
+    assert prompt["OmniPortraitPivotConditioning"]["text"] == "an old man, smiling"
+    assert prompt["OmniPortraitPivotConditioning"]["subject"] == "man"
+    sampler = prompt["OmniPortraitRBGuidanceKSampler"]
+    assert (sampler["seed"], sampler["steps"]) == (7, 9)
+    assert (prompt["EmptyLatentImage"]["width"], prompt["EmptyLatentImage"]["height"]) == (1024, 1024)
+
+
+def test_nothing_chosen_changes_nothing():
+    assert main.build_prompt(main.Choices(**CHOICES)) == json.loads(main.WORKFLOW.read_text())
+
+
+def test_size_follows_the_family_but_not_against_the_user(tmp_path):
+    sd15 = write_header(tmp_path / "a.safetensors", "cond_stage_model.transformer.text_model.x")
+    assert main.default_size(sd15) == (512, 512)
+    assert main.default_size(Path(__file__)) == (512, 512)
+    prompt = kinds(main.build_prompt(main.Choices(**(CHOICES | dict(checkpoint=sd15, size=(640, 768))))))
+    assert (prompt["EmptyLatentImage"]["width"], prompt["EmptyLatentImage"]["height"]) == (640, 768)
+
+
+def test_prompt_without_a_person_asks_for_the_subject():
+    with pytest.raises(SystemExit, match="--subject"):
+        main.guess_subject("a castle, manor style")
+
+
+def test_link_replaces_what_was_there_and_leaves_the_source(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    target = tmp_path / "base" / "target"
+    server.link(first, target)
+    server.link(second, target)
+    assert (target / "name").read_text() == "second"
+    assert (first / "name").read_text() == "first"
+
+
+def test_link_copies_where_links_are_forbidden(tmp_path, monkeypatch):
+    def forbidden(*_, **__):
+        raise OSError("no privilege")
+
+    monkeypatch.setattr(Path, "symlink_to", forbidden)
+    monkeypatch.setattr(server.os, "link", forbidden)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "name").write_text("text")
+    server.link(source, tmp_path / "folder")
+    server.link(source / "name", tmp_path / "file")
+    assert (tmp_path / "folder" / "name").read_text() == (tmp_path / "file").read_text() == "text"
+
+
+def test_refusals_become_one_sentence():
+    errors = [{"message": "Value not in list", "details": "ckpt_name: 'x' not in []"}]
+    answer = {"error": {"message": "m"}, "node_errors": {"1": {"class_type": "Loader", "errors": errors}}}
+    told = server._refusal(json.dumps(answer), ValueError())
+    assert told == "Loader: Value not in list: ckpt_name: 'x' not in []"
+    no_outputs = json.dumps({"error": {"message": "No outputs", "details": ""}})
+    assert server._refusal(no_outputs, ValueError()) == "No outputs"
+    assert server._refusal("<html>", ValueError("502")) == "502"
