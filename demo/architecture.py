@@ -38,7 +38,7 @@ class DemoModel(comfy.supported_models.SD15):
     latent_format = DemoLatent
 
     @classmethod
-    def matches(cls, unet_config: dict, state_dict: dict | None = None) -> bool:
+    def matches(cls, unet_config: dict, state_dict: dict | None = None, *_: object, **__: object) -> bool:
         """Whether this is a demo checkpoint: by MARK alone, so that no other checkpoint is ever claimed."""
         found = None if state_dict is None else state_dict.get(MARK)
         return found is not None and found.numel() == 3 and int(found[0]) == FORMAT
