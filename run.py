@@ -203,6 +203,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of the commands; what `test`, `bench` and `train` do not know goes on to pytest or to the script."""
     comfy = argparse.ArgumentParser(add_help=False)
     comfy.add_argument("--comfyui", metavar="PATH", help="use this ComfyUI (default: COMFYUI_PATH, else our own)")
+    comfy.add_argument("--python", metavar="PATH", help="the Python of that ComfyUI (default: its own venv, else ours)")
     parser = argparse.ArgumentParser(prog="run.py", description="ComfyUI-OmniPortrait: try it, test it, serve it.")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -259,6 +260,8 @@ def main() -> int:
         raise SystemExit(f"{options.command} does not know {rest[0]}; see `python run.py {options.command} --help`.")
     if options.comfyui:
         check_comfyui(options.comfyui)
+    if options.python:
+        os.environ["COMFYUI_PYTHON"] = str(Path(options.python).expanduser().absolute())
     python = ensure_environment()
     comfyui = check_comfyui(options.comfyui) if options.comfyui else find_comfyui()
     if options.command in ("demo", "serve") and Path(sys.prefix).resolve() == python.parents[1].resolve():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import signal
@@ -56,7 +57,10 @@ def device_arguments(python: Path) -> tuple[str, ...]:
 
 
 def python_for(comfyui: Path) -> Path:
-    """ComfyUI's own Python where it has one in a usual place, else the one that runs this."""
+    """The Python that runs this ComfyUI: COMFYUI_PYTHON (run.py's --python), else its own where it has one in a usual
+    place, else the one that runs this, whose packages are those of ComfyUI 0.3.75."""
+    if named := os.environ.get("COMFYUI_PYTHON"):
+        return Path(named)
     places = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe", "venv/Scripts/python.exe")
     for place in (*places, "../python_embeded/python.exe"):
         if (comfyui / place).is_file():

@@ -131,7 +131,10 @@ class ComfyServer:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise PromptError(f"ComfyUI stopped while it was starting; the end of its log:\n{self.log_tail()}")
+                raise PromptError(
+                    f"{self.log_tail()}\nComfyUI in {self.comfyui} stopped while it was starting, as its log says. "
+                    "If it is your own and a package is missing, name the Python that runs it: --python PATH."
+                )
             with contextlib.suppress(OSError, PromptError):
                 self.get("/system_stats")
                 return
@@ -150,6 +153,7 @@ class ComfyServer:
             self.process.wait()
 
     def log_tail(self, lines: int = 15) -> str:
+        """The last lines of its log; empty where the log was shown."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     # Its HTTP interface
@@ -242,7 +246,7 @@ class ComfyServer:
             except (OSError, websocket.WebSocketException):
                 message = ""
             if message == "":
-                raise PromptError(f"ComfyUI ended while it was working; the end of its log:\n{self.log_tail()}")
+                raise PromptError(f"{self.log_tail()}\nComfyUI ended while it was working, as its log above says.")
             if isinstance(message, str):
                 return json.loads(message)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory):
     for path in api_workflows():
         standin_files.provide(base, read_api(path.stem))
     comfyui = run.find_comfyui()
-    python = Path(sys.executable) if python_for(comfyui) == Path(sys.executable) else python_for(comfyui)
+    python = python_for(comfyui)
     nodes = CUSTOM_NODES | {"standin-models": STANDINS}
     with ComfyServer(comfyui, python, base, nodes, arguments=device_arguments(python)) as running:
         yield running
