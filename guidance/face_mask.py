@@ -26,7 +26,7 @@ class Search:
 
     def __init__(self, guider: object, settings: Settings) -> None:
         self.people = assign_people(guider.conds, None)
-        self.listener = Listener(self.people)
+        self.listener = Listener({uuid for _, uuid in self.people})
         self.settings = settings
         self.maps: list[torch.Tensor] = []
         self.masks: list[torch.Tensor] = []
@@ -44,11 +44,12 @@ class Search:
             sites = choose_sites(base.diffusion_model, block, tuple(x.shape[-2:]))
             for key in positive_keys(guider.conds):
                 for cond in guider.conds[key]:
-                    call = self.listener.calls.get(cond["uuid"])
-                    rows = call and run_rows(private, cond, call, x, sigma, sites, (RUN_KEY,))
-                    if rows is None:
+                    people = self.people.get((key, cond["uuid"]))
+                    heard = people and self.listener.call_of(cond)
+                    rows = heard and run_rows(private, cond, *heard, x, sigma, sites, (RUN_KEY,))
+                    if not rows:
                         continue
-                    for map_, mask in zip(*face_maps(rows, self.people[cond["uuid"]], self.settings), strict=True):
+                    for map_, mask in zip(*face_maps(rows, people, self.settings), strict=True):
                         size = tuple(rows.x.shape[-2:])
                         canvas = torch.zeros_like(x[:, 0])
                         rows.paste(region.resize_map(map_, size), canvas)

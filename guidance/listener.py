@@ -19,29 +19,39 @@ RUN_KEY = "omniportrait_run"
 class Listener:
     """Hears exactly one prediction at a time and changes nothing about it.
 
-    uuids: the conditionings that carry people; only their calls are kept.
+    uuids: of the conditionings that carry people; only calls with their rows are kept.
     """
 
     def __init__(self, uuids: Container) -> None:
         self.uuids = uuids
-        self.calls: dict[object, Call] = {}
+        self.calls: list[Call] = []
         self.cfg_difference: torch.Tensor | None = None
         self._open = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Forget the last prediction and hear what happens inside."""
-        self.calls, self.cfg_difference, self._open = {}, None, True
+        self.calls, self.cfg_difference, self._open = [], None, True
         try:
             yield
         finally:
             self._open = False
 
-    def heard_call(self, x: torch.Tensor, control: dict | None, transformer_options: dict) -> None:
-        """The first call of apply_model that holds a conditioning's rows; later ones are other packs' extra passes."""
-        for uuid in transformer_options.get("uuids", ()) if self._open else ():
-            if uuid in self.uuids and uuid not in self.calls:
-                self.calls[uuid] = Call.of(x, control, transformer_options)
+    def heard_call(self, text: torch.Tensor | None, control: dict | None, transformer_options: dict) -> None:
+        """One call of apply_model; text: [B, T, D] rows of its cross-attention."""
+        if self._open and any(uuid in self.uuids for uuid in transformer_options.get("uuids", ())):
+            self.calls.append(Call.of(text, control, transformer_options))
+
+    def call_of(self, cond: dict) -> tuple[Call, int] | None:
+        """The first call that holds a conditioning's rows, and their place in it; later ones are other packs' passes.
+
+        ComfyUI copies an area under the same uuid to the other side of the guidance, so the text decides which is which.
+        """
+        candidates = [(call, place) for call in self.calls for place in call.places_of(cond["uuid"])]
+        for call, place in candidates:
+            if call.has_text_of(cond, place):
+                return call, place
+        return candidates[0] if candidates else None
 
     def heard_cfg(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> None:
         """w (denoised_c - denoised_u)."""
@@ -61,7 +71,7 @@ def install(patched: object, outer_sample: Callable, predict_noise: Callable) ->
         }
         run = run_of(named)
         if run is not None:
-            run.listener.heard_call(x, named.get("control"), named["transformer_options"])
+            run.listener.heard_call(named.get("c_crossattn"), named.get("control"), named["transformer_options"])
         return executor(x, t, *args, **kwargs)
 
     def post_cfg(args: dict) -> object:

@@ -44,17 +44,19 @@ def positive_keys(conds: dict[str, list]) -> list[str]:
     return [key for key in conds if key != "negative"]
 
 
-def assign_people(conds: dict[str, list], by_hand: ByHand | None) -> dict[object, tuple[Person, ...]]:
-    """uuid of each positive conditioning that carries people, and the people.
+def assign_people(conds: dict[str, list], by_hand: ByHand | None) -> dict[tuple[str, object], tuple[Person, ...]]:
+    """(key, uuid) of each positive conditioning that carries people, and the people.
 
-    conds: the guider's, before or after processing (the uuid stays). Raises: ValueError when nobody is to be found.
+    conds: the guider's, before ComfyUI processes them: it then copies an area, with uuid and records, to the other keys, whose
+    text knows nothing of the person. Raises: ValueError when nobody is to be found.
     """
-    people: dict[object, tuple[Person, ...]] = {}
+    people: dict[tuple[str, object], tuple[Person, ...]] = {}
     for key in positive_keys(conds):
         for cond in conds[key]:
             records = records_of(cond)
             if records:
-                people[cond["uuid"]] = tuple(Person(r.face, r, r.region, r.reference_conditioning) for r in records)
+                found = tuple(Person(r.face, r, r.region, r.reference_conditioning) for r in records)
+                people[key, cond["uuid"]] = found
     if people:
         return people
     if by_hand is None:
@@ -67,5 +69,5 @@ def assign_people(conds: dict[str, list], by_hand: ByHand | None) -> dict[object
         for cond in conds[key]:
             if cond.get("cross_attn") is not None:
                 own = [[cond["cross_attn"], {"pooled_output": cond.get("pooled_output")}]]
-                people[cond["uuid"]] = (Person(by_hand.face, None, by_hand.mask, own),)
+                people[key, cond["uuid"]] = (Person(by_hand.face, None, by_hand.mask, own),)
     return people

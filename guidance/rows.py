@@ -24,25 +24,38 @@ class Call:
 
     transformer_options: dict
     control: dict | None
-    rows: int
+    text: torch.Tensor | None
 
     @classmethod
-    def of(cls, x: torch.Tensor, control: dict | None, transformer_options: dict) -> Call:
+    def of(cls, text: torch.Tensor | None, control: dict | None, transformer_options: dict) -> Call:
         """Copies ControlNet's lists, which the UNet pops as it goes."""
         control = {name: list(values) for name, values in control.items()} if control else None
-        return cls(transformer_options, control, len(x))
+        return cls(transformer_options, control, text)
 
-    def control_of(self, uuid: object, rows: int) -> dict | None:
-        """ControlNet's residuals for one conditioning's rows."""
+    def places_of(self, uuid: object) -> list[int]:
+        """Where in the batch of conditionings a uuid stands."""
+        return [place for place, each in enumerate(self.transformer_options["uuids"]) if each == uuid]
+
+    def has_text_of(self, cond: dict, place: int) -> bool:
+        """Whether the rows at a place read a conditioning's own text (repeated, where another one is longer)."""
+        own = cond.get("model_conds", {}).get("c_crossattn")
+        if own is None or self.text is None:
+            return False
+        rows = len(self.text) // len(self.transformer_options["uuids"])
+        there = self.text[place * rows, : own.cond.shape[1]]
+        return torch.equal(there, own.cond[0].to(there))
+
+    def control_of(self, place: int, rows: int) -> dict | None:
+        """ControlNet's residuals for the conditioning at a place, of `rows` pictures."""
         if self.control is None:
             return None
-        start = self.transformer_options["uuids"].index(uuid) * rows
+        start, all_rows = place * rows, rows * len(self.transformer_options["uuids"])
         return {
-            name: [v if v is None or len(v) != self.rows else v[start : start + rows] for v in values]
+            name: [v if v is None or len(v) != all_rows else v[start : start + rows] for v in values]
             for name, values in self.control.items()
         }
 
-    def options_of(self, uuid: object, foreign_to_drop: tuple[str, ...]) -> dict:
+    def options_of(self, place: int, foreign_to_drop: tuple[str, ...]) -> dict:
         """A private copy of the call's transformer_options for one conditioning's rows alone.
 
         Wrappers and callbacks are left out: they are other packs' (caches, step counters), and our pass is not a step.
@@ -50,10 +63,11 @@ class Call:
         options = {
             k: v for k, v in self.transformer_options.items() if k not in ("wrappers", "callbacks", *foreign_to_drop)
         }
-        place = options["uuids"].index(uuid)
-        options["uuids"] = [uuid]
+        options["uuids"] = [options["uuids"][place]]
         options["cond_or_uncond"] = [options["cond_or_uncond"][place]]
         options["patches"] = {name: list(patches) for name, patches in options.get("patches", {}).items()}
+        if self.control is not None or "output_block_patch" in options["patches"]:
+            options["patches"].setdefault("input_block_patch_after_skip", []).append(spare_the_skip)
         return private_options(options)
 
 
@@ -61,6 +75,12 @@ def private_options(options: dict) -> dict:
     """Ask for PyTorch attention, whose backward is right; Sage, flash and chunked attention have none."""
     options["optimized_attention_override"] = lambda function, *args, **kwargs: plain_attention(*args, **kwargs)
     return options
+
+
+def spare_the_skip(h: torch.Tensor, transformer_options: dict) -> torch.Tensor:
+    """Give the next block an input of its own: ControlNet and other packs write into the skip connection, which is the
+    same tensor, and the way back needs it as it was."""
+    return h.clone()
 
 
 def plain_attention(*args: object, **kwargs: object) -> torch.Tensor:
@@ -98,6 +118,7 @@ def run_rows(
     private: PrivatePass,
     cond: dict,
     call: Call,
+    place: int,
     x: torch.Tensor,
     sigma: torch.Tensor,
     sites: AttentionSites,
@@ -106,6 +127,7 @@ def run_rows(
     """Run one conditioning's rows through the private pass; None where it does not apply at this sigma (its timestep
     range).
 
+    call, place: what ComfyUI's own call was given for these rows (Listener.call_of).
     x: [B, C, H, W], sigma: [B], ordinary tensors. Keep the caller's grad mode: with gradients, Rows.x is the leaf.
     """
     import comfy.samplers
@@ -115,8 +137,8 @@ def run_rows(
         return None
     arguments = {name: value.cond for name, value in part.conditioning.items()}
     leaf = part.input_x.detach().clone().requires_grad_(torch.is_grad_enabled())
-    arguments["control"] = call.control_of(cond["uuid"], len(leaf))
-    options = call.options_of(cond["uuid"], drop)
+    arguments["control"] = call.control_of(place, len(leaf))
+    options = call.options_of(place, drop)
     recording = install_recorders(options, sites, plain_attention)
     features = private.features(leaf, sigma, arguments, options)
     recording.close()

@@ -47,7 +47,7 @@ class GuidedRun:
         self.people = assign_people(guider.conds, by_hand)
         self.patcher = guider.model_patcher
         self.block = feature_block(self.patcher.model.diffusion_model, settings.block)
-        self.listener = Listener(self.people)
+        self.listener = Listener({uuid for _, uuid in self.people})
         self._private: PrivatePass | None = None
         self._hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
         self._references: dict[tuple, ReferenceFeatures] = {}
@@ -119,8 +119,8 @@ class GuidedRun:
             mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
             found = mask.clone()
             similarities: list[float] = []
-            for cond, total in self._guided_conds(guider, x, sigma):
-                self._add_rows(guider, cond, total, x, sigma, (gradient, mask, found), similarities)
+            for cond, people, total in self._guided_conds(guider, x, sigma):
+                self._add_rows(guider, cond, people, total, x, sigma, (gradient, mask, found), similarities)
             finite = gradient.isfinite().flatten(1).all(dim=1)
             if not finite.all():
                 self.trace.skipped["the gradient was not finite"] += 1
@@ -160,13 +160,13 @@ class GuidedRun:
 
     def _guided_conds(
         self, guider: object, x: torch.Tensor, sigma: torch.Tensor
-    ) -> Iterator[tuple[dict, torch.Tensor]]:
-        """Conditionings that carry people, each with the total weight [B, C, H, W] of its own list's predictions."""
+    ) -> Iterator[tuple[dict, tuple[Person, ...], torch.Tensor]]:
+        """Conditionings that carry people, each with them and with the total weight [B, C, H, W] of its own list's predictions."""
         import comfy.samplers
 
         for key in positive_keys(guider.conds):
             conds = guider.conds[key]
-            if not any(cond["uuid"] in self.people for cond in conds):
+            if not any((key, cond["uuid"]) in self.people for cond in conds):
                 continue
             total = torch.zeros_like(x)
             for cond in conds:
@@ -178,15 +178,14 @@ class GuidedRun:
                         window = total[..., top : top + h, left : left + w]
                     window += part.mult
             for cond in conds:
-                if cond["uuid"] in self.people:
-                    yield cond, total
+                if (key, cond["uuid"]) in self.people:
+                    yield cond, self.people[key, cond["uuid"]], total
 
-    def _add_rows(self, guider, cond, total, x, sigma, canvases, similarities) -> None:
+    def _add_rows(self, guider, cond, people, total, x, sigma, canvases, similarities) -> None:
         """Run one conditioning's rows and add its people's gradients, weighted as ComfyUI weights the rows'
         prediction."""
-        people = self.people[cond["uuid"]]
-        call = self.listener.calls.get(cond["uuid"])
-        if call is None:
+        heard = self.listener.call_of(cond)
+        if heard is None:
             self.trace.skipped["another node skipped the model call"] += 1
             return
         if self._hooked:
@@ -195,7 +194,7 @@ class GuidedRun:
             guider.inner_model.current_patcher.apply_hooks(hooks=cond.get("hooks"))
             self._private = PrivatePass(guider.inner_model, self.block, self._checkpointing)
         references = [self._reference(guider.inner_model, person, x.device) for person in people]
-        rows = run_rows(self._private, cond, call, x, sigma, self._sites, (RUN_KEY,))
+        rows = run_rows(self._private, cond, *heard, x, sigma, self._sites, (RUN_KEY,))
         if rows is None:
             return
         gradient, mask, found = canvases
