@@ -6,9 +6,11 @@ import hashlib
 
 import small
 import torch
+from omniportrait.guidance import run as run_module
 from omniportrait.guidance.sampler_patch import patch
 from omniportrait.guidance.settings import Settings
 from omniportrait.guidance.trace import Trace
+from omniportrait.guidance.unet import feature_block
 
 BETA = 0.5
 """Where a random model's attention gives a mask that is neither empty nor everything."""
@@ -42,6 +44,45 @@ def assert_effective(picture: torch.Tensor, plain: torch.Tensor) -> None:
     """Finite, and not the plain picture."""
     assert picture.shape == plain.shape and picture.isfinite().all()
     assert not torch.allclose(picture, plain, rtol=1e-3, atol=1e-3)
+
+
+def watched(model, vae, positive, *, tolerance=1e-4, by_hand=None, settings=None, **options) -> tuple[torch.Tensor, Trace]:
+    """`guided`, and the features of every private pass must be those of ComfyUI's own forward for the same rows.
+
+    A patch on the block after the feature block sees the main forward only, for the private pass leaves before it. So whatever
+    is wrong with weights, control, patches or rows shows. tolerance: of the largest feature.
+    """
+    block = feature_block(model.model.diffusion_model, (settings or {}).get("block", -1))
+    private, main = [], []
+
+    def tap(h, skip, transformer_options):
+        if transformer_options["block"] == ("output", block + 1):
+            owners = zip(transformer_options["uuids"], transformer_options["cond_or_uncond"], strict=True)
+            main.extend(zip(owners, h.clone().chunk(len(transformer_options["uuids"])), strict=True))
+        return h, skip
+
+    def spy(private_pass, cond, *args):
+        main_of_call = main[:]
+        rows = original(private_pass, cond, *args)
+        if rows is not None:
+            private.append((cond["uuid"], rows.features.detach().clone(), main_of_call))
+        return rows
+
+    tapped = model.clone()
+    patches = tapped.model_options["transformer_options"].setdefault("patches", {})
+    patches["output_block_patch"] = [tap, *patches.get("output_block_patch", [])]
+    original, run_module.run_rows = run_module.run_rows, spy
+    try:
+        result = guided(tapped, vae, positive, settings=settings, by_hand=by_hand, **options)
+    finally:
+        run_module.run_rows = original
+    assert private
+    for uuid, features, calls in private:
+        # The positive's rows: ComfyUI copies an area to the negative under the same uuid.
+        expected = [h for owner, h in calls if owner == (uuid, 0)][-1].float()
+        error = float((features.float() - expected).abs().max() / expected.abs().max())
+        assert error <= tolerance, error
+    return result
 
 
 def core(node: type, **inputs) -> tuple:

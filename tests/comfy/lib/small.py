@@ -47,6 +47,7 @@ SDXL = SD15 | dict(
     num_classes="sequential",
     adm_in_channels=2816,
 )
+SD20 = SD15 | dict(num_heads=-1, num_head_channels=16, context_dim=1024, use_linear_in_transformer=True)
 SD15_FULL = SD15 | dict(model_channels=320, num_heads=8)
 SDXL_FULL = SDXL | dict(
     model_channels=320,
@@ -55,6 +56,12 @@ SDXL_FULL = SDXL | dict(
     transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
     transformer_depth_middle=10,
 )
+
+V_PREDICTION = {
+    "v_pred": torch.tensor([]),
+    "output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([-1.0, 1.0]),
+}
+"""What ComfyUI looks for in a checkpoint to tell a v-prediction model: SDXL's key and SD2's broad bias."""
 
 
 def unet(
@@ -70,7 +77,7 @@ def unet(
     with torch.inference_mode(inference):
         config = config_class(dict(shape, dtype=dtype))
         config.set_inference_dtype(dtype, manual_cast)
-        state = {"v_pred": torch.tensor([])} if v_prediction else {}
+        state = V_PREDICTION if v_prediction else {}
         base = config.get_model(state, "", device=torch.device("cpu"))
         generator = torch.Generator().manual_seed(seed)
         for name, p in base.diffusion_model.named_parameters():
@@ -91,9 +98,13 @@ def sdxl(**options):
     return unet(comfy.supported_models.SDXL, SDXL, **options)
 
 
-def vae():
-    """ComfyUI's VAE around a random TAESD; f8, four channels. ComfyUI's layers come without values, so all are given here."""
-    state = comfy.taesd.taesd.TAESD(latent_channels=4).state_dict()
+def sd20(**options):
+    return unet(comfy.supported_models.SD20, SD20, **options)
+
+
+def vae(channels: int = 4):
+    """ComfyUI's VAE around a random TAESD; f8. ComfyUI's layers come without values, so all are given here."""
+    state = comfy.taesd.taesd.TAESD(latent_channels=channels).state_dict()
     generator = torch.Generator().manual_seed(7)
     for name, value in state.items():
         if value.ndim > 1:
@@ -104,7 +115,26 @@ def vae():
 
 
 def width(model) -> int:
-    return 2048 if model.model.adm_channels else 768
+    """Width of the text rows that the model reads."""
+    return model.model.model_config.unet_config["context_dim"]
+
+
+def lora(model, seed: int = 0, rank: int = 4, scale: float = 0.5) -> dict[str, torch.Tensor]:
+    """A LoRA file's content over every attention projection and residual convolution, named as trainers name them."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    with torch.inference_mode():
+        for name, p in model.model.diffusion_model.named_parameters():
+            stem = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+            if name.endswith(("to_q.weight", "to_k.weight", "to_v.weight")):
+                down = torch.randn(rank, p.shape[1], generator=generator) * scale / p.shape[1] ** 0.5
+            elif name.endswith("in_layers.2.weight"):
+                down = torch.randn(rank, *p.shape[1:], generator=generator) * scale / p[0].numel() ** 0.5
+            else:
+                continue
+            up = torch.randn(p.shape[0], rank, *[1] * (p.ndim - 2), generator=generator)
+            state |= {f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down}
+    return state
 
 
 def conditioning(model, seed: int, tokens: int = TOKENS) -> list:

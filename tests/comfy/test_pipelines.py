@@ -1,0 +1,195 @@
+"""The ways into sampling: inpainting, image to image, split runs, custom guiders, ControlNet."""
+
+from __future__ import annotations
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import nodes
+import pytest
+import small
+import torch
+from comfy_extras import nodes_custom_sampler as custom
+from guiding import assert_effective, assert_guided, core, guide, guided, watched
+from omniportrait.guidance import run as run_module
+
+
+def start(seed: int = 4) -> torch.Tensor:
+    return torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m_sde"])
+def test_inpainting_keeps_what_is_outside(family, vae, sampler):
+    """At the last step ComfyUI puts the original back outside the mask, so there both pictures are exactly the original."""
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 24:104, 16:112] = 1
+    latent, positive = start(), small.annotated(family)
+    options = {"latent": latent, "noise_mask": mask, "sampler": sampler}
+    plain = small.sample(family, positive, **options)
+    picture, trace = guided(family, vae, positive, **options)
+    outside = torch.nn.functional.interpolate(mask, size=(16, 16), mode="bilinear")[0, 0] == 0
+    assert_guided(trace)
+    assert_effective(picture, plain)
+    assert torch.equal(picture[0][:, outside], plain[0][:, outside])
+    torch.testing.assert_close(picture[0][:, outside], latent[0][:, outside])
+
+
+@pytest.mark.parametrize("denoise", [0.5, 0.2])
+def test_image_to_image(family, vae, denoise):
+    """denoise 0.5 starts near the window's edge, 0.2 well inside it."""
+    positive = small.annotated(family)
+    options = {"latent": start(), "denoise": denoise}
+    plain = small.sample(family, positive, **options)
+    picture, trace = guided(family, vae, positive, **options)
+    assert_effective(picture, plain)
+    assert_guided(trace, calls=4 if denoise == 0.2 else None)
+
+
+def advanced(model, positive, latent, first, last, steps=6):
+    return core(
+        nodes.KSamplerAdvanced,
+        model=model,
+        add_noise="enable" if first == 0 else "disable",
+        noise_seed=3,
+        steps=steps,
+        cfg=7.5,
+        sampler_name="euler",
+        scheduler="normal",
+        positive=positive,
+        negative=small.conditioning(model, 2),
+        latent_image={"samples": latent},
+        start_at_step=first,
+        end_at_step=last,
+        return_with_leftover_noise="enable" if last < steps else "disable",
+    )[0]["samples"]
+
+
+def test_advanced_steps_split_in_two(family, vae):
+    """A plain first part and a guided second part are the guided whole, for the window begins in the second."""
+    positive, empty = small.annotated(family), torch.zeros(1, 4, 16, 16)
+    patched, traces = guide(family, vae)
+    whole = advanced(patched, positive, empty, 0, 6)
+    half = advanced(family, positive, empty, 0, 2)
+    assert torch.equal(advanced(patched, positive, empty, 0, 2), half)
+    split = advanced(patched, positive, half, 2, 6)
+    plain = advanced(family, positive, half, 2, 6)
+    all_of_it, first, second = traces
+    assert_guided(all_of_it)
+    assert not first.steps and not first.skipped
+    assert_guided(second, calls=len(all_of_it.steps))
+    assert_effective(split, plain)
+    assert float((split - whole).abs().max()) < 0.05 * float((whole - plain).abs().max())
+
+
+def sampled_by(guider, seed=3, steps=4, model=None):
+    noise = core(custom.RandomNoise, noise_seed=seed)[0]
+    sampler = core(custom.KSamplerSelect, sampler_name="euler")[0]
+    sigmas = core(custom.BasicScheduler, model=model, scheduler="normal", steps=steps, denoise=1.0)[0]
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    output = core(
+        custom.SamplerCustomAdvanced, noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
+    )
+    return output[0]["samples"]
+
+
+def test_sampler_custom_advanced_is_ksampler(family, vae):
+    positive, negative = small.annotated(family), small.conditioning(family, 2)
+    patched, traces = guide(family, vae)
+    guider = core(custom.CFGGuider, model=patched, positive=positive, negative=negative, cfg=7.5)[0]
+    picture = sampled_by(guider, model=patched)
+    assert torch.equal(picture, guided(family, vae, positive)[0])
+    assert torch.equal(sampled_by(guider, model=patched), picture)  # the guider object is used again
+    for trace in traces:
+        assert_guided(trace)
+
+
+def test_basic_guider(sd15, vae):
+    """No negative, no cfg."""
+    positive = small.annotated(sd15)
+    patched, traces = guide(sd15, vae)
+    plain = sampled_by(core(custom.BasicGuider, model=sd15, conditioning=positive)[0], model=sd15)
+    picture = sampled_by(core(custom.BasicGuider, model=patched, conditioning=positive)[0], model=sd15)
+    assert_effective(picture, plain)
+    assert_guided(traces[0])
+
+
+@pytest.mark.parametrize("style", ["regular", "nested"])
+@pytest.mark.parametrize("place", ["cond1", "cond2"])
+def test_dual_cfg_guider(sd15, vae, place, style):
+    """Three conditionings in a call, and index 0 of the batch is not the positive: rows are found by uuid."""
+    conds = {"cond1": small.conditioning(sd15, 7), "cond2": small.conditioning(sd15, 8), place: small.annotated(sd15)}
+    conds |= {"negative": small.conditioning(sd15, 2), "cfg_conds": 5.0, "cfg_cond2_negative": 5.0, "style": style}
+    patched, traces = guide(sd15, vae)
+    plain = sampled_by(core(custom.DualCFGGuider, model=sd15, **conds)[0], model=sd15)
+    picture = sampled_by(core(custom.DualCFGGuider, model=patched, **conds)[0], model=sd15)
+    assert_effective(picture, plain)
+    assert_guided(traces[0])
+
+
+@pytest.fixture
+def controlnet():
+    """ComfyUI's own ControlNet of the small SD1.5's shape, with random weights."""
+    shape = {k: v for k, v in small.SD15.items() if k not in ("out_channels", "transformer_depth_output")}
+    with torch.inference_mode():
+        net = comfy.cldm.cldm.ControlNet(**shape, hint_channels=3, device="cpu")
+        generator = torch.Generator().manual_seed(6)
+        for name, p in net.named_parameters():
+            p.data = torch.randn(p.shape, generator=generator) * (0.1 if p.ndim < 2 else 0.5 / p[0].numel() ** 0.5)
+            if p.ndim == 1 and name.endswith("weight"):
+                p.data += 1
+    net.dtype = torch.float32
+    return comfy.controlnet.ControlNet(net, load_device=torch.device("cpu"))
+
+
+def controlled(net, positive, negative, **options):
+    image = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(12))
+    values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0} | options
+    return core(nodes.ControlNetApplyAdvanced, positive=positive, negative=negative, control_net=net, image=image, **values)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_controlnet_reaches_the_private_pass(sd15, vae, controlnet, batch):
+    """The features of the guided pass are those of ComfyUI's forward with its residuals, and differ from those without."""
+    positive, negative = controlled(controlnet, small.annotated(sd15), small.conditioning(sd15, 2))
+    plain = small.sample(sd15, positive, negative=negative, batch=batch)
+    assert not torch.allclose(plain, small.sample(sd15, small.annotated(sd15), batch=batch), rtol=1e-2, atol=1e-2)
+    picture, trace = watched(sd15, vae, positive, negative=negative, batch=batch)
+    assert_guided(trace)
+    assert_effective(picture, plain)
+    assert torch.equal(small.sample(sd15, positive, negative=negative, batch=batch), plain)
+
+
+def test_controlnet_on_one_of_two_entries_with_an_area(sd15, vae, controlnet):
+    person, negative = controlled(controlnet, small.annotated(sd15), small.conditioning(sd15, 2))
+    (person,) = core(nodes.ConditioningSetArea, conditioning=person, width=128, height=64, x=0, y=64, strength=1.0)
+    positive = person + small.conditioning(sd15, 7)
+    picture, trace = watched(sd15, vae, positive, negative=negative)
+    assert_guided(trace)
+    assert not trace.steps[0].mask[:8].any()
+    assert_effective(picture, small.sample(sd15, positive, negative=negative))
+
+
+def test_controlnet_that_ends_before_the_window(sd15, vae, controlnet):
+    positive, negative = controlled(controlnet, small.annotated(sd15), small.conditioning(sd15, 2), end_percent=0.2)
+    picture, trace = watched(sd15, vae, positive, negative=negative)
+    assert_guided(trace)
+    assert_effective(picture, small.sample(sd15, positive, negative=negative))
+
+
+@pytest.mark.parametrize("place", ["cond1", "cond2"])
+def test_dual_cfg_with_an_area(sd15, vae, place):
+    """ComfyUI copies the area, with uuid and record, to the other positive, whose text knows nothing of the person."""
+    (person,) = core(nodes.ConditioningSetArea, conditioning=small.annotated(sd15), width=128, height=64, x=0, y=64, strength=1.0)
+    conds = {"cond1": small.conditioning(sd15, 7), "cond2": small.conditioning(sd15, 8)}
+    conds[place] = conds[place] + person
+    conds |= {"negative": small.conditioning(sd15, 2), "cfg_conds": 5.0, "cfg_cond2_negative": 5.0, "style": "regular"}
+    patched, traces = guide(sd15, vae)
+    seen = []
+    original, run_module.run_rows = run_module.run_rows, lambda *args: seen.append(args[1]) or original(*args)
+    try:
+        sampled_by(core(custom.DualCFGGuider, model=patched, **conds)[0], model=sd15)
+    finally:
+        run_module.run_rows = original
+    assert_guided(traces[0])
+    assert len(seen) == len(traces[0].steps)
+    for cond in seen:
+        assert torch.equal(cond["model_conds"]["c_crossattn"].cond, person[0][0])
