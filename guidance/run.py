@@ -49,6 +49,7 @@ class GuidedRun:
         self.block = feature_block(self.patcher.model.diffusion_model, settings.block)
         self.listener = Listener({uuid for _, uuid in self.people})
         self._private: PrivatePass | None = None
+        self._overwritten = False
         self._hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
         self._references: dict[tuple, ReferenceFeatures] = {}
         self._rows: dict[tuple, torch.Tensor] = {}
@@ -94,7 +95,7 @@ class GuidedRun:
 
         for checkpointing in (False, True):
             try:
-                return self._guide(guider, x, sigma, denoised, checkpointing)
+                return self._guide_over_writes(guider, x, sigma, denoised, checkpointing)
             except OUT_OF_MEMORY:
                 self._private = None  # drop the failed attempt's views, then free what it held
                 comfy.model_management.soft_empty_cache()
@@ -107,6 +108,19 @@ class GuidedRun:
                 ) from error
         self._skip(guider, x, sigma, "memory ran out, even with checkpointing")
         return denoised
+
+    def _guide_over_writes(self, *args: object) -> torch.Tensor:
+        """The guided step, once more under a mode that keeps what is overwritten when another pack's patch writes into
+        tensors that the way back needs (FreeU V2 does). The mode sees every operation, so it is not on before."""
+        if not self._overwritten:
+            try:
+                return self._guide(*args)
+            except RuntimeError as error:
+                if "modified by an inplace operation" not in str(error):
+                    raise
+                self._overwritten = True
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            return self._guide(*args)
 
     def _guide(
         self, guider: object, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor, checkpointing: bool
