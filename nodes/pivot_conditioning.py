@@ -58,7 +58,7 @@ class PivotConditioning(io.ComfyNode):
                 io.Conditioning.Input(
                     "base_conditioning",
                     optional=True,
-                    tooltip="Annotated instead of encoding the text: another person's Pivot Conditioning, or PhotoMaker.",
+                    tooltip="Annotated instead of encoding: another person's Pivot Conditioning, or PhotoMaker.",
                 ),
                 advanced(
                     io.Mask.Input(
