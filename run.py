@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import importlib.util
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -240,7 +241,7 @@ def command_line(options: argparse.Namespace, rest: list[str], python: Path) -> 
     if options.command == "lint":
         return [python, "-m", "ruff", "check", ROOT, *rest]
     if options.command in SCRIPTS:
-        return [python, script_path(SCRIPTS[options.command], options.name), *rest]
+        script_path(SCRIPTS[options.command], options.name)  # a wrong name ends here, before anything is started
     return [python, __file__, *sys.argv[1:]]
 
 
@@ -264,11 +265,18 @@ def main() -> int:
         os.environ["COMFYUI_PYTHON"] = str(Path(options.python).expanduser().absolute())
     python = ensure_environment()
     comfyui = check_comfyui(options.comfyui) if options.comfyui else find_comfyui()
-    if options.command in ("demo", "serve") and Path(sys.prefix).resolve() == python.parents[1].resolve():
+    inside = Path(sys.prefix).resolve() == python.parents[1].resolve()
+    if inside and options.command in ("demo", "serve"):
         load_pack()
         from omniportrait.demo.main import main as work
 
         return work(options, comfyui)
+    if inside and options.command in SCRIPTS:
+        load_pack()  # so that the script can `from omniportrait import …`
+        script = script_path(SCRIPTS[options.command], options.name)
+        sys.argv = [str(script), *rest]
+        runpy.run_path(str(script), run_name="__main__")
+        return 0
     return run_inside(command_line(options, rest, python), comfyui)
 
 
