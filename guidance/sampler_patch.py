@@ -27,7 +27,7 @@ def patch(
     a run ends. Raises: ValueError for models of other families.
     """
     check_supported(model)
-    patched = classic(model).clone()
+    patched = (model if settings.off else classic(model)).clone()
     uninstall(patched)
     if settings.off:
         return patched
@@ -61,6 +61,12 @@ def patch(
 def classic(model: object) -> object:
     """On cores that stream weights (dynamic VRAM) the same model as a classic patcher, whose weights stay while
     autograd needs them."""
-    if getattr(model, "is_dynamic", None) is not None and model.is_dynamic():
+    if getattr(model, "is_dynamic", None) is None or not model.is_dynamic():
+        return model
+    try:
         return model.get_non_dynamic_delegate()
-    return model
+    except RuntimeError as error:
+        raise ValueError(
+            "RB-Guidance needs this model's weights in one place, and its loader cannot give them that way; use a core "
+            "loader, or start ComfyUI with --disable-dynamic-vram."
+        ) from error
