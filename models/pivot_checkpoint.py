@@ -1,5 +1,4 @@
-"""The pivot encoder's file: one safetensors file whose metadata says what it is, so that it is known by content, not
-by name.
+"""The pivot encoder's file: one safetensors file, known by what its metadata says and not by its name.
 
 Metadata (all strings): format, format_version, base_family, text_dims (JSON list), tower (JSON object with the fields
 of TowerConfig), fusion, training_step. Every value is checked before a tensor is loaded: the file comes from anywhere.
@@ -10,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
-from .pivot_encoder import PivotConfig, PivotEncoder, TowerConfig
+from .pivot_encoder import FAMILIES, FUSIONS, PivotConfig, PivotEncoder, TowerConfig
 
 FORMAT = "omniportrait-pivot-encoder"
 FORMAT_VERSION = 1
@@ -55,8 +54,7 @@ _CONTENTS = (
 
 @dataclass(frozen=True)
 class PivotHeader:
-    """What the metadata says. step: how long it was trained, 0 for untrained. dtype: of the tower's weights in the
-    file."""
+    """What the metadata says. step: how long it was trained, 0 for untrained. dtype: of the tower in the file."""
 
     config: PivotConfig
     step: int
@@ -64,8 +62,7 @@ class PivotHeader:
 
 
 def save(path: str | os.PathLike, encoder: PivotEncoder, step: int, dtype: torch.dtype = torch.float32) -> None:
-    """Write the encoder to `path` in `dtype`; a reader never sees half a file, an interrupted write leaves the old
-    one."""
+    """Write the encoder to `path` in `dtype`. Nobody ever sees half a file; an interrupted write leaves the old one."""
     from safetensors.torch import save as serialise
 
     config = encoder.config
@@ -81,21 +78,20 @@ def save(path: str | os.PathLike, encoder: PivotEncoder, step: int, dtype: torch
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in encoder.state_dict().items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")  # not mkstemp: its files are the owner's alone
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(serialise(weights, metadata=metadata))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def read_header(path: str | os.PathLike) -> PivotHeader:
-    """Metadata and shapes, checked, without loading a tensor. ValueError says what the file is instead, or what is
-    wrong."""
+    """Metadata and shapes, checked, without loading a tensor. ValueError says what is wrong or what the file is."""
     with _open(path) as file:
         return _check(Path(path).name, file)
 
@@ -113,8 +109,7 @@ def load(path: str | os.PathLike, dtype: torch.dtype | None = None) -> tuple[Piv
     if broken:
         raise ValueError(
             f"{name} holds weights that are not finite ({broken[0]}): its training diverged or the file is damaged, "
-            f"so use an "
-            "earlier checkpoint or copy it again."
+            "so use an earlier checkpoint or copy it again."
         )
     with torch.device("meta"):
         encoder = PivotEncoder(header.config)
@@ -143,7 +138,7 @@ def _open(path: str | os.PathLike):
         kind = next((kind for signature, kind in _SIGNATURES if start.startswith(signature)), None)
         if kind:
             raise ValueError(
-                f"{name} is {kind}, but only safetensors files are loaded: choose one that OmniPortrait's training wrote."
+                f"{name} is {kind}, but only safetensors files are loaded: choose one from OmniPortrait's training."
             ) from error
         raise ValueError(
             f"{name} is damaged, cut short or no safetensors file ({error}): download or copy it again."
@@ -161,18 +156,14 @@ def _check(name: str, file) -> PivotHeader:
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{name} has format version {version}, but this OmniPortrait reads up to {FORMAT_VERSION}: update "
-            f"ComfyUI-OmniPortrait."
+            "ComfyUI-OmniPortrait."
         )
+    family = _choice(name, metadata, "base_family", FAMILIES)
+    text_dims, tower = _text_dims(name, metadata), _tower(name, metadata)
+    fusion = _choice(name, metadata, "fusion", FUSIONS)
     try:
-        config = PivotConfig(
-            metadata.get("base_family", ""),
-            _text_dims(name, metadata),
-            _tower(name, metadata),
-            metadata.get("fusion", ""),
-        )
+        config = PivotConfig(family, text_dims, tower, fusion)
     except ValueError as error:
-        if str(error).startswith(name):
-            raise
         raise ValueError(f"{name} cannot be used: {error}") from error
     step = _integer(name, metadata, "training_step", 0)
     return PivotHeader(config, step, _check_shapes(name, file, keys, config))
@@ -187,6 +178,13 @@ def _integer(name: str, metadata: dict, key: str, low: int) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", value) or int(value) < low:
         raise _bad(name, key, f"a whole number from {low}")
     return int(value)
+
+
+def _choice(name: str, metadata: dict, key: str, known: Iterable[str]) -> str:
+    value = metadata.get(key, "")
+    if value not in known:
+        raise _bad(name, key, f"one of {', '.join(known)}")
+    return value
 
 
 def _json(name: str, metadata: dict, key: str) -> object:
@@ -231,8 +229,7 @@ def _tower(name: str, metadata: dict) -> TowerConfig:
 
 
 def _check_shapes(name: str, file, keys: list[str], config: PivotConfig) -> torch.dtype:
-    """Compare the file's tensors with the module's, which costs no memory on the meta device. Returns the tower's
-    dtype."""
+    """Compare the file's tensors with the module's, free of memory on the meta device. Returns the tower's dtype."""
     with torch.device("meta"):
         expected = {key: list(value.shape) for key, value in PivotEncoder(config).state_dict().items()}
     slices = {key: file.get_slice(key) for key in keys}
@@ -244,14 +241,13 @@ def _check_shapes(name: str, file, keys: list[str], config: PivotConfig) -> torc
         have = slices[key].get_shape() if key in slices else "nothing"
         raise ValueError(
             f"{name} does not fit its own header: {key} should be {expected.get(key, 'absent')} but the file has "
-            f"{have}, so "
-            "download it again or export it anew."
+            f"{have}, so download it again or export it anew."
         )
     dtypes = {key: value.get_dtype() for key, value in slices.items()}
     wrong = sorted(key for key, value in dtypes.items() if value not in _DTYPES)
     if wrong:
         raise ValueError(
             f"{name} stores {wrong[0]} as {dtypes[wrong[0]]}, but a pivot encoder is float16, bfloat16 or float32: "
-            f"export it anew."
+            "export it anew."
         )
     return _DTYPES[dtypes["tower.conv1.weight"]]
