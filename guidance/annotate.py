@@ -1,5 +1,4 @@
-"""Puts one person into a CONDITIONING: the pivot in the subject's row (OmniPortrait, Sec. 3.2; SPEC 1A.1) and the
-identity record."""
+"""Puts one person into a CONDITIONING: the pivot in the subject's row (OmniPortrait, Sec. 3.2) and the record."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ _SAME_SHARE = 0.9
 class Person:
     """Who is to be written where.
 
-    occurrence: which repetition of the subject in the text, 0 is the first. strength: 0 leaves the row as it is, 1
-    is the pivot.
+    occurrence: which repetition of the subject in the text, 0 is the first.
+    strength: 0 leaves the row as it is, 1 is the pivot.
     pivot: None only annotates. region: [H, W] or [B, H, W] mask in 0..1 of any size, or None.
     """
 
@@ -70,8 +69,7 @@ def annotate(clip, text: str, person: Person, base: list | None = None) -> list:
         if any(record.token_index == column for record in records):
             raise ValueError(
                 f'The base conditioning already has a person at occurrence {person.occurrence + 1} of "{subject}": '
-                f"give this person "
-                "another word of the text or another occurrence."
+                "give this person another word of the text or another occurrence."
             )
         record = IdentityRecord(
             text=text,
@@ -123,8 +121,7 @@ def _match_base(clip, text: str, subject: str, occurrence: int, base: list) -> t
             return column, chosen
     raise ValueError(
         "The base conditioning was not made from this text: enter the same text as in the node that encoded it, and "
-        "connect the same "
-        "CLIP with the same clip skip and LoRAs."
+        "connect the same CLIP with the same clip skip and LoRAs."
     )
 
 

@@ -1,9 +1,8 @@
 """Which column of a conditioning belongs to a word of the prompt.
 
 Reads what ComfyUI's tokenizer returned (`clip.tokenize`), so that prompt weights, textual-inversion embeddings and
-prompts of
-more than one 77-token chunk are counted exactly as the text encoder counts them. The column is that of the word's last
-sub-token, where a causal text encoder has seen the whole word (m of the OmniPortrait paper, Sec. 3.2; SPEC 1A.1).
+prompts of more than one 77-token chunk are counted exactly as the text encoder counts them. The column is that of the
+word's last sub-token, where a causal text encoder has seen the whole word (m of the OmniPortrait paper, Sec. 3.2).
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ _WORDS_SHOWN = 40
 
 @dataclass(frozen=True)
 class Word:
-    """text: as the tokenizer spells it (lower case). ids: its BPE ids, none for an embedding. column: of the last
-    sub-token."""
+    """text: as the tokenizer spells it (lower case). ids: its BPE ids, none: an embedding. column: of the last id."""
 
     text: str
     ids: tuple[int, ...]
@@ -31,8 +29,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Layout:
-    """One text encoder's view of a prompt. ends: the column of every chunk's end token, which has seen all of its
-    chunk."""
+    """One text encoder's view of a prompt. ends: column of each chunk's end token, which has seen all of the chunk."""
 
     words: tuple[Word, ...]
     ends: tuple[int, ...]
@@ -51,9 +48,8 @@ def tokenisations(clip, text: str):
     """Yield the tokens that a base conditioning of `text` may have been made of, the plain ones first.
 
     PhotoMaker's encode node drops the prompt's trigger word. It does so by word id, which counts words on some cores
-    and whole
-    segments on others (there the trigger stays in), so its own filter is replayed and the prompt without the trigger
-    follows.
+    and whole segments on others (there the trigger stays in), so its own filter is replayed and the prompt without the
+    trigger follows.
     """
     yield clip.tokenize(text)
     words = text.split(" ")
@@ -73,16 +69,14 @@ def _without_word(chunk: list[tuple], word_id: int) -> list[tuple]:
 
 
 def read_layouts(clip, tokens: dict) -> dict[str, Layout]:
-    """The words and end tokens of `tokens` (clip.tokenize's dictionary) for each text encoder, by the core's key
-    ("l", "g", "h").
+    """The words and end tokens of clip.tokenize's dictionary for each text encoder, by core's key ("l", "g", "h").
 
     ValueError for text encoders other than CLIP, which share rows between words or put several behind one another.
     """
     if not tokens or not set(tokens) <= set(_ENCODERS):
         raise ValueError(
             f"This CLIP is of a kind that Pivot Conditioning cannot read ({type(clip.tokenizer).__name__}: "
-            f"{', '.join(tokens)}): "
-            "connect the CLIP of an SD1.x, SD2.x or SDXL checkpoint."
+            f"{', '.join(tokens)}): connect the CLIP of an SD1.x, SD2.x or SDXL checkpoint."
         )
     return {
         key: _layout(getattr(clip.tokenizer, f"clip_{key}"), _width(clip, key), chunks)
@@ -124,8 +118,7 @@ def _layout(tokenizer, width: int | None, chunks: list[list[tuple]]) -> Layout:
 
 
 def _embedding_rows(token: object, width: int | None) -> tuple[int, bool]:
-    """How many columns a token takes, and whether the core keeps it: an embedding of another width is dropped and
-    padded for."""
+    """How many columns a token takes, and whether core keeps it: an embedding of another width becomes padding."""
     data = token.get("data") if isinstance(token, dict) else token
     if not isinstance(data, torch.Tensor):
         return 1, isinstance(token, numbers.Integral)
@@ -133,8 +126,7 @@ def _embedding_rows(token: object, width: int | None) -> tuple[int, bool]:
 
 
 def clean_subject(clip, subject: str) -> str:
-    """The subject as plain words: without prompt weights and the punctuation around it. ValueError where no word is
-    left."""
+    """The subject as plain words, without prompt weights and punctuation around it. ValueError if no word is left."""
     check_clip(clip)
     layout = next(iter(read_layouts(clip, clip.tokenize(subject)).values()))
     words = [word.text for word in layout.words]
@@ -153,10 +145,9 @@ def clean_subject(clip, subject: str) -> str:
 def find_subject(clip, tokens: dict, subject: str, occurrence: int) -> int:
     """Column of the last sub-token of `subject` in the conditioning that `tokens` are encoded to.
 
-    subject: one or more words (`clean_subject`). occurrence: which of its repetitions, 0 is the first, negative
-    counts from the end.
-    ValueError, with the words that are there, where it is not; and where SDXL's two encoders have it in different
-    columns.
+    subject: one or more words (`clean_subject`).
+    occurrence: which of its repetitions; 0 is the first, negative counts from the end.
+    ValueError, with the words that are there, where it is not; and if SDXL's two encoders have it in different columns.
     """
     wanted = read_layouts(clip, clip.tokenize(subject))
     columns = {
@@ -166,8 +157,7 @@ def find_subject(clip, tokens: dict, subject: str, occurrence: int) -> int:
     if len(set(columns.values())) > 1:
         raise ValueError(
             f'The two text encoders of this CLIP have "{subject}" in different places, because an embedding before it '
-            f"fits one of "
-            "them only: move the embedding behind the subject or use one made for this model."
+            "fits one of them only: move the embedding behind the subject or use one made for this model."
         )
     return next(iter(columns.values()))
 
@@ -190,8 +180,7 @@ def _find(layout: Layout, wanted: list[tuple[int, ...]], subject: str, occurrenc
         times = "once" if len(found) == 1 else f"{len(found)} times"
         raise ValueError(
             f'The text holds "{subject}" {times}, so there is no occurrence {occurrence + 1}: lower occurrence to '
-            f"{len(found)} or "
-            "less, or write the word once more."
+            f"{len(found)} or less, or write the word once more."
         )
     return found[occurrence]
 

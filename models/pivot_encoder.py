@@ -1,13 +1,12 @@
-"""The Pivot ID Encoder (OmniPortrait, Sec. 3.2; SPEC 1A.1): a face and the embedding of its noun in, the pivot e_mix
-out.
+"""The Pivot ID Encoder (OmniPortrait, Sec. 3.2; SPEC 1A.1): a face and its noun's embedding in, the pivot e_mix out.
 
     e_ref = projections(CLS of the open_clip image tower after its last layer norm)
     e_mix = linear([e_ref, e_txt])             fusion "linear", the paper's
     e_mix = e_txt + mlp([e_ref, e_txt])        fusion "mlp"
 
-Both fusions begin as e_mix = e_txt, bit for bit, so training starts from embeddings that the frozen denoiser knows.
-The text
-width is that of the conditioning: 768 for SD1.5, 768 + 1280 for SDXL, one projection for each of the two text encoders.
+Both fusions begin as e_mix = e_txt, bit for bit, so training starts from embeddings that the frozen denoiser knows. The
+text width is that of the conditioning: 768 for SD1.5, 768 + 1280 for SDXL, one projection for each of the two text
+encoders.
 """
 
 from __future__ import annotations
@@ -45,8 +44,7 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class PivotConfig:
-    """family: a key of FAMILIES. text_dims: widths of the text encoders in the order in which the conditioning joins
-    them."""
+    """family: a key of FAMILIES. text_dims: widths of the text encoders, in the conditioning's order."""
 
     family: str = "sd15"
     text_dims: tuple[int, ...] = (768,)
@@ -59,8 +57,7 @@ class PivotConfig:
         expected = FAMILIES[self.family]
         if expected is not None and self.text_dims != expected:
             raise ValueError(
-                f"The text widths of {self.family} are {expected}, not {self.text_dims}: use the family generic "
-                f"instead."
+                f"The text widths of {self.family} are {expected}, not {self.text_dims}: use generic instead."
             )
         if self.fusion not in FUSIONS:
             raise ValueError(f'The fusion is "{self.fusion}", but must be one of {", ".join(FUSIONS)}.')
@@ -101,8 +98,7 @@ class MLPFusion(nn.Module):
 
 
 class PivotEncoder(nn.Module):
-    """Image tower, projections and fusion. The tower computes in its weights' dtype, everything behind it in
-    float32."""
+    """Image tower, projections and fusion. The tower computes in its weights' dtype, all behind it in float32."""
 
     def __init__(self, config: PivotConfig) -> None:
         super().__init__()
@@ -127,15 +123,15 @@ class PivotEncoder(nn.Module):
         if text.shape[-1] != self.config.text_width:
             raise ValueError(
                 f"The text embedding is {text.shape[-1]} wide, but this pivot encoder was made for "
-                f"{self.config.family}, "
-                f"which is {self.config.text_width} wide: use a checkpoint and a pivot encoder of the same base family."
+                f"{self.config.family}, which is {self.config.text_width} wide: use a checkpoint and a pivot encoder "
+                "of the same base family."
             )
         with torch.autocast(text.device.type, enabled=False):
             return self.fusion(reference.float(), text.float())
 
     def train_layers(self, layers: int | None) -> None:
-        """Let the last `layers` blocks of the tower learn, all of it (None, as in the paper) or none (0); the rest
-        always does."""
+        """Let the last `layers` blocks of the tower learn, or all of it (None, the paper), or none (0); the rest
+        always learns."""
         self.requires_grad_(True)
         if layers is None:
             return
@@ -147,8 +143,7 @@ class PivotEncoder(nn.Module):
             self.tower.ln_post.requires_grad_(True)
 
     def load_pretrained_tower(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Start from an open_clip checkpoint: its `visual.` weights, and `visual.proj` where a projection has its
-        shape.
+        """Start from an open_clip checkpoint: its `visual.` weights, and `visual.proj` where the shape is right.
 
         ValueError if the checkpoint is of another tower than the config.
         """
@@ -190,14 +185,14 @@ def prepare_face(
     mask: torch.Tensor | None = None,
     face_box: tuple[float, float, float, float] | None = None,
 ) -> torch.Tensor:
-    """What the tower sees of a face: a square about 1.4 times the face, resized with antialiasing, in CLIP's mean
-    and deviation.
+    """What the tower sees of a face: a square about 1.4 times the face, resized with antialiasing, in CLIP's mean and
+    deviation.
 
-    crop: [B, S, S, 3] in 0..1. mask: [B, S, S] of the face, whose bounds stand in for a missing face box. face_box:
-    x0, y0, x1, y1
-    in pixels of the crop. With neither, the whole crop. The background is kept as it is: FastComposer fills it with
-    noise, which
-    the paper does not mention. Returns [B, 3, size, size]; differentiable in the crop.
+    crop: [B, S, S, 3] in 0..1.
+    mask: [B, S, S] of the face, whose bounds stand in for a missing face box.
+    face_box: x0, y0, x1, y1 in pixels of the crop. With neither, the whole crop.
+    Returns [B, 3, size, size]; differentiable in the crop. The background is kept as it is: FastComposer fills it with
+    noise, which the paper does not mention.
     """
     from kornia.geometry.transform import resize
 

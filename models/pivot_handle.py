@@ -27,8 +27,7 @@ class PivotHandle:
     patcher: ModelPatcher
 
     def pivot(self, face: FaceReference) -> Callable[[torch.Tensor], torch.Tensor]:
-        """For one face: the function from e_txt [N, D] to e_mix [N, D], float32 on the CPU. The face is encoded
-        once."""
+        """The function from e_txt [N, D] to e_mix [N, D] for one face, which is encoded once; float32 on the CPU."""
         reference = self.encode(face)
 
         def mix(text: torch.Tensor) -> torch.Tensor:
@@ -40,8 +39,7 @@ class PivotHandle:
         return mix
 
     def encode(self, face: FaceReference) -> torch.Tensor:
-        """e_ref of a face, [1, D] float32 on the CPU. ValueError if it is not finite, which half precision can
-        cause."""
+        """e_ref of a face, [1, D] float32 on the CPU. ValueError if it is not finite, as half precision may make it."""
         encoder = self._loaded()
         size = self.header.config.tower.image_size
         pixels = prepare_face(face.crop, size, face.mask, face.face_box)
@@ -49,8 +47,7 @@ class PivotHandle:
         if not torch.isfinite(reference).all():
             raise ValueError(
                 f"The pivot encoder {self.name} gave numbers that are not finite for this face: use another encoder "
-                f"file, or start "
-                "ComfyUI with --fp32-text-enc."
+                "file, or start ComfyUI with --fp32-text-enc."
             )
         return reference
 
@@ -65,8 +62,7 @@ class PivotHandle:
         if width != config.text_width:
             raise ValueError(
                 f"The pivot encoder {self.name} was made for {config.family} (text width {config.text_width}), but "
-                f"this CLIP's is "
-                f"{width}: choose the encoder for your checkpoint's family, or the checkpoint for the encoder's."
+                f"this CLIP's is {width}: choose the encoder and the checkpoint of one family."
             )
 
 
@@ -85,8 +81,7 @@ def load_handle(path: str) -> PivotHandle:
 
 
 def _compute_dtype(device: torch.device, stored: torch.dtype, management) -> torch.dtype:
-    """float32 on a CPU; elsewhere the stored half precision if the device has it, as the user's flags for text
-    encoders say."""
+    """float32 on a CPU or with --fp32-text-enc; else the stored half precision where the device has it, or float16."""
     if management.is_device_cpu(device) or management.text_encoder_dtype(device) == torch.float32:
         return torch.float32
     if stored == torch.bfloat16 and management.should_use_bf16(device):

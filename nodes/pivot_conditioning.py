@@ -17,8 +17,8 @@ class PivotConditioning(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Encodes a prompt and ties one of its words to a person: with a pivot encoder the word takes on the "
-                "face, without one "
-                "it is only marked, so that RB-Guidance knows which word is whom. Chain several for several people."
+                "face, without one it is only marked, so that RB-Guidance knows which word is whom. Chain several "
+                "for several people."
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the checkpoint: CLIP of SD1.x, SD2.x or SDXL."),

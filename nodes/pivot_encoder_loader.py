@@ -44,8 +44,7 @@ class PivotEncoderLoader(io.ComfyNode):
         folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
         return (
             f'There is no pivot encoder "{pivot_encoder_name}": put the .safetensors file into {folders}, press R to '
-            f"refresh the "
-            "page and choose it."
+            "refresh the page and choose it."
         )
 
     @classmethod
