@@ -1,7 +1,7 @@
 """ComfyUI-OmniPortrait: portraits of a given person, from one photo and a prompt (OmniPortrait, ICLR 2026).
 
-This file only registers the pack with ComfyUI. Nothing of ComfyUI is imported before ComfyUI asks for the nodes, so that the pure
-maths in `guidance/` can be imported and tested without it.
+This file only registers the pack with ComfyUI. Nothing of ComfyUI is imported before ComfyUI asks for the nodes, so
+that the pure maths in `guidance/` can be imported and tested without it.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Listener:
     def call_of(self, cond: dict) -> tuple[Call, int] | None:
         """The first call that holds a conditioning's rows, and their place in it; later ones are other packs' passes.
 
-        ComfyUI copies an area under the same uuid to the other side of the guidance, so the text decides which is which.
+        ComfyUI copies an area under the same uuid to the guidance's other side, so the text decides which is which.
         """
         candidates = [(call, place) for call in self.calls for place in call.places_of(cond["uuid"])]
         for call, place in candidates:

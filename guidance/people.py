@@ -47,8 +47,8 @@ def positive_keys(conds: dict[str, list]) -> list[str]:
 def assign_people(conds: dict[str, list], by_hand: ByHand | None) -> dict[tuple[str, object], tuple[Person, ...]]:
     """(key, uuid) of each positive conditioning that carries people, and the people.
 
-    conds: the guider's, before ComfyUI processes them: it then copies an area, with uuid and records, to the other keys, whose
-    text knows nothing of the person. Raises: ValueError when nobody is to be found.
+    conds: the guider's, before ComfyUI processes them: it then copies an area, with uuid and records, to the other
+    keys, whose text knows nothing of the person. Raises: ValueError when nobody is to be found.
     """
     people: dict[tuple[str, object], tuple[Person, ...]] = {}
     for key in positive_keys(conds):

@@ -175,7 +175,7 @@ class GuidedRun:
     def _guided_conds(
         self, guider: object, x: torch.Tensor, sigma: torch.Tensor
     ) -> Iterator[tuple[dict, tuple[Person, ...], torch.Tensor]]:
-        """Conditionings that carry people, each with them and with the total weight [B, C, H, W] of its own list's predictions."""
+        """Conditionings that carry people, with them and the total weight [B, C, H, W] of their list's predictions."""
         import comfy.samplers
 
         for key in positive_keys(guider.conds):
