@@ -32,7 +32,7 @@ def guided(model, vae, positive, *, settings=None, by_hand=None, **options) -> t
 
 
 def assert_guided(trace: Trace, calls: int | None = None) -> None:
-    """Every call inside the window was guided, with a mask that is a part of the picture and a gradient that is not zero."""
+    """Every call in the window was guided, with a mask that is a part of the picture and a gradient that is not 0."""
     assert trace.steps and not trace.skipped, trace.summary()
     assert calls is None or len(trace.steps) == calls, trace.summary()
     for step in trace.steps:
@@ -41,31 +41,34 @@ def assert_guided(trace: Trace, calls: int | None = None) -> None:
 
 
 def assert_effective(picture: torch.Tensor, plain: torch.Tensor) -> None:
-    """Finite, and not the plain picture."""
+    """Finite, and not the plain picture, by more than the rounding of its largest value."""
     assert picture.shape == plain.shape and picture.isfinite().all()
-    assert not torch.allclose(picture, plain, rtol=1e-3, atol=1e-3)
+    assert (picture - plain).abs().max() > 1e-5 * plain.abs().max()
 
 
-def watched(model, vae, positive, *, tolerance=1e-4, by_hand=None, settings=None, **options) -> tuple[torch.Tensor, Trace]:
+def watched(
+    model, vae, positive, *, tolerance=1e-4, by_hand=None, settings=None, **options
+) -> tuple[torch.Tensor, Trace]:
     """`guided`, and the features of every private pass must be those of ComfyUI's own forward for the same rows.
 
-    A patch on the block after the feature block sees the main forward only, for the private pass leaves before it. So whatever
-    is wrong with weights, control, patches or rows shows. tolerance: of the largest feature.
+    A patch on the block after the feature block sees the main forward only, for the private pass leaves before it. So
+    whatever is wrong with weights, control, patches or rows shows. tolerance: of the largest feature.
     """
     block = feature_block(model.model.diffusion_model, (settings or {}).get("block", -1))
-    private, main = [], []
+    private, main = [], {}
 
     def tap(h, skip, transformer_options):
         if transformer_options["block"] == ("output", block + 1):
+            sigma = float(transformer_options["sigmas"][0])
             owners = zip(transformer_options["uuids"], transformer_options["cond_or_uncond"], strict=True)
-            main.extend(zip(owners, h.clone().chunk(len(transformer_options["uuids"])), strict=True))
+            for (uuid, side), own in zip(owners, h.clone().chunk(len(transformer_options["uuids"])), strict=True):
+                main.setdefault((uuid, side, sigma), own)
         return h, skip
 
-    def spy(private_pass, cond, *args):
-        main_of_call = main[:]
-        rows = original(private_pass, cond, *args)
-        if rows is not None:
-            private.append((cond["uuid"], rows.features.detach().clone(), main_of_call))
+    def spy(private_pass, cond, call, place, x, sigma, *args):
+        rows = original(private_pass, cond, call, place, x, sigma, *args)
+        if rows is not None:  # side 0: ComfyUI copies an area to the negative under the same uuid
+            private.append((rows.features.detach().clone(), main[cond["uuid"], 0, float(sigma[0])]))
         return rows
 
     tapped = model.clone()
@@ -77,9 +80,8 @@ def watched(model, vae, positive, *, tolerance=1e-4, by_hand=None, settings=None
     finally:
         run_module.run_rows = original
     assert private
-    for uuid, features, calls in private:
-        # The positive's rows: ComfyUI copies an area to the negative under the same uuid.
-        expected = [h for owner, h in calls if owner == (uuid, 0)][-1].float()
+    for features, expected in private:
+        expected = expected.float()
         error = float((features.float() - expected).abs().max() / expected.abs().max())
         assert error <= tolerance, error
     return result

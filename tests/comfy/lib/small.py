@@ -47,7 +47,8 @@ SDXL = SD15 | dict(
     num_classes="sequential",
     adm_in_channels=2816,
 )
-SD20 = SD15 | dict(num_heads=-1, num_head_channels=16, context_dim=1024, use_linear_in_transformer=True)
+SD20 = SD15 | dict(model_channels=64, num_heads=-1, num_head_channels=64, context_dim=1024)
+SD20 |= dict(use_linear_in_transformer=True)
 SD15_FULL = SD15 | dict(model_channels=320, num_heads=8)
 SDXL_FULL = SDXL | dict(
     model_channels=320,
@@ -119,7 +120,7 @@ def width(model) -> int:
     return model.model.model_config.unet_config["context_dim"]
 
 
-def lora(model, seed: int = 0, rank: int = 4, scale: float = 0.5) -> dict[str, torch.Tensor]:
+def lora(model, seed: int = 0, rank: int = 4, scale: float = 0.1) -> dict[str, torch.Tensor]:
     """A LoRA file's content over every attention projection and residual convolution, named as trainers name them."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
