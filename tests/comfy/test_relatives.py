@@ -1,0 +1,148 @@
+"""Relatives of the plain checkpoints and other packs on the same model."""
+
+from __future__ import annotations
+
+import comfy.ldm.modules.attention
+import pytest
+import small
+import torch
+from comfy_extras import nodes_freelunch, nodes_model_advanced, nodes_pag, nodes_sag
+from guiding import assert_effective, assert_guided, core, guide, guided, watched
+
+
+@pytest.mark.parametrize("shape", ["sd20", "sdxl"])
+def test_v_prediction(vae, shape):
+    model = getattr(small, shape)(v_prediction=True)
+    assert model.model.model_type.name == "V_PREDICTION"
+    positive = small.annotated(model)
+    plain = small.sample(model, positive)
+    picture, trace = watched(model, vae, positive)
+    assert_guided(trace)
+    assert_effective(picture, plain)
+
+
+@pytest.mark.parametrize("sampling", ["eps", "v_prediction", "edm"])
+def test_continuous_edm(sdxl, vae, sampling):
+    """sigma up to 120; the window is that of the same sigma in Stable Diffusion's schedule."""
+    node = nodes_model_advanced.ModelSamplingContinuousEDM
+    (model,) = core(node, model=sdxl, sampling=sampling, sigma_max=120.0, sigma_min=0.002)
+    positive = small.annotated(sdxl)
+    options = {"scheduler": "karras", "steps": 6}
+    plain = small.sample(model, positive, **options)
+    picture, trace = watched(model, vae, positive, **options)
+    assert_guided(trace)
+    assert_effective(picture, plain)
+    assert all(step.sigma <= 2.29 for step in trace.steps)
+    assert torch.equal(small.sample(model, positive, **options), plain)
+
+
+@pytest.mark.parametrize("sampling, zsnr", [("v_prediction", True), ("lcm", False)])
+def test_discrete_sampling_patches(sd15, vae, sampling, zsnr):
+    (model,) = core(nodes_model_advanced.ModelSamplingDiscrete, model=sd15, sampling=sampling, zsnr=zsnr)
+    positive = small.annotated(sd15)
+    plain = small.sample(model, positive)
+    picture, trace = guided(model, vae, positive)
+    assert_guided(trace)
+    assert_effective(picture, plain)
+
+
+def adapter(model, block, calls):
+    """IPAdapter's way: attention over extra keys that a node made, so inference tensors, added to the block's own."""
+    with torch.inference_mode():
+        generator = torch.Generator().manual_seed(21)
+        extra = torch.randn(1, 4, 64, generator=generator)
+
+    def replace(q, k, v, extra_options):
+        attention = comfy.ldm.modules.attention.optimized_attention
+        heads = extra_options["n_heads"]
+        with torch.no_grad():
+            keys = extra.repeat(len(q), 1, q.shape[-1] // 64 + 1)[..., : q.shape[-1]]
+        calls.append((tuple(extra_options["block"]), torch.is_grad_enabled(), len(q)))
+        return attention(q, k, v, heads) + 0.5 * attention(q, keys, keys * extra.mean(), heads)
+
+    patched = model.clone()
+    patched.set_model_attn2_replace(replace, *block)
+    return patched
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@pytest.mark.parametrize("block", [("input", 1), ("input", 2), ("input", 4), ("middle", 0)])
+def test_ip_adapter_like_patch(sd15, vae, block, checkpointing):
+    """It is called in the private pass too, on recorded and other blocks, though its tensors refuse autograd."""
+    calls = []
+    model, positive = adapter(sd15, block, calls), small.annotated(sd15)
+    plain = small.sample(model, positive)
+    assert not torch.allclose(plain, small.sample(sd15, positive), rtol=1e-3, atol=1e-3)
+    calls.clear()
+    picture, trace = watched(model, vae, positive, settings={"checkpointing": checkpointing})
+    assert_guided(trace)
+    assert_effective(picture, plain)
+    with_gradient = [call for call in calls if call[1]]
+    assert len(with_gradient) >= len(trace.steps)
+    assert {(block, rows) for block, _, rows in with_gradient} == {(block, 1)}
+    assert torch.equal(small.sample(model, positive), plain)
+
+
+def test_attention_patches_on_keys_and_output(sd15, vae):
+    """The list kind of patches: other packs change q, k and v before, and the result after, cross-attention."""
+    model, positive = sd15.clone(), small.annotated(sd15)
+    model.set_model_attn2_patch(lambda q, k, v, extra: (q * 1.1, k, v * 0.9))
+    model.set_model_attn1_output_patch(lambda n, extra: n * 0.95)
+    plain = small.sample(model, positive)
+    picture, trace = watched(model, vae, positive)
+    assert_guided(trace)
+    assert_effective(picture, plain)
+
+
+FREEU = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}
+PATCHES = {
+    "FreeU": lambda model: core(nodes_freelunch.FreeU, model=model, **FREEU)[0],
+    "FreeU V2": lambda model: core(nodes_freelunch.FreeU_V2, model=model, **FREEU)[0],
+    "PAG": lambda model: core(nodes_pag.PerturbedAttentionGuidance, model=model, scale=3.0)[0],
+    "SAG": lambda model: core(nodes_sag.SelfAttentionGuidance, model=model, scale=0.5, blur_sigma=2.0)[0],
+    "RescaleCFG": lambda model: core(nodes_model_advanced.RescaleCFG, model=model, multiplier=0.7)[0],
+}
+
+
+@pytest.mark.parametrize("name", PATCHES)
+def test_core_patches_before_us(sd15, vae, name):
+    """Also where they write in place into what the way back needs, and checkpointing would recompute from it."""
+    model, positive = PATCHES[name](sd15), small.annotated(sd15)
+    plain = small.sample(model, positive)
+    assert not torch.allclose(plain, small.sample(sd15, positive), rtol=1e-3, atol=1e-3)
+    pictures = []
+    for checkpointing in ("off", "on"):
+        picture, trace = watched(model, vae, positive, settings={"checkpointing": checkpointing})
+        assert_guided(trace)
+        assert_effective(picture, plain)
+        pictures.append(picture)
+    torch.testing.assert_close(*pictures, rtol=1e-4, atol=1e-3)
+    assert torch.equal(small.sample(model, positive), plain)
+
+
+@pytest.mark.parametrize("name", PATCHES)
+def test_core_patches_after_us(sd15, vae, name):
+    """The order of the nodes on the model does not matter."""
+    positive = small.annotated(sd15)
+    before, _ = guided(PATCHES[name](sd15), vae, positive)
+    patched, traces = guide(sd15, vae)
+    after = small.sample(PATCHES[name](patched), positive)
+    assert_guided(traces[0])
+    assert torch.equal(before, after)
+
+
+def test_attention_without_a_backward(sd15, vae):
+    """SageAttention and its kind return tensors cut off from autograd; the guided pass asks for PyTorch's instead."""
+    positive = small.annotated(sd15)
+    expected, _ = guided(sd15, vae, positive)
+    model, calls = sd15.clone(), []
+
+    def override(function, *args, **kwargs):
+        calls.append(torch.is_grad_enabled())
+        return function(*args, **kwargs).detach()
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    picture, trace = guided(model, vae, positive)
+    assert_guided(trace)
+    assert calls and not any(calls)
+    assert torch.equal(picture, expected)
