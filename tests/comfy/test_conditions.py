@@ -1,15 +1,16 @@
-"""What people do to a conditioning before it reaches the sampler: combine, areas, masks, timestep ranges, long prompts, batches."""
+"""What people do to a conditioning before sampling: combine, areas, masks, timestep ranges, long prompts, batches."""
 
 from __future__ import annotations
 
-import nodes
 import pytest
 import small
 import torch
 from guiding import assert_effective, assert_guided, core, guide, guided
 
+import nodes
+
 ONE_CALL = {"sigmas": torch.tensor([1.5, 0.0]), "steps": 1}
-"""One step inside the window down to sigma 0: the result is the (guided) denoised picture, so the change is sigma times g."""
+"""One step inside the window down to sigma 0: the result is the denoised picture, so the change is sigma times g."""
 
 
 def change(model, vae, positive, settings=None, **options):
@@ -83,7 +84,8 @@ def test_area_bounds_the_gradient(family, vae):
 
 
 def test_area_with_an_offset(sd15, vae):
-    (right,) = core(nodes.ConditioningSetArea, conditioning=small.annotated(sd15), width=64, height=128, x=64, y=0, strength=1.0)
+    area = {"width": 64, "height": 128, "x": 64, "y": 0, "strength": 1.0}
+    (right,) = core(nodes.ConditioningSetArea, conditioning=small.annotated(sd15), **area)
     moved, trace = change(sd15, vae, right + small.conditioning(sd15, 7))
     assert_guided(trace, calls=1)
     assert moved[..., 8:].abs().max() > 0
@@ -114,7 +116,7 @@ def test_masked_conditioning_bounds_the_gradient(sd15, vae, bounds):
 
 
 def test_timestep_range_that_ends_before_the_window(sd15, vae, caplog):
-    """The person's conditioning is used in the first, unguided part only: reported, and the picture is the plain one."""
+    """The person's conditioning is used in the first, unguided part only: reported, and the picture is plain."""
     early = core(nodes.ConditioningSetTimestepRange, conditioning=small.annotated(sd15), start=0.0, end=0.3)[0]
     late = core(nodes.ConditioningSetTimestepRange, conditioning=small.conditioning(sd15, 7), start=0.3, end=1.0)[0]
     plain = small.sample(sd15, early + late)
@@ -156,7 +158,7 @@ def _long(model, tokens):
 
 
 def test_repetition_by_the_longer_negative_does_not_move_the_mask(sd15, vae):
-    """Repeated keys share out the token's attention; their sum, and so the mask, is as with a negative of equal length."""
+    """Repeated keys share out the token's attention; their sum, so the mask, is as with a negative of equal length."""
     positive = small.annotated(sd15)
     masks = []
     for tokens in (77, 154):

@@ -118,15 +118,18 @@ def test_half_precision_keeps_the_gradients_direction(vae):
     assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.99
 
 
-@pytest.mark.parametrize("shape, cross, self_, block", [
-    ("sd15", {("input", 7, 0), ("input", 8, 0), ("output", 3, 0), ("output", 4, 0), ("output", 5, 0)}, {("input", 4, 0), ("input", 5, 0)}, 5),
-    (
-        "sdxl",
-        {(n, b, i) for n, b in [("input", 7), ("input", 8), ("middle", 0), ("output", 0), ("output", 1), ("output", 2)] for i in (0, 1)},
-        {(n, b, 1) for n, b in [("input", 7), ("input", 8), ("middle", 0), ("output", 0), ("output", 1), ("output", 2)]},
-        2,
-    ),
-])  # fmt: skip
+SD15_CROSS = [("input", 7, 0), ("input", 8, 0), ("output", 3, 0), ("output", 4, 0), ("output", 5, 0)]
+SD15_SELF = [("input", 4, 0), ("input", 5, 0)]
+SDXL_DEEP = [("input", 7), ("input", 8), ("middle", 0), ("output", 0), ("output", 1), ("output", 2)]
+
+
+@pytest.mark.parametrize(
+    "shape, cross, self_, block",
+    [
+        ("sd15", set(SD15_CROSS), set(SD15_SELF), 5),
+        ("sdxl", {(*place, i) for place in SDXL_DEEP for i in (0, 1)}, {(*place, 1) for place in SDXL_DEEP}, 2),
+    ],
+)
 def test_sites_at_native_size(shape, cross, self_, block):
     """SD1.5 at 512 and SDXL at 1024, by hand from the architectures."""
     unet = getattr(small, shape)().model.diffusion_model

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import comfy.cldm.cldm
 import comfy.controlnet
-import nodes
 import pytest
 import small
 import torch
 from comfy_extras import nodes_custom_sampler as custom
 from guiding import assert_effective, assert_guided, core, guide, guided, watched
 from omniportrait.guidance import run as run_module
+
+import nodes
 
 
 def start(seed: int = 4) -> torch.Tensor:
@@ -19,7 +20,7 @@ def start(seed: int = 4) -> torch.Tensor:
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m_sde"])
 def test_inpainting_keeps_what_is_outside(family, vae, sampler):
-    """At the last step ComfyUI puts the original back outside the mask, so there both pictures are exactly the original."""
+    """At the last step ComfyUI puts the original back outside the mask, so both pictures are exactly that there."""
     mask = torch.zeros(1, 1, 128, 128)
     mask[..., 24:104, 16:112] = 1
     latent, positive = start(), small.annotated(family)
@@ -143,18 +144,25 @@ def controlnet():
 def controlled(net, positive, negative, **options):
     image = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(12))
     values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0} | options
-    return core(nodes.ControlNetApplyAdvanced, positive=positive, negative=negative, control_net=net, image=image, **values)
+    values |= {"control_net": net, "image": image}
+    return core(nodes.ControlNetApplyAdvanced, positive=positive, negative=negative, **values)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_controlnet_reaches_the_private_pass(sd15, vae, controlnet, batch):
-    """The features of the guided pass are those of ComfyUI's forward with its residuals, and differ from those without."""
+    """The features of the guided pass are those of ComfyUI's forward with its residuals, unlike those without."""
     positive, negative = controlled(controlnet, small.annotated(sd15), small.conditioning(sd15, 2))
     plain = small.sample(sd15, positive, negative=negative, batch=batch)
     assert not torch.allclose(plain, small.sample(sd15, small.annotated(sd15), batch=batch), rtol=1e-2, atol=1e-2)
     picture, trace = watched(sd15, vae, positive, negative=negative, batch=batch)
     assert_guided(trace)
     assert_effective(picture, plain)
+    untapped, trace = guided(sd15, vae, positive, negative=negative, batch=batch)
+    assert_guided(trace)
+    assert torch.equal(untapped, picture)
+    settings = {"checkpointing": "on"}
+    checkpointed, _ = guided(sd15, vae, positive, settings=settings, negative=negative, batch=batch)
+    torch.testing.assert_close(checkpointed, picture, rtol=1e-4, atol=1e-3)
     assert torch.equal(small.sample(sd15, positive, negative=negative, batch=batch), plain)
 
 
@@ -178,7 +186,8 @@ def test_controlnet_that_ends_before_the_window(sd15, vae, controlnet):
 @pytest.mark.parametrize("place", ["cond1", "cond2"])
 def test_dual_cfg_with_an_area(sd15, vae, place):
     """ComfyUI copies the area, with uuid and record, to the other positive, whose text knows nothing of the person."""
-    (person,) = core(nodes.ConditioningSetArea, conditioning=small.annotated(sd15), width=128, height=64, x=0, y=64, strength=1.0)
+    area = {"width": 128, "height": 64, "x": 0, "y": 64, "strength": 1.0}
+    (person,) = core(nodes.ConditioningSetArea, conditioning=small.annotated(sd15), **area)
     conds = {"cond1": small.conditioning(sd15, 7), "cond2": small.conditioning(sd15, 8)}
     conds[place] = conds[place] + person
     conds |= {"negative": small.conditioning(sd15, 2), "cfg_conds": 5.0, "cfg_cond2_negative": 5.0, "style": "regular"}

@@ -1,4 +1,4 @@
-"""Every sampler and scheduler that people use, in both families: guided, finite, deterministic, and not the plain picture."""
+"""Every sampler and scheduler that people use, in both families: guided, finite, deterministic, and not plain."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def test_sd15(sd15, vae, sampler, scheduler):
     check(sd15, vae, sampler, scheduler)
 
 
-@pytest.mark.parametrize("sampler, scheduler", [("euler_ancestral", "karras"), ("dpmpp_2m", "sgm_uniform"), ("heun", "normal")])
+PAIRS = [("euler_ancestral", "karras"), ("dpmpp_2m", "sgm_uniform"), ("heun", "normal")]
+
+
+@pytest.mark.parametrize("sampler, scheduler", PAIRS)
 def test_sdxl(sdxl, vae, sampler, scheduler):
     check(sdxl, vae, sampler, scheduler)
 
@@ -39,7 +42,7 @@ def test_sdxl(sdxl, vae, sampler, scheduler):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("u", [0.3, 0.6, 1.0])
 def test_guided_calls_are_those_at_or_below_u(sd15, vae, scheduler, u):
-    """Eq. 11's window, counted independently: sigma of the call against sigma of t = 1000 u in the published schedule."""
+    """Eq. 11's window, counted independently: sigma of the call against that of t = 1000 u in the paper's schedule."""
     steps = 5
     sigmas = comfy.samplers.calculate_sigmas(sd15.get_model_object("model_sampling"), scheduler, steps)[:-1]
     edge = float("inf") if u == 1.0 else float(stable_diffusion_sigmas()[int(1000 * u)])
@@ -59,7 +62,7 @@ def test_two_calls_a_step_are_gated_by_sigma(sd15, vae):
 
 
 def test_strength_scales_the_change_of_a_single_step(sd15, vae):
-    """One step from the edge of the window to 0: the result is the denoised picture, so the change is linear in strength."""
+    """One step from the window's edge to 0: the result is the denoised picture, so the change is linear in strength."""
     positive = small.annotated(sd15)
     sigmas = {"sigmas": torch.tensor([1.5, 0.0]), "steps": 1}
     plain = small.sample(sd15, positive, **sigmas)

@@ -37,9 +37,9 @@ def test_similarity_against_a_loop(reduction):
     reference, generated = rows(9, 4, 4), rows(7, 4, 5)
     match = naive_nearest(reference, generated.tolist())
     total = 0.0
-    for r, j in zip(reference.tolist(), match):
+    for r, j in zip(reference.tolist(), match, strict=True):
         g = generated[j].tolist()
-        cosine = sum(a * b for a, b in zip(r, g)) / (math.hypot(*r) * math.hypot(*g))
+        cosine = sum(a * b for a, b in zip(r, g, strict=True)) / (math.hypot(*r) * math.hypot(*g))
         total += (cosine + 1) / 2
     expected = total / len(reference) if reduction == "mean" else total
     got = matching.similarity(reference, generated, torch.tensor(match), reduction)

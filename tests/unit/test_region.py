@@ -74,7 +74,7 @@ def flood(mask):
     """Largest 4-connected part by a plain flood fill; the first found of equal sizes."""
     h, w = mask.shape
     seen, best = np.zeros_like(mask), []
-    for start in zip(*np.nonzero(mask)):
+    for start in zip(*np.nonzero(mask), strict=True):
         if seen[start]:
             continue
         part, todo = [], [start]
