@@ -1,0 +1,296 @@
+"""Columns of words, in what ComfyUI's real tokenizers make of a prompt.
+
+The expected columns come from the offsets of transformers' own CLIP tokenizer over the prompt without its weights, or
+are counted by hand; those behind embeddings also from what core's text encoder does with the tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.text_encoders.flux
+import comfy.text_encoders.sd2_clip
+import comfy.text_encoders.sd3_clip
+import pytest
+import torch
+from omniportrait.guidance.tokens import clean_subject, find_subject, read_layouts, tokenisations
+from safetensors.torch import save_file
+from transformers import CLIPTokenizerFast
+
+TOKENIZERS = {
+    "sd15": comfy.sd1_clip.SD1Tokenizer,
+    "sd20": comfy.text_encoders.sd2_clip.SD2Tokenizer,
+    "sdxl": comfy.sdxl_clip.SDXLTokenizer,
+}
+VOCABULARY = CLIPTokenizerFast.from_pretrained(Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer")
+
+
+def make_clip(family: str = "sd15", folder: Path | None = None, model: object = None):
+    """A CLIP of which only the tokenizer is there, or also core's text model."""
+    tokenizer = TOKENIZERS[family](embedding_directory=None if folder is None else str(folder))
+    return SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights, cond_stage_model=model)
+
+
+@pytest.fixture(params=TOKENIZERS)
+def clip(request):
+    return make_clip(request.param)
+
+
+@pytest.fixture(scope="module")
+def sd15():
+    return make_clip()
+
+
+def found(clip, text: str, subject: str, occurrence: int = 0) -> int:
+    return find_subject(clip, clip.tokenize(text), clean_subject(clip, subject), occurrence)
+
+
+def by_offsets(plain: str, end: int) -> int:
+    """Column of the token that ends at character `end` of a prompt without weights or embeddings."""
+    offsets = VOCABULARY(plain, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+    (k,) = (k for k, (_, stop) in enumerate(offsets) if stop == end)
+    return 77 * (k // 75) + 1 + k % 75
+
+
+def end_of(plain: str, word: str, occurrence: int = 0) -> int:
+    end = 0
+    for _ in range(occurrence + 1):
+        end = plain.index(word, end) + len(word)
+    return end
+
+
+def test_a_plain_word(clip):
+    assert found(clip, "a photo of a woman in a garden", "woman") == 5
+    assert found(clip, "woman", "woman") == 1
+
+
+@pytest.mark.parametrize("subject", ["Woman", " WOMAN ", "woman,", "(woman:1.2)", "((woman))", '"woman"'])
+def test_case_weights_and_punctuation_of_the_subject_do_not_matter(clip, subject):
+    assert found(clip, "A photo of a WOMAN, smiling", subject) == 5
+
+
+@pytest.mark.parametrize(
+    "text, plain",
+    [
+        ("a photo of a (woman:1.2) in a garden", "a photo of a woman in a garden"),
+        ("(a photo:0.8) of a (woman)", "a photo of a woman"),
+        ("((a (photo:1.3), sharp:0.7)) of ((a woman)) outside", "a photo, sharp of a woman outside"),
+        ("(((a old (bearded:1.1) woman:1.4)))", "a old bearded woman"),
+        ("a \\(very\\) old (woman:0)", "a (very) old woman"),
+        ("a portrait:woman,(1girl:1.1)", "a portrait:woman,1girl"),
+        ("two\nlines of a\n(woman:1.2)", "two\nlines of a\nwoman"),
+        ("a café, naïve, 25 years: woman", "a café, naïve, 25 years: woman"),
+        ("the woman's hat", "the woman's hat"),
+    ],
+)
+def test_weights_take_no_columns(clip, text, plain):
+    assert found(clip, text, "woman") == by_offsets(plain, end_of(plain, "woman"))
+
+
+@pytest.mark.parametrize("word", ["bundeskanzlerin", "anaesthesiologist", "xqzwv", "l'étranger", "1girl"])
+def test_the_last_sub_token_of_a_word_in_pieces(clip, word):
+    plain = f"a photo of a {word}, smiling"
+    assert found(clip, plain, word) == by_offsets(plain, end_of(plain, word))
+
+
+def test_pieces_really_are_pieces(sd15):
+    assert found(sd15, "a bundeskanzlerin", "bundeskanzlerin") > 2
+
+
+def test_repeated_words(clip):
+    plain = "a woman beside a woman, and one more woman"
+    for occurrence in range(3):
+        expected = by_offsets(plain, end_of(plain, "woman", occurrence))
+        assert found(clip, "a (woman:1.3) beside a woman, and one more ((woman))", "woman", occurrence) == expected
+        assert found(clip, plain, "woman", occurrence - 3) == expected
+    assert len({found(clip, plain, "woman", occurrence) for occurrence in range(3)}) == 3
+
+
+def test_a_subject_of_several_words(clip):
+    plain = "a young man and a young woman and an old woman"
+    assert found(clip, plain, "young woman") == by_offsets(plain, end_of(plain, "young woman"))
+    assert found(clip, "a young (woman:1.2)", "young woman") == 3
+    assert found(clip, "a young woman", "Young (woman:1.1)!") == 3
+    with pytest.raises(ValueError, match='does not hold the subject "woman young"'):
+        found(clip, plain, "woman young")
+
+
+def test_a_word_inside_a_longer_one_is_another_word(clip):
+    assert found(clip, "a superwoman and a womanly woman", "woman") == by_offsets(
+        "a superwoman and a womanly woman", len("a superwoman and a womanly woman")
+    )
+    with pytest.raises(ValueError, match='does not hold the subject "man"'):
+        found(clip, "a woman", "man")
+    with pytest.raises(ValueError, match='does not hold the subject "kanzlerin"'):
+        found(clip, "a bundeskanzlerin", "kanzlerin")
+
+
+@pytest.mark.parametrize("before", [73, 74, 75, 76, 149, 150, 160])
+def test_prompts_over_one_chunk(clip, before):
+    """Each chunk holds 75 words between its start and its end token."""
+    plain = "red " * before + "woman in a garden"
+    column = 77 * (before // 75) + 1 + before % 75
+    assert found(clip, plain, "woman") == column == by_offsets(plain, end_of(plain, "woman"))
+
+
+def test_a_word_that_the_end_of_a_chunk_cuts(clip):
+    pieces = len(VOCABULARY("bundeskanzlerin", add_special_tokens=False)["input_ids"])
+    assert pieces > 2
+    assert found(clip, "red " * 74 + "bundeskanzlerin", "bundeskanzlerin") == 77 + pieces - 1
+
+
+def test_a_weight_moves_a_short_group_to_the_next_chunk(clip):
+    """Core keeps a weighted group of less than eight tokens together: it does not fit behind 73 words."""
+    assert found(clip, "red " * 73 + "(old grey woman:1.2)", "woman") == 77 + 3
+    assert found(clip, "red " * 72 + "(old grey woman:1.2)", "woman") == 75
+
+
+def test_every_chunk_has_its_end(clip):
+    for layout in read_layouts(clip, clip.tokenize("red " * 80)).values():
+        assert layout.ends == (76, 77 + 6)
+
+
+def test_the_words_are_listed_where_one_is_missing(clip):
+    with pytest.raises(ValueError) as caught:
+        found(clip, "a (photo:1.2) of a Woman, in a garden!", "zebra")
+    assert str(caught.value) == (
+        'The text does not hold the subject "zebra": choose one of its words, which are '
+        "a, photo, of, woman, in, garden."
+    )
+    with pytest.raises(ValueError, match="which are none"):
+        found(clip, "!!!", "zebra")
+    many = [f"{a}{b}" for a in "abcdefgh" for b in "bcdfghkl"]
+    with pytest.raises(ValueError) as caught:
+        found(clip, " ".join(many), "zebra")
+    assert str(caught.value).endswith(f" which are {', '.join(many[:40])}, ….")
+
+
+def test_an_occurrence_that_is_not_there(clip):
+    with pytest.raises(ValueError, match='holds "woman" once, so there is no occurrence 2: lower occurrence to 1 or'):
+        found(clip, "a woman", "woman", 1)
+    with pytest.raises(ValueError, match='holds "woman" 2 times, so there is no occurrence 5: lower occurrence to 2'):
+        found(clip, "a woman and a woman", "woman", 4)
+
+
+@pytest.mark.parametrize("subject", ["!", "(!:1.2)", "…", "-- ,"])
+def test_a_subject_without_a_word(clip, subject):
+    with pytest.raises(ValueError, match="holds no word"):
+        clean_subject(clip, subject)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd20", "sdxl"])
+def test_an_embedding_shifts_the_word_by_its_vectors(tmp_path, family):
+    clip = make_clip(family, tmp_path)
+    widths = {"sd15": {"clip_l": 768}, "sd20": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}[family]
+    save_file({key: torch.randn(3, width) for key, width in widths.items()}, tmp_path / "three.safetensors")
+    assert found(clip, "a photo of a woman", "woman") == 5
+    assert found(clip, "a photo of a embedding:three woman", "woman") == 8
+    assert found(clip, "a (embedding:three:1.2) woman and embedding:three woman", "woman") == 5
+    assert found(clip, "a (embedding:three:1.2) woman and embedding:three woman", "woman", 1) == 10
+    assert found(clip, "a photo of a woman embedding:three", "woman") == 5
+    assert found(clip, "a embedding:nowhere woman", "woman") == 2  # core leaves out what it does not find
+    # Behind 73 words two columns are left, and core keeps an embedding together.
+    assert found(clip, "red " * 73 + "embedding:three woman", "woman") == 77 + 4
+
+
+def text_model(family: str):
+    """Core's text encoders with three narrow layers, token embeddings of their true widths, random weights."""
+    small = dict(num_hidden_layers=3, num_attention_heads=4, intermediate_size=8)
+    options = {"clip_l_model_config": small, "clip_g_model_config": small}
+    made = {"sd15": comfy.sd1_clip.SD1ClipModel, "sdxl": comfy.sdxl_clip.SDXLClipModel}[family]
+    torch.manual_seed(0)
+    model = made(dtype=torch.float32, model_options=options)
+    for key in ("clip_l", "clip_g"):
+        if hasattr(model, key):
+            torch.nn.init.normal_(getattr(model, key).transformer.get_input_embeddings().weight)
+    return model
+
+
+def rows_of_word(encoder, tokens: list, word: int) -> list[int]:
+    """Columns at which core's process_tokens really puts the embedding of vocabulary entry `word`."""
+    with torch.no_grad():
+        rows = encoder.process_tokens([[token for token, _ in chunk] for chunk in tokens], "cpu")[0]
+    vector = encoder.transformer.get_input_embeddings().weight[word]
+    return [k for k, row in enumerate(rows.reshape(-1, rows.shape[-1])) if torch.equal(row, vector)]
+
+
+@pytest.mark.parametrize("family, key", [("sd15", "l"), ("sdxl", "l"), ("sdxl", "g")])
+def test_columns_are_where_core_puts_the_words_vector(tmp_path, family, key):
+    """With embeddings of the right width, of a wrong one, which core drops and pads for, and over several chunks."""
+    model = text_model(family)
+    clip = make_clip(family, tmp_path, model)
+    both = {"clip_l": torch.randn(3, 768), "clip_g": torch.randn(3, 1280)}
+    save_file(both, tmp_path / "right.safetensors")
+    save_file({"emb_params": torch.randn(2, 1024)}, tmp_path / "wrong.safetensors")
+    save_file({"clip_l": torch.randn(768), "clip_g": torch.randn(1280)}, tmp_path / "flat.safetensors")
+    (word,) = VOCABULARY("woman", add_special_tokens=False)["input_ids"]
+    for text in (
+        "a woman",
+        "a embedding:right woman",
+        "a embedding:wrong woman",
+        "a embedding:wrong embedding:right woman, embedding:wrong woman embedding:flat woman",
+        "red " * 73 + "embedding:wrong woman " + "red " * 90 + "embedding:right woman",
+        "embedding:wrong woman " + "red " * 100 + "woman",
+    ):
+        tokens = clip.tokenize(text)
+        columns = [w.column for w in read_layouts(clip, tokens)[key].words if w.text == "woman"]
+        assert columns and columns == rows_of_word(getattr(model, f"clip_{key}"), tokens[key], word), text
+        assert [find_subject(clip, tokens, "woman", k) for k in range(len(columns))] == columns
+
+
+def test_an_embedding_of_sd15_in_sdxl(tmp_path):
+    """CLIP-L takes it and CLIP-G drops it: behind it the two encoders no longer agree, before it they do."""
+    clip = make_clip("sdxl", tmp_path, text_model("sdxl"))
+    save_file({"emb_params": torch.randn(3, 768)}, tmp_path / "old.safetensors")
+    assert found(clip, "a woman, embedding:old", "woman") == 2
+    with pytest.raises(ValueError, match="move the embedding behind the subject"):
+        found(clip, "a embedding:old woman", "woman")
+
+
+def test_the_two_encoders_of_sdxl_agree():
+    layouts = read_layouts(*(lambda clip: (clip, clip.tokenize("a (woman:1.1)! " + "red " * 90)))(make_clip("sdxl")))
+    assert set(layouts) == {"l", "g"}
+    assert layouts["l"] == layouts["g"]  # though CLIP-G pads with "!", which is also a word of this prompt
+
+
+@pytest.mark.parametrize("made", [comfy.text_encoders.flux.FluxTokenizer, comfy.text_encoders.sd3_clip.SD3Tokenizer])
+def test_other_text_encoders_are_refused_by_name(made):
+    tokenizer = made()
+    clip = SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights, cond_stage_model=None)
+    with pytest.raises(ValueError, match=f"{made.__name__}: .*t5xxl.*SD1.x, SD2.x or SDXL"):
+        clean_subject(clip, "woman")
+
+
+def test_no_clip():
+    with pytest.raises(ValueError, match="clip input is empty"):
+        clean_subject(None, "woman")
+
+
+def photomakers_tokens(clip, text: str) -> dict:
+    """The filter of core's PhotoMaker Encode, written from its description: one word id left out, the last repeated."""
+    dropped = text.split(" ").index("photomaker") + 1
+    tokens = {}
+    for key, chunks in clip.tokenize(text, return_word_ids=True).items():
+        tokens[key] = []
+        for chunk in chunks:
+            kept = [entry for entry in chunk if entry[2] != dropped]
+            tokens[key].append([entry[:2] for entry in kept + [chunk[-1]] * (len(chunk) - len(kept))])
+    return tokens
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a photograph of photomaker woman", "photomaker woman", "a (sharp:1.1) photomaker woman", "a woman photomaker"],
+)
+def test_photomakers_own_tokens_are_among_the_tokenisations(clip, text):
+    made = list(tokenisations(clip, text))
+    assert made[0] == clip.tokenize(text)
+    assert photomakers_tokens(clip, text) in made
+    assert made[-1] == clip.tokenize(text.replace("photomaker ", "").removesuffix(" photomaker"))
+
+
+def test_a_prompt_without_the_trigger_has_one_tokenisation(clip):
+    assert list(tokenisations(clip, "a photomakers woman")) == [clip.tokenize("a photomakers woman")]
