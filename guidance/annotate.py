@@ -113,12 +113,11 @@ def _region(mask: torch.Tensor) -> torch.Tensor:
 def _match_base(clip, text: str, subject: str, occurrence: int, base: list) -> tuple[int, list[bool]]:
     """The subject's column in the base, and which of its entries are encodings of `text`."""
     for tokens in tokenisations(clip, text):
-        column = find_subject(clip, tokens, subject, occurrence)
         ends = sorted({end for layout in read_layouts(clip, tokens).values() for end in layout.ends})
         own = [entry[0] for entry in clip.encode_from_tokens_scheduled(tokens)]
         chosen = [any(_same_text(rows, entry[0], entry[1], ends) for rows in own) for entry in base]
         if any(chosen):
-            return column, chosen
+            return find_subject(clip, tokens, subject, occurrence), chosen
     raise ValueError(
         "The base conditioning was not made from this text: enter the same text as in the node that encoded it, and "
         "connect the same CLIP with the same clip skip and LoRAs."

@@ -38,18 +38,13 @@ class PivotEncoderLoader(io.ComfyNode):
         return searchable(schema, "identity encoder", "face encoder", "omniportrait", "load pivot")
 
     @classmethod
-    def validate_inputs(cls, pivot_encoder_name: str) -> bool | str:
-        if folder_paths.get_full_path(FOLDER, str(pivot_encoder_name)) is not None:
-            return True
-        folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
-        return (
-            f'There is no pivot encoder "{pivot_encoder_name}": put the .safetensors file into {folders}, press R to '
-            "refresh the page and choose it."
-        )
+    def validate_inputs(cls, pivot_encoder_name: str | None) -> bool | str:
+        # None: the name comes through a link and is not known before the run.
+        return pivot_encoder_name is None or _path(pivot_encoder_name) is not None or _missing(pivot_encoder_name)
 
     @classmethod
-    def fingerprint_inputs(cls, pivot_encoder_name: str) -> tuple[str, int, int] | str:
-        path = folder_paths.get_full_path(FOLDER, pivot_encoder_name)
+    def fingerprint_inputs(cls, pivot_encoder_name: str | None) -> tuple[str, int, int] | str | None:
+        path = _path(pivot_encoder_name)
         if path is None:
             return pivot_encoder_name
         status = os.stat(path)
@@ -57,4 +52,19 @@ class PivotEncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, pivot_encoder_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_handle(folder_paths.get_full_path_or_raise(FOLDER, pivot_encoder_name)))
+        path = _path(pivot_encoder_name)
+        if path is None:
+            raise ValueError(_missing(pivot_encoder_name))
+        return io.NodeOutput(load_handle(path))
+
+
+def _path(name: str | None) -> str | None:
+    return None if name is None else folder_paths.get_full_path(FOLDER, str(name))
+
+
+def _missing(name: str) -> str:
+    folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
+    return (
+        f'There is no pivot encoder "{name}": put the .safetensors file into {folders}, press R to refresh the page '
+        "and choose it."
+    )
