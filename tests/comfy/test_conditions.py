@@ -5,19 +5,9 @@ from __future__ import annotations
 import pytest
 import small
 import torch
-from guiding import assert_effective, assert_guided, core, guide, guided
+from guiding import assert_effective, assert_guided, change, core, guide, guided
 
 import nodes
-
-ONE_CALL = {"sigmas": torch.tensor([1.5, 0.0]), "steps": 1}
-"""One step inside the window down to sigma 0: the result is the denoised picture, so the change is sigma times g."""
-
-
-def change(model, vae, positive, settings=None, **options):
-    """(guided - plain, trace) of one call."""
-    plain = small.sample(model, positive, **ONE_CALL, **options)
-    picture, trace = guided(model, vae, positive, settings=settings, **ONE_CALL, **options)
-    return picture - plain, trace
 
 
 def upper_half(model, positive):

@@ -31,6 +31,17 @@ def guided(model, vae, positive, *, settings=None, by_hand=None, **options) -> t
     return picture, trace
 
 
+ONE_CALL = {"sigmas": torch.tensor([1.5, 0.0]), "steps": 1}
+"""One step inside the window down to sigma 0: the result is the denoised picture, so the change is sigma times g."""
+
+
+def change(model, vae, positive, settings=None, by_hand=None, **options) -> tuple[torch.Tensor, Trace]:
+    """(guided - plain, trace) of one call."""
+    plain = small.sample(model, positive, **ONE_CALL, **options)
+    picture, trace = guided(model, vae, positive, settings=settings, by_hand=by_hand, **ONE_CALL, **options)
+    return picture - plain, trace
+
+
 def assert_guided(trace: Trace, calls: int | None = None) -> None:
     """Every call in the window was guided, with a mask that is a part of the picture and a gradient that is not 0."""
     assert trace.steps and not trace.skipped, trace.summary()
