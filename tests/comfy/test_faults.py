@@ -1,0 +1,235 @@
+"""Interrupts, NaN, empty masks and memory that runs out: never a lost picture, and nothing left on the model."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import pytest
+import small
+import torch
+from guiding import assert_effective, assert_guided, footprint, guide, guided
+from omniportrait.guidance import features
+from omniportrait.guidance.private_pass import PrivatePass
+from omniportrait.guidance.run import OUT_OF_MEMORY
+
+INTERRUPTED = comfy.model_management.InterruptProcessingException
+
+
+def warnings(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and r.name == "omniportrait"]
+
+
+def assert_unguided(picture, plain, trace, reason, caplog) -> None:
+    """Bit-equal to the plain picture; every call counted under the reason and reported in one line."""
+    assert torch.equal(picture, plain)
+    assert trace.steps and trace.skipped == {reason: len(trace.steps)}, trace.summary()
+    (line,) = warnings(caplog)
+    assert f"unguided {len(trace.steps)} times because {reason}" in line
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_interrupt_between_steps(family, vae, step):
+    """The user's cancel, as ComfyUI's progress callback raises it, before and after the first guided step."""
+    positive = small.annotated(family)
+    plain = small.sample(family, positive)
+    expected, _ = guided(family, vae, positive)
+    before = footprint(family)
+    patched, traces = guide(family, vae)
+    left = footprint(patched)
+
+    def cancel(at, *_):
+        if at == step:
+            comfy.model_management.interrupt_current_processing(True)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    with pytest.raises(INTERRUPTED):
+        small.sample(patched, positive, callback=cancel)
+    assert len(traces) == 1 and bool(traces[0].steps) == (step == 2)
+    assert footprint(family) == before and footprint(patched) == left
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+    assert torch.equal(small.sample(family, positive), plain)
+    assert torch.equal(small.sample(patched, positive), expected)
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_interrupt_inside_the_private_pass(sd15, vae, when, checkpointing):
+    """Raised by a patch while the private pass, and only it, runs: on its way there or, by autograd, on its way back."""
+    armed = []
+
+    class Tripwire(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q):
+            return q.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            if armed:
+                raise INTERRUPTED()
+            return gradient
+
+    def patch(q, k, v, extra):
+        if armed and when == "forward" and torch.is_grad_enabled():
+            raise INTERRUPTED()
+        return Tripwire.apply(q) if torch.is_grad_enabled() else q, k, v
+
+    model, positive = sd15.clone(), small.annotated(sd15)
+    model.set_model_attn2_patch(patch)
+    plain = small.sample(model, positive)
+    expected, trace = guided(model, vae, positive, settings={"checkpointing": checkpointing})
+    assert_guided(trace)
+    before = footprint(model)
+    armed.append(True)
+    with pytest.raises(INTERRUPTED):
+        guided(model, vae, positive, settings={"checkpointing": checkpointing})
+    assert torch.equal(small.sample(model, positive), plain)  # the wire is only in the private pass
+    armed.clear()
+    assert footprint(model) == before
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+    assert torch.equal(small.sample(model, positive), plain)
+    again, _ = guided(model, vae, positive, settings={"checkpointing": checkpointing})
+    assert torch.equal(again, expected)
+
+
+def poison(monkeypatch, value=float("nan")):
+    """Reference features with one bad number, as a half-precision overflow leaves them."""
+    original = features.compute
+
+    def compute(*args):
+        made = original(*args)
+        spoilt = made.features.clone()
+        spoilt[(0, *made.mask.nonzero()[0])] = value
+        return features.ReferenceFeatures(spoilt, made.mask)
+
+    monkeypatch.setattr(features, "compute", compute)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite(family, vae, monkeypatch, caplog, value):
+    poison(monkeypatch, value)
+    positive = small.annotated(family)
+    plain = small.sample(family, positive)
+    picture, trace = guided(family, vae, positive)
+    assert_unguided(picture, plain, trace, "the gradient was not finite", caplog)
+
+
+def test_a_model_whose_backward_is_not_finite_for_one_picture(sd15, vae, caplog):
+    """Of a batch of two, the other picture is guided as ever."""
+    broken = []
+
+    class Break(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q):
+            return q.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            gradient = gradient.clone()
+            gradient[broken] = float("nan")
+            return gradient
+
+    model, positive = sd15.clone(), small.annotated(sd15)
+    model.set_model_attn2_patch(lambda q, k, v, extra: (Break.apply(q) if torch.is_grad_enabled() else q, k, v))
+    plain = small.sample(model, positive, batch=2)
+    both, trace = guided(model, vae, positive, batch=2)
+    assert_guided(trace)
+    caplog.clear()
+    broken.append(1)
+    picture, trace = guided(model, vae, positive, batch=2)
+    assert trace.skipped == {"the gradient was not finite": len(trace.steps)}
+    assert len(warnings(caplog)) == 1
+    assert torch.equal(picture[1], plain[1])
+    assert_effective(picture[0], plain[0])
+    torch.testing.assert_close(picture[0], both[0], rtol=1e-3, atol=1e-3 * float(both.abs().max()))
+
+
+def test_an_empty_mask(family, vae, caplog):
+    """A region that is black everywhere: nobody to be found."""
+    positive = small.annotated(family, region=torch.zeros(1, 128, 128))
+    plain = small.sample(family, positive)
+    picture, trace = guided(family, vae, positive)
+    assert_unguided(picture, plain, trace, "no face found at 'woman'", caplog)
+    assert not trace.mask.any()
+
+
+def test_a_mask_that_is_nearly_everything(sd15, vae, caplog):
+    """A search that failed, not a face."""
+    positive = small.annotated(sd15)
+    plain = small.sample(sd15, positive)
+    picture, trace = guided(sd15, vae, positive, settings={"beta": 0.0})
+    assert_unguided(picture, plain, trace, "the mask of 'woman' covers over 60% of the picture", caplog)
+    assert all(step.found.all() for step in trace.steps)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (16, 24), (32, 32)])
+def test_a_mask_of_one_cell(family, vae, size):
+    """Only the map's highest point: it must reach the coarser features too, at whichever size the map was taken."""
+    positive = small.annotated(family)
+    plain = small.sample(family, positive, steps=2, size=size)
+    picture, trace = guided(family, vae, positive, settings={"beta": 1.0}, steps=2, size=size)
+    assert_guided(trace)
+    assert picture.isfinite().all() and not torch.equal(picture, plain)
+    assert all(step.mask.float().mean() < 0.1 for step in trace.steps)
+
+
+def run_out(monkeypatch, times: float) -> list[bool]:
+    """Raise out of memory in the first `times` passes with a gradient; returns the list of attempts."""
+    attempts, original = [], PrivatePass.features
+
+    def features_(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            attempts.append(True)
+            if len(attempts) <= times:
+                raise OUT_OF_MEMORY("Tried to allocate 3.90 GiB.")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(PrivatePass, "features", features_)
+    return attempts
+
+
+def opened(monkeypatch) -> list[bool]:
+    """The checkpointing flag of each private pass that is made."""
+    flags, original = [], PrivatePass.__init__
+
+    def init(self, base, exit_block, checkpointing):
+        flags.append(checkpointing)
+        original(self, base, exit_block, checkpointing)
+
+    monkeypatch.setattr(PrivatePass, "__init__", init)
+    return flags
+
+
+def test_out_of_memory_once(family, vae, monkeypatch):
+    """Tried again with checkpointing, which stays on for the run: the picture is that of a checkpointed one."""
+    positive = small.annotated(family)
+    expected, _ = guided(family, vae, positive, settings={"checkpointing": "on"})
+    before = footprint(family)
+    attempts, flags = run_out(monkeypatch, 1), opened(monkeypatch)
+    picture, trace = guided(family, vae, positive)
+    assert_guided(trace)
+    assert flags == [False, True] and len(attempts) == len(trace.steps) + 1
+    assert torch.equal(picture, expected)
+    assert footprint(family) == before
+
+
+def test_out_of_memory_always(family, vae, monkeypatch, caplog):
+    """The picture is finished without guidance, and the log says so."""
+    positive = small.annotated(family)
+    plain = small.sample(family, positive)
+    attempts = run_out(monkeypatch, float("inf"))
+    picture, trace = guided(family, vae, positive)
+    assert len(attempts) == 2 * len(trace.steps)
+    assert_unguided(picture, plain, trace, "memory ran out, even with checkpointing", caplog)
+
+
+def test_other_errors_are_not_swallowed(sd15, vae, monkeypatch):
+    """Only memory is forgiven: a mistake must be seen."""
+    positive = small.annotated(sd15)
+    plain = small.sample(sd15, positive)
+
+    def features_(self, *args, **kwargs):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(PrivatePass, "features", features_)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        guided(sd15, vae, positive)
+    assert torch.equal(small.sample(sd15, positive), plain)
