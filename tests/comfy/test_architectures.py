@@ -1,0 +1,54 @@
+"""One guided step of the true architectures, at full width and depth, with random weights in native bf16."""
+
+from __future__ import annotations
+
+import comfy.supported_models
+import pytest
+import small
+import torch
+from guiding import ONE_CALL, assert_guided, guide
+from omniportrait.guidance import run as run_module
+from omniportrait.guidance.attention import choose_sites
+from omniportrait.guidance.unet import default_block
+
+SIZE = (16, 16)
+FULL = {
+    "SD1.5": (comfy.supported_models.SD15, small.SD15_FULL, 859_520_964, 5),
+    "SDXL": (comfy.supported_models.SDXL, small.SDXL_FULL, 2_567_463_684, 2),
+}
+"""ComfyUI's configuration, the shape, its published number of parameters and the output block of the features."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_one_guided_step(vae, monkeypatch, name):
+    """Every wanted attention is recorded exactly once, and what comes out is finite and guided."""
+    config, shape, parameters, block = FULL[name]
+    model = small.unet(config, shape, dtype=torch.bfloat16)
+    unet = model.model.diffusion_model
+    assert sum(p.numel() for p in unet.parameters()) == parameters
+    assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
+    assert default_block(unet) == block
+    recordings, original = [], run_module.run_rows
+
+    def spy(*args):
+        rows = original(*args)
+        recordings.append(rows.recording)
+        return rows
+
+    monkeypatch.setattr(run_module, "run_rows", spy)
+    patched, traces = guide(model, vae, ensemble=1)
+    predictions = []
+    patched.set_model_sampler_post_cfg_function(lambda args: predictions.append(args["denoised"]) or args["denoised"])
+    picture = small.sample(patched, small.annotated(model), size=SIZE, **ONE_CALL)
+    assert_guided(traces[0], calls=1)
+    sites = choose_sites(unet, block, SIZE)
+    wanted = {("attn2", key) for key in sites.cross} | {("attn1", key) for key in sites.self_}
+    (recording,) = recordings
+    assert wanted and recording.hits == dict.fromkeys(wanted, 1)
+    assert picture.isfinite().all()
+    scaled = picture * model.model.latent_format.scale_factor
+    moved = (scaled - predictions[0])[0].abs().amax(dim=0)
+    mask = traces[0].steps[0].mask
+    rounding = 1e-5 * float(scaled.abs().max())
+    assert moved[mask].max() > 10 * rounding and moved[~mask].max() < rounding
