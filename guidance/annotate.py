@@ -112,12 +112,19 @@ def _region(mask: torch.Tensor) -> torch.Tensor:
 
 def _match_base(clip, text: str, subject: str, occurrence: int, base: list) -> tuple[int, list[bool]]:
     """The subject's column in the base, and which of its entries are encodings of `text`."""
+    find_subject(clip, clip.tokenize(text), subject, occurrence)  # a word that is not there at all is said first
     for tokens in tokenisations(clip, text):
         ends = sorted({end for layout in read_layouts(clip, tokens).values() for end in layout.ends})
         own = [entry[0] for entry in clip.encode_from_tokens_scheduled(tokens)]
         chosen = [any(_same_text(rows, entry[0], entry[1], ends) for rows in own) for entry in base]
         if any(chosen):
-            return find_subject(clip, tokens, subject, occurrence), chosen
+            try:
+                return find_subject(clip, tokens, subject, occurrence), chosen
+            except ValueError as error:
+                raise ValueError(
+                    f'PhotoMaker Encode left "{subject}" out together with its trigger: write the trigger, between '
+                    'spaces, right behind the word that names the person, as in "a photo of a woman photomaker".'
+                ) from error
     raise ValueError(
         "The base conditioning was not made from this text: enter the same text as in the node that encoded it, and "
         "connect the same CLIP with the same clip skip and LoRAs."

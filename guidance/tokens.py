@@ -47,9 +47,9 @@ def check_clip(clip: object) -> None:
 def tokenisations(clip, text: str):
     """Yield the tokens that a base conditioning of `text` may have been made of, the plain ones first.
 
-    PhotoMaker's encode node drops the prompt's trigger word. It does so by word id, which counts words on some cores
-    and whole segments on others (there the trigger stays in), so its own filter is replayed and the prompt without the
-    trigger follows.
+    PhotoMaker's encode node means to drop the prompt's trigger word. It does so by word id, which on current cores
+    counts segments between weights and embeddings: mostly the trigger stays in, sometimes a whole segment goes. So its
+    own filter is replayed, and the prompt without the trigger follows.
     """
     yield clip.tokenize(text)
     words = text.split(" ")

@@ -308,6 +308,11 @@ def photomaker():
         return made.float()
 
 
+def photomakers(clip, photomaker, text: str) -> list:
+    with torch.inference_mode():
+        return nodes_photomaker.PhotoMakerEncode.execute(photomaker, torch.rand(1, 64, 64, 3), clip, text).result[0]
+
+
 @pytest.mark.parametrize(
     "text, column",
     [
@@ -319,9 +324,7 @@ def photomaker():
 def test_photomakers_conditioning_is_annotated_at_its_word(photomaker, text, column):
     """With the trigger behind the word, core's node fuses the face into the word's own row."""
     clip = texts.clip("sdxl")
-    with torch.inference_mode():
-        picture = torch.rand(1, 64, 64, 3)
-        base = nodes_photomaker.PhotoMakerEncode.execute(photomaker, picture, clip, text).result[0]
+    base = photomakers(clip, photomaker, text)
     before = fingerprint(base)
     ((rows, options),) = condition(clip, text, base_conditioning=base)
     assert torch.equal(rows, base[0][0])
@@ -332,11 +335,27 @@ def test_photomakers_conditioning_is_annotated_at_its_word(photomaker, text, col
         condition(clip, text + " at night", base_conditioning=base)
 
 
+def test_where_core_puts_photomakers_face_is_as_the_help_page_says(photomaker):
+    clip = texts.clip("sdxl")
+    for text, row in (("a woman photomaker, smiling", []), ("a photo, of a woman photomaker", [5])):
+        base = photomakers(clip, photomaker, text)
+        assert changed_rows(base[0][0], encode(clip, text)[0][0]) == row
+        assert records_of(condition(clip, text, base_conditioning=base)[0][1])[0].token_index == 2 + 4 * bool(row)
+
+
+def test_a_word_that_photomaker_left_out_with_its_trigger(photomaker):
+    """Its trigger in front: core's filter then takes the whole segment, and nothing of the prompt is encoded."""
+    clip, text = texts.clip("sdxl"), "photomaker woman in a garden"
+    base = photomakers(clip, photomaker, text)
+    with pytest.raises(ValueError, match='PhotoMaker Encode left "woman" out together with its trigger'):
+        condition(clip, text, base_conditioning=base)
+    with pytest.raises(ValueError, match='does not hold the subject "zebra"'):
+        condition(clip, text, subject="zebra", base_conditioning=base)
+
+
 def test_photomakers_conditioning_takes_a_second_person(photomaker):
     clip, text = texts.clip("sdxl"), "a woman photomaker and an old man"
-    with torch.inference_mode():
-        picture = torch.rand(1, 64, 64, 3)
-        base = nodes_photomaker.PhotoMakerEncode.execute(photomaker, picture, clip, text).result[0]
+    base = photomakers(clip, photomaker, text)
     one = condition(clip, text, base_conditioning=base)
     two = condition(clip, text, subject="man", base_conditioning=one)
     assert [record.subject for record in records_of(two[0][1])] == ["woman", "man"]
