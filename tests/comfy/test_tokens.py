@@ -16,6 +16,8 @@ import comfy.text_encoders.sd2_clip
 import comfy.text_encoders.sd3_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omniportrait.guidance.tokens import clean_subject, find_subject, read_layouts, tokenisations
 from safetensors.torch import save_file
 from transformers import CLIPTokenizerFast
@@ -294,3 +296,19 @@ def test_photomakers_own_tokens_are_among_the_tokenisations(clip, text):
 
 def test_a_prompt_without_the_trigger_has_one_tokenisation(clip):
     assert list(tokenisations(clip, "a photomakers woman")) == [clip.tokenize("a photomakers woman")]
+
+
+LETTERS = st.characters(categories=["Lu", "Ll", "Lo", "Nd", "Po", "Zs", "Sm"], exclude_characters="\0")
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(LETTERS, max_size=60) | st.text("aB1'’(): ,.\\é女\n", max_size=30))
+def test_every_word_that_an_error_would_list_is_found(sd15, text):
+    """Whatever is written: each word with a letter or digit, entered as the subject, leads back to its own column."""
+    tokens = sd15.tokenize(text)
+    words = read_layouts(sd15, tokens)["l"].words
+    for word in words:
+        if any(character.isalnum() for character in word.text):
+            same = [other.column for other in words if other.ids == word.ids]
+            subject = clean_subject(sd15, word.text)
+            assert [find_subject(sd15, tokens, subject, k) for k in range(len(same))] == same
