@@ -99,6 +99,17 @@ def test_each_person_and_everybody(sd15):
     assert torch.equal(everybody, torch.maximum(first, second))
 
 
+@pytest.mark.parametrize("top", [0, 64])
+def test_a_person_in_an_area_is_found_inside_it(family, top):
+    """The rows cover the area only; their map goes back where the area is, and the rest stays dark."""
+    area = {"width": 192, "height": 64, "x": 0, "y": top, "strength": 1.0}
+    (positive,) = core(nodes.ConditioningSetArea, conditioning=small.annotated(family), **area)
+    mask, heat = find(family, positive + small.conditioning(family, 7))
+    inside, outside = slice(top, top + 64), slice(72, 128) if top == 0 else slice(0, 56)  # resizing blurs the edge
+    assert mask[:, inside].any() and not mask[:, outside].any()
+    assert heat[:, inside].std() > 0.01 and heat[:, outside].std(dim=(1, 2)).max() == 0
+
+
 def test_a_person_who_is_not_there(sd15):
     with pytest.raises(ValueError, match="no person 3: the conditioning names 2; choose 1 to 2, or 0 for everybody"):
         find(sd15, two(sd15), person=3)
