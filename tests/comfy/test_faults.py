@@ -53,7 +53,7 @@ def test_interrupt_between_steps(family, vae, step):
 @pytest.mark.parametrize("checkpointing", ["off", "on"])
 @pytest.mark.parametrize("when", ["forward", "backward"])
 def test_interrupt_inside_the_private_pass(sd15, vae, when, checkpointing):
-    """Raised by a patch while the private pass, and only it, runs: on its way there or, by autograd, on its way back."""
+    """Raised by a patch while the private pass, and only it, runs: on its way there, or by autograd on the way back."""
     armed = []
 
     class Tripwire(torch.autograd.Function):
