@@ -184,6 +184,25 @@ def test_one_word_for_two_people(load):
         condition(clip, text, occurrence=2, base_conditioning=second)
 
 
+def test_a_full_chunk_that_differs_in_its_last_word_alone_is_refused():
+    """Two of its 77 rows differ, as with an identity, but the end token has seen the other word."""
+    clip, text = texts.clip("sd15"), "woman " + "red " * 73 + "garden"
+    base = encode(clip, text.replace("garden", "forest"))
+    assert changed_rows(base[0][0], encode(clip, text)[0][0]) == [75, 76]
+    with pytest.raises(ValueError, match="was not made from this text"):
+        condition(clip, text, base_conditioning=base)
+
+
+def test_many_people_in_one_text(load):
+    """Rows that records account for do not count against the text."""
+    clip, handle, text = texts.clip("sd15"), load("sd15"), "woman " * 10
+    made = None
+    for number in range(1, 11):
+        made = condition(clip, text, occurrence=number, pivot_encoder=handle, base_conditioning=made)
+    assert changed_rows(made[0][0], encode(clip, text)[0][0]) == list(range(1, 11))
+    assert len(records_of(made[0][1])) == 10
+
+
 def test_a_base_of_another_text_is_refused(family):
     clip = texts.clip(family)
     for text in (
