@@ -11,15 +11,14 @@ import pytest
 import small
 import texts
 import torch
-from comfy_extras import nodes_photomaker
 from omniportrait.guidance.identity import RECORDS_KEY, records_of
 from omniportrait.models.pivot_checkpoint import save
 from omniportrait.models.pivot_encoder import prepare_face
+from texts import TEXT, assert_unchanged, changed_rows, condition, encode, fingerprint
 
 import nodes
 
-TEXT = "a photo of a (woman:1.2) and an old man in a garden"
-WOMAN, MAN = 5, 9  # <start> a photo of a woman and an old man
+WOMAN, MAN = 5, 9  # of texts.TEXT: <start> a photo of a woman and an old man
 
 
 @pytest.fixture(params=texts.MODELS)
@@ -52,38 +51,6 @@ def load(folder):
             return PivotEncoderLoader.execute("face.safetensors").result[0]
 
     return through_a_file
-
-
-def condition(clip, text: str = TEXT, subject: str = "woman", face=None, **inputs) -> list:
-    from omniportrait.nodes.pivot_conditioning import PivotConditioning
-
-    inputs = {"occurrence": 1, "strength": 1.0} | inputs
-    face = small.face() if face is None else face
-    with torch.inference_mode():
-        return PivotConditioning.execute(clip, face, text, subject, **inputs).result[0]
-
-
-def encode(clip, text: str = TEXT) -> list:
-    with torch.inference_mode():
-        return nodes.CLIPTextEncode().encode(clip, text)[0]
-
-
-def changed_rows(one: torch.Tensor, other: torch.Tensor) -> list[int]:
-    return (one != other).any(-1).any(0).nonzero().flatten().tolist()
-
-
-def fingerprint(conditioning: list) -> list:
-    """Everything in a conditioning that could be changed in place."""
-    return [
-        (id(rows), rows.clone(), set(options), options.get(RECORDS_KEY), options["pooled_output"].clone())
-        for rows, options in conditioning
-    ]
-
-
-def assert_unchanged(conditioning: list, before: list) -> None:
-    for was, now in zip(before, fingerprint(conditioning), strict=True):
-        assert was[0] == now[0] and was[2:4] == now[2:4]
-        assert torch.equal(was[1], now[1]) and torch.equal(was[4], now[4])
 
 
 def test_without_an_encoder_the_text_is_clip_text_encodes_and_carries_the_record(family):
@@ -315,70 +282,6 @@ def test_a_region_is_one_mask_in_0_to_1():
     assert torch.equal(region(batch), expected)
     assert torch.equal(batch.nan_to_num(9), given.nan_to_num(9))
     assert torch.equal(region(batch.half()), expected)
-
-
-@pytest.fixture(scope="module")
-def photomaker():
-    """Core's PhotoMaker encoder with an image tower of one layer and random weights."""
-    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setitem(nodes_photomaker.VISION_CONFIG_DICT, "num_hidden_layers", 1)
-        made = nodes_photomaker.PhotoMakerIDEncoder()
-        made.load_state_dict(texts.randomise(made, 8))
-        return made.float()
-
-
-def photomakers(clip, photomaker, text: str) -> list:
-    with torch.inference_mode():
-        return nodes_photomaker.PhotoMakerEncode.execute(photomaker, torch.rand(1, 64, 64, 3), clip, text).result[0]
-
-
-@pytest.mark.parametrize(
-    "text, column",
-    [
-        ("a photo of a woman photomaker wearing a red jacket", 5),
-        ("woman photomaker", 1),
-        ("a photo of a (woman:1.2) photomaker , an old man", 5),
-    ],
-)
-def test_photomakers_conditioning_is_annotated_at_its_word(photomaker, text, column):
-    """With the trigger behind the word, core's node fuses the face into the word's own row."""
-    clip = texts.clip("sdxl")
-    base = photomakers(clip, photomaker, text)
-    before = fingerprint(base)
-    ((rows, options),) = condition(clip, text, base_conditioning=base)
-    assert torch.equal(rows, base[0][0])
-    assert records_of(options)[0].token_index == column
-    assert_unchanged(base, before)
-    assert changed_rows(rows, encode(clip, text)[0][0]) == [column]
-    with pytest.raises(ValueError, match="was not made from this text"):
-        condition(clip, text + " at night", base_conditioning=base)
-
-
-def test_where_core_puts_photomakers_face_is_as_the_help_page_says(photomaker):
-    clip = texts.clip("sdxl")
-    for text, row in (("a woman photomaker, smiling", []), ("a photo, of a woman photomaker", [5])):
-        base = photomakers(clip, photomaker, text)
-        assert changed_rows(base[0][0], encode(clip, text)[0][0]) == row
-        assert records_of(condition(clip, text, base_conditioning=base)[0][1])[0].token_index == 2 + 4 * bool(row)
-
-
-def test_a_word_that_photomaker_left_out_with_its_trigger(photomaker):
-    """Its trigger in front: core's filter then takes the whole segment, and nothing of the prompt is encoded."""
-    clip, text = texts.clip("sdxl"), "photomaker woman in a garden"
-    base = photomakers(clip, photomaker, text)
-    with pytest.raises(ValueError, match='PhotoMaker Encode left "woman" out together with its trigger'):
-        condition(clip, text, base_conditioning=base)
-    with pytest.raises(ValueError, match='does not hold the subject "zebra"'):
-        condition(clip, text, subject="zebra", base_conditioning=base)
-
-
-def test_photomakers_conditioning_takes_a_second_person(photomaker):
-    clip, text = texts.clip("sdxl"), "a woman photomaker and an old man"
-    base = photomakers(clip, photomaker, text)
-    one = condition(clip, text, base_conditioning=base)
-    two = condition(clip, text, subject="man", base_conditioning=one)
-    assert [record.subject for record in records_of(two[0][1])] == ["woman", "man"]
-    assert torch.equal(two[0][0], base[0][0])
 
 
 # The loader
