@@ -57,6 +57,20 @@ def assert_effective(picture: torch.Tensor, plain: torch.Tensor) -> None:
     assert (picture - plain).abs().max() > 1e-5 * plain.abs().max()
 
 
+def assert_checkpointing_keeps_the_gradient(model, vae, positive, **options) -> None:
+    """One call, uncapped and far above the picture's rounding: recomputed activations give the same gradient.
+
+    A block that is recomputed from an input which somebody has written into since would not.
+    """
+    loud = {"clip": 0.0, "gain": 1e6}
+    kept, trace = change(model, vae, positive, loud | {"checkpointing": "off"}, **options)
+    recomputed, _ = change(model, vae, positive, loud | {"checkpointing": "on"}, **options)
+    assert trace.steps and not trace.skipped, trace.summary()
+    scale = float(kept.abs().max())
+    assert scale > 0
+    torch.testing.assert_close(recomputed, kept, rtol=1e-3, atol=1e-3 * scale)
+
+
 def watched(
     model, vae, positive, *, tolerance=1e-4, by_hand=None, settings=None, **options
 ) -> tuple[torch.Tensor, Trace]:
