@@ -7,6 +7,7 @@ import comfy.supported_models
 import pytest
 import small
 import torch
+from comfy.ldm.flux.model import FluxParams
 from comfy_extras import nodes_model_advanced
 from guiding import core, footprint, guide, guided
 from omniportrait.guidance.settings import Settings
@@ -35,7 +36,8 @@ DEFAULTS = {"strength": 1.0, "mode": "calibrated", "feature_block": -1}
 
 def flux():
     """A true Flux of one block each, as ComfyUI makes it."""
-    config = comfy.supported_models.Flux(dict(FLUX, dtype=torch.float32))
+    newer = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}  # as of 0.33
+    config = comfy.supported_models.Flux(dict(FLUX, dtype=torch.float32, **newer))
     config.set_inference_dtype(torch.float32, None)
     device = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(config.get_model({}, "", device=device), device, device)
