@@ -94,7 +94,9 @@ def device_arguments() -> list[str]:
     """ComfyUI's arguments for this machine: it stops at the start without a GPU unless told `--cpu`."""
     import torch
 
-    return [] if torch.cuda.is_available() or torch.backends.mps.is_available() else ["--cpu"]
+    xpu = getattr(torch, "xpu", None)
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available() or (xpu is not None and xpu.is_available())
+    return [] if gpu else ["--cpu"]
 
 
 # The environment

@@ -21,6 +21,8 @@ BASE = ROOT / ".omniportrait" / "base"
 CUSTOM_NODES = {"comfyui-omniportrait": ROOT, "omniportrait-demo": ROOT / "demo"}
 WORKFLOW = ROOT / "workflows" / "api" / "omniportrait_demo.json"
 DEMO_CHECKPOINT = "omniportrait_demo.safetensors"
+CHOSEN = "chosen"
+"""Subfolder for the files that the command line names, so that no link takes the place of a file put there by hand."""
 PHOTO = "omniportrait_photo.png"
 SECOND_PHOTO = "omniportrait_photo_2.png"
 SUBJECTS = "woman man girl boy lady gentleman person child face".split()
@@ -56,6 +58,13 @@ def device_arguments(python: Path) -> tuple[str, ...]:
     return ("--cpu",) if subprocess.run([python, "-c", probe], stderr=subprocess.DEVNULL).returncode == 3 else ()
 
 
+def said_device(python: Path) -> tuple[str, ...]:
+    """`device_arguments`, and a line that says which device it is."""
+    arguments = device_arguments(python)
+    print("Running on the CPU: this Python's torch sees no GPU." if arguments else "Running on the GPU.", flush=True)
+    return arguments
+
+
 def python_for(comfyui: Path) -> Path:
     """The Python that runs this ComfyUI: COMFYUI_PYTHON (run.py's --python), else its own where it has one in a usual
     place, else the one that runs this, whose packages are those of ComfyUI 0.3.75."""
@@ -87,7 +96,7 @@ def save_photo(photo: Path | None, target: Path) -> None:
     else:
         try:
             picture = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise SystemExit(f"{photo} cannot be read as a picture ({error}); give a JPEG, PNG or WebP file.") from None
     picture.save(target)
 
@@ -142,7 +151,7 @@ def build_prompt(choices: Choices) -> dict:
     sampler = node(prompt, "OmniPortraitRBGuidanceKSampler")
     latent = node(prompt, "EmptyLatentImage")
     if choices.checkpoint:
-        node(prompt, "CheckpointLoaderSimple")["ckpt_name"] = choices.checkpoint.name
+        node(prompt, "CheckpointLoaderSimple")["ckpt_name"] = os.path.join(CHOSEN, choices.checkpoint.name)
     if choices.prompt:
         pivot["text"] = choices.prompt
     if choices.prompt or choices.subject:
@@ -154,7 +163,7 @@ def build_prompt(choices: Choices) -> dict:
     if size:
         latent["width"], latent["height"] = size
     if choices.pivot_encoder:
-        loader = {"pivot_encoder_name": choices.pivot_encoder.name}
+        loader = {"pivot_encoder_name": os.path.join(CHOSEN, choices.pivot_encoder.name)}
         prompt["pivot_encoder"] = {"class_type": "OmniPortraitPivotEncoderLoader", "inputs": loader}
         pivot["pivot_encoder"] = ["pivot_encoder", 0]
     return prompt
@@ -189,9 +198,9 @@ def demo(options: argparse.Namespace, comfyui: Path) -> None:
     prepare_base(python, comfyui, existing(options.photo, "--photo"), need_model=choices.checkpoint is None)
     for file, folder in ((choices.checkpoint, "checkpoints"), (choices.pivot_encoder, "pivot_encoders")):
         if file:
-            link(file, BASE / "models" / folder / file.name)
+            link(file, BASE / "models" / folder / CHOSEN / file.name)
     print(f"Starting ComfyUI from {comfyui}", flush=True)
-    arguments = (*device_arguments(python), *model_paths(comfyui))
+    arguments = ("--disable-metadata", *said_device(python), *model_paths(comfyui))
     with ComfyServer(comfyui, python, BASE, CUSTOM_NODES, arguments=arguments) as server:
         show = Bar()
         outputs = server.run(prompt, show)
@@ -223,8 +232,10 @@ def serve(options: argparse.Namespace, comfyui: Path) -> None:
     shelf = BASE / "user" / "default" / "workflows" / "OmniPortrait"
     shelf.mkdir(parents=True, exist_ok=True)
     for workflow in (ROOT / "workflows").glob("*.json"):
-        shutil.copyfile(workflow, shelf / workflow.name)
-    arguments = (*device_arguments(python), *model_paths(comfyui))
+        saved = shelf / workflow.name
+        if not saved.exists() or saved.stat().st_mtime < workflow.stat().st_mtime:  # the user's own edits stay
+            shutil.copyfile(workflow, saved)
+    arguments = (*said_device(python), *model_paths(comfyui))
     where = {"port": options.port, "listen": options.listen}
     with ComfyServer(comfyui, python, BASE, CUSTOM_NODES, arguments=arguments, echo=True, **where) as server:
         print(f"\nComfyUI with OmniPortrait: {server.url}", flush=True)

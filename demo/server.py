@@ -35,6 +35,9 @@ class Progress:
 
 def link(source: Path, target: Path) -> None:
     """Make `target` show `source`, a file or a folder: by symbolic link, else as Windows allows, else as a copy."""
+    with contextlib.suppress(OSError):  # no target yet, or a broken link
+        if target.samefile(source):
+            return None  # what was named lies there already; unlinking it would lose it
     if target.is_symlink() or target.is_file():
         target.unlink()
     elif target.exists():
@@ -110,7 +113,7 @@ class ComfyServer:
             link(folder, self.base / "custom_nodes" / name)
         command = [
             *(self.python, "-u", self.comfyui / "main.py", "--base-directory", self.base, "--port", self.port),
-            *("--listen", self.listen, "--disable-auto-launch", "--disable-metadata"),
+            *("--listen", self.listen, "--disable-auto-launch"),
             *("--database-url", f"sqlite:///{(self.base / 'user' / 'comfyui.db').as_posix()}"),
             *self.arguments,
         ]

@@ -40,7 +40,7 @@ class Search:
         block = default_block(base.diffusion_model)
         with torch.inference_mode(False), torch.no_grad():
             x, sigma = x.clone(), sigma.clone()
-            private = PrivatePass(base, block, checkpointing=False)
+            private = PrivatePass(base, block, False, x.device)
             sites = choose_sites(base.diffusion_model, block, tuple(x.shape[-2:]))
             for key in positive_keys(guider.conds):
                 for cond in guider.conds[key]:

@@ -73,6 +73,8 @@ def cache_key(
             if part is not None:
                 context.update(part.detach().float().cpu().contiguous().numpy().tobytes())
     base = model_patcher.model
+    sampling = model_patcher.get_model_object("model_sampling")  # a patch on it leaves patches_uuid as it is
+    prediction = tuple(kind.__name__ for kind in type(sampling).__mro__)
     hyper = (s.t0, s.ensemble, s.reference_seed, s.alpha, s.beta, s.gamma, s.refinement)
     return (
         weakref.ref(base),
@@ -84,6 +86,8 @@ def cache_key(
         token,
         block,
         side,
+        prediction,
+        sigma_of(sampling, s.t0),
         hyper,
     )
 

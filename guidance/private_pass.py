@@ -75,19 +75,25 @@ def private_tree(
     return twin
 
 
-def _checkpoint_forward(module: torch.nn.Module) -> None:
-    """Keep only the block's input and compute the rest again on the way back."""
+def _checkpoint_forward(module: torch.nn.Module, guard: Callable[[], contextlib.AbstractContextManager]) -> None:
+    """Keep only the block's input and compute the rest again on the way back.
+
+    guard is the pass's own: taking a gradient switches function modes off, so the recomputation switches it on again.
+    """
     if type(module).__name__ not in CHECKPOINTED:
         return
     forward = module.forward
 
+    def guarded(*args: object, **kwargs: object) -> torch.Tensor:
+        with guard():
+            return forward(*args, **kwargs)
+
     def run(*args: object, **kwargs: object) -> torch.Tensor:
         if "transformer_options" in kwargs:
             # The UNet goes on changing this dictionary; the recomputation must see the block's own number or patches
-            # stop firing
-            # and the gradient is silently wrong.
+            # stop firing and the gradient is silently wrong.
             kwargs["transformer_options"] = dict(kwargs["transformer_options"])
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(guarded, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     module.__dict__["forward"] = run
 
@@ -97,6 +103,17 @@ def _skip_fp8_matmul(module: torch.nn.Module) -> None:
     these UNets."""
     if getattr(getattr(module, "weight", None), "dtype", None) in (torch.float8_e4m3fn, torch.float8_e5m2):
         module.__dict__["training"] = True
+
+
+def _own_casts(module: torch.nn.Module, device: torch.device) -> None:
+    """Newer cores cast offloaded weights into one buffer that the next layer overwrites, but autograd keeps what it
+    saw:
+    end each such cast with a copy of its own."""
+    weight = module._parameters.get("weight")
+    functions = getattr(module, "weight_function", None)
+    if isinstance(functions, list) and weight is not None and weight.device != device and not _subclass(weight):
+        for name in ("weight_function", "bias_function"):
+            module.__dict__[name] = [*getattr(module, name), torch.clone]
 
 
 class PlainTensors(TorchFunctionMode):
@@ -122,14 +139,19 @@ class PlainTensors(TorchFunctionMode):
 class PrivatePass:
     """The first part of one loaded model, ready to be run with gradients. Lives for one sampling run.
 
-    base: ComfyUI's BaseModel. exit_block: the output block whose result is the feature. Make it outside inference mode.
+    base: ComfyUI's BaseModel. exit_block: the output block whose result is the feature. device: where it computes. Make
+    it
+    outside inference mode.
     """
 
-    def __init__(self, base: torch.nn.Module, exit_block: int, checkpointing: bool) -> None:
+    def __init__(self, base: torch.nn.Module, exit_block: int, checkpointing: bool, device: torch.device) -> None:
+        self._alias_everything = False
+
         def wrap(module: torch.nn.Module) -> None:
             _skip_fp8_matmul(module)
+            _own_casts(module, device)
             if checkpointing:
-                _checkpoint_forward(module)
+                _checkpoint_forward(module, self.guard)
 
         unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)  # without torch.compile
         tree = private_tree(unet, wrap)
@@ -144,7 +166,6 @@ class PrivatePass:
         self.base.__dict__["_modules"] = {**base._modules, "diffusion_model": tree}
         self.quantised = next((type(p).__name__ for p in tree.parameters() if _subclass(p)), None)
         """Class of weights that are not plain tensors, for the message when they turn out to have no gradient."""
-        self._alias_everything = False
 
     def features(
         self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict
@@ -154,15 +175,15 @@ class PrivatePass:
         arguments: what ComfyUI passes to apply_model (c_crossattn, c_concat, control, y, …). Call outside inference
         mode.
         """
-        if self._alias_everything:
-            return self._run(x, sigma, arguments, transformer_options)
-        try:
-            return self._run(x, sigma, arguments, dict(transformer_options))
-        except RuntimeError as error:
-            if "nference tensor" not in str(error):
-                raise
-            self._alias_everything = True
-            return self._run(x, sigma, arguments, transformer_options)
+        if not self._alias_everything:
+            try:
+                return self._run(x, sigma, arguments, dict(transformer_options))
+            except RuntimeError as error:
+                if "nference tensor" not in str(error):
+                    raise
+        # Outside of the handler, whose traceback would keep the failed pass and its checkpoints open.
+        self._alias_everything = True
+        return self._run(x, sigma, arguments, transformer_options)
 
     def guard(self) -> contextlib.AbstractContextManager:
         """Context in which to take the gradient of a pass; a no-op unless foreign inference tensors have been met."""

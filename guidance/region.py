@@ -91,7 +91,10 @@ def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     values = mask[:, None].float()
     nearest = F.interpolate(values, size=size, mode="nearest-exact")
     lost = nearest.amax(dim=(1, 2, 3), keepdim=True) == 0
-    return torch.where(lost, F.adaptive_max_pool2d(values, size), nearest)[:, 0].to(mask.dtype)
+    if lost.any():
+        touched = F.adaptive_max_pool2d(values.cpu(), size).to(values.device)  # Metal pools divisible sizes only
+        nearest = torch.where(lost, touched, nearest)
+    return nearest[:, 0].to(mask.dtype)
 
 
 def resize_map(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -103,4 +106,9 @@ def resize_map(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def cover(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Soft [B, H, W] mask in 0..1 to boolean (h, w): a cell counts when at least half of it is covered."""
-    return F.adaptive_avg_pool2d(mask[:, None].float(), size)[:, 0] >= 0.5
+    return shrink(mask, size) >= 0.5
+
+
+def shrink(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Mean of a soft [B, H, W] mask over each cell of (h, w). On the CPU, for Metal pools divisible sizes only."""
+    return F.adaptive_avg_pool2d(mask[:, None].float().cpu(), size)[:, 0].to(mask.device)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from . import region
 from .attention import AttentionSites, Recording, install_recorders
@@ -96,7 +95,9 @@ class Rows:
 
     x: the rows' input, on which the gradient is taken. area: (h, w, y, x) in latent pixels or None for all of the
     canvas (H, W).
-    mult: the weight that ComfyUI gives the rows' prediction.
+    mult: the weight that ComfyUI gives the rows' prediction. tokens: how many the text has in this pass, where nothing
+    is
+    padded; Conditioning (Concat) makes it more than the record's.
     """
 
     x: torch.Tensor
@@ -105,6 +106,7 @@ class Rows:
     mult: torch.Tensor
     features: torch.Tensor
     recording: Recording
+    tokens: int
 
     def paste(self, values: torch.Tensor, canvas: torch.Tensor) -> None:
         """Add [B, *, h, w] values at the rows' area of a [B, *, H, W] canvas."""
@@ -142,7 +144,7 @@ def run_rows(
     recording = install_recorders(options, sites, plain_attention)
     features = private.features(leaf, sigma, arguments, options)
     recording.close()
-    return Rows(leaf, tuple(x.shape[-2:]), part.area, part.mult, features, recording)
+    return Rows(leaf, tuple(x.shape[-2:]), part.area, part.mult, features, recording, arguments["c_crossattn"].shape[1])
 
 
 def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,8 +161,7 @@ def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tup
             refined.append(mask.float())
             masks.append(mask)
             continue
-        tokens = person.record.token_count
-        maps = rows.recording.token_map(person.record.token_index, tokens)
+        maps = rows.recording.token_map(person.record.token_index, rows.tokens)
         maps = region.refine(maps, rows.recording.smooth, settings.alpha, settings.gamma, settings.refinement)
         if limit is not None:
             maps = region.min_max(maps * region.cover(limit, tuple(maps.shape[-2:])))
@@ -172,7 +173,7 @@ def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tup
 
 def area_of(mask: torch.Tensor, rows: Rows) -> torch.Tensor:
     """[1, H, W] soft mask of the whole picture, at the latent's size and cut to the rows' area."""
-    mask = F.adaptive_avg_pool2d(mask[:, None].to(rows.x.device).float(), rows.canvas)[:, 0]
+    mask = region.shrink(mask, rows.canvas).to(rows.x.device)
     if rows.area is None:
         return mask
     h, w, y, x = rows.area

@@ -97,15 +97,17 @@ class GuidedRun:
             try:
                 return self._guide_over_writes(guider, x, sigma, denoised, checkpointing)
             except OUT_OF_MEMORY:
-                self._private = None  # drop the failed attempt's views, then free what it held
-                comfy.model_management.soft_empty_cache()
+                pass  # the handler's traceback holds the failed pass, so it is freed below
             except RuntimeError as error:
-                if self._private is None or self._private.quantised is None:
+                no_gradient = any(words in str(error) for words in ("derivative", "require grad", "not implemented"))
+                if self._private is None or self._private.quantised is None or not no_gradient:
                     raise
                 raise ValueError(
                     f"RB-Guidance needs a gradient through the model, and its {self._private.quantised} weights have "
                     "none; load the model in fp16, bf16 or plain fp8 instead."
                 ) from error
+            self._private = None
+            comfy.model_management.soft_empty_cache()
         self._skip(guider, x, sigma, "memory ran out, even with checkpointing")
         return denoised
 
@@ -160,7 +162,7 @@ class GuidedRun:
             self._checkpointing = (
                 checkpointing or wanted == "on" or (wanted == "auto" and self._is_large(base, unet, x))
             )
-            self._private = PrivatePass(base, self.block, self._checkpointing)
+            self._private = PrivatePass(base, self.block, self._checkpointing, x.device)
             self._sites = choose_sites(unet, self.block, tuple(x.shape[-2:]))
 
     def _is_large(self, base: torch.nn.Module, unet: torch.nn.Module, x: torch.Tensor) -> bool:
@@ -198,6 +200,11 @@ class GuidedRun:
     def _add_rows(self, guider, cond, people, total, x, sigma, canvases, similarities) -> None:
         """Run one conditioning's rows and add its people's gradients, weighted as ComfyUI weights the rows'
         prediction."""
+        import comfy.samplers
+
+        if comfy.samplers.get_area_and_mult(cond, x, sigma) is None:
+            self.trace.skipped["a person's conditioning does not apply at this timestep"] += 1
+            return
         heard = self.listener.call_of(cond)
         if heard is None:
             self.trace.skipped["another node skipped the model call"] += 1
@@ -206,7 +213,7 @@ class GuidedRun:
             # Hooks (a LoRA on one conditioning) rewrite weights between conditionings: put this one's in place and look
             # again.
             guider.inner_model.current_patcher.apply_hooks(hooks=cond.get("hooks"))
-            self._private = PrivatePass(guider.inner_model, self.block, self._checkpointing)
+            self._private = PrivatePass(guider.inner_model, self.block, self._checkpointing, x.device)
         references = [self._reference(guider.inner_model, person, x.device) for person in people]
         rows = run_rows(self._private, cond, *heard, x, sigma, self._sites, (RUN_KEY,))
         if rows is None:

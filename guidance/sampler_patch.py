@@ -31,6 +31,10 @@ def patch(
     uninstall(patched)
     if settings.off:
         return patched
+    if getattr(vae, "first_stage_model", None) is None:
+        raise ValueError(
+            "The vae input of RB-Guidance holds no VAE, because the checkpoint has none; connect the one of Load VAE."
+        )
 
     def outer_sample(executor: Callable, noise: object, *args: object, **kwargs: object) -> object:
         guider = executor.class_obj

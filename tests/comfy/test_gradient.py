@@ -41,7 +41,7 @@ def energy_at(features):
 def private_gradient(model, x, arguments, checkpointing=False, options=None):
     base = model.model
     with torch.inference_mode(False), torch.enable_grad():
-        private = private_pass.PrivatePass(base, default_block(base.diffusion_model), checkpointing)
+        private = private_pass.PrivatePass(base, default_block(base.diffusion_model), checkpointing, x.device)
         leaf = x.clone().requires_grad_(True)
         features = private.features(leaf, torch.full((1,), SIGMA), arguments, private_options(options or {}))
         return torch.autograd.grad(energy_at(features.float()), leaf)[0]

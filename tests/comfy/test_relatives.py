@@ -16,6 +16,7 @@ from guiding import (
     guided,
     watched,
 )
+from omniportrait.guidance.private_pass import PrivatePass
 
 
 @pytest.mark.parametrize("shape", ["sd20", "sdxl"])
@@ -89,6 +90,34 @@ def test_ip_adapter_like_patch(sd15, vae, block, checkpointing):
     assert len(with_gradient) >= len(trace.steps)
     assert {(block, rows) for block, _, rows in with_gradient} == {(block, 1)}
     assert torch.equal(small.sample(model, positive), plain)
+
+
+def test_patch_with_inference_weights_under_checkpointing(sd15, vae):
+    """A linear layer of another pack, made under inference mode: the recomputation meets it outside of the pass."""
+    with torch.inference_mode():
+        weights = {width: torch.eye(width) * 1.01 for width in (32, 64, 128)}
+    model, positive = sd15.clone(), small.annotated(sd15)
+    model.set_model_attn2_patch(lambda q, k, v, extra: (torch.nn.functional.linear(q, weights[q.shape[-1]]), k, v))
+    shares = {}
+    for checkpointing in ("off", "on"):
+        picture, trace = guided(model, vae, positive, settings={"checkpointing": checkpointing})
+        assert_guided(trace)
+        shares[checkpointing] = [step.share for step in trace.steps]
+    assert shares["on"] == pytest.approx(shares["off"], rel=1e-3)
+
+
+def test_offloaded_weights_end_their_cast_with_a_copy(sd15):
+    """Newer cores cast them into one reused buffer; weights that are where the pass computes are left alone."""
+    base = sd15.model
+    with torch.inference_mode(False):
+        here = PrivatePass(base, 5, False, torch.device("cpu")).base.diffusion_model
+        elsewhere = PrivatePass(base, 5, False, torch.device("meta")).base.diffusion_model
+    for name, loaded in base.diffusion_model.named_modules():
+        if getattr(loaded, "weight", None) is None:
+            continue
+        assert here.get_submodule(name).weight_function == loaded.weight_function == []
+        assert elsewhere.get_submodule(name).weight_function == [torch.clone]
+        assert elsewhere.get_submodule(name).bias_function == [torch.clone]
 
 
 def test_attention_patches_on_keys_and_output(sd15, vae):

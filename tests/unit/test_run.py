@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -84,8 +85,9 @@ def test_choices_reach_the_workflow(tmp_path):
     encoder = tmp_path / "encoder.safetensors"
     given = dict(checkpoint=file, pivot_encoder=encoder, prompt="an old man, smiling", seed=7, steps=9)
     prompt = kinds(main.build_prompt(main.Choices(**(CHOICES | given))))
-    assert prompt["CheckpointLoaderSimple"]["ckpt_name"] == "mine.safetensors"
-    assert prompt["OmniPortraitPivotEncoderLoader"]["pivot_encoder_name"] == "encoder.safetensors"
+    assert prompt["CheckpointLoaderSimple"]["ckpt_name"] == os.path.join("chosen", "mine.safetensors")
+    loader = prompt["OmniPortraitPivotEncoderLoader"]
+    assert loader["pivot_encoder_name"] == os.path.join("chosen", "encoder.safetensors")
     assert prompt["OmniPortraitPivotConditioning"]["pivot_encoder"] == ["pivot_encoder", 0]
     assert prompt["OmniPortraitPivotConditioning"]["text"] == "an old man, smiling"
     assert prompt["OmniPortraitPivotConditioning"]["subject"] == "man"
@@ -121,6 +123,13 @@ def test_link_replaces_what_was_there_and_leaves_the_source(tmp_path):
     server.link(second, target)
     assert (target / "name").read_text() == "second"
     assert (first / "name").read_text() == "first"
+
+
+def test_link_onto_itself_loses_nothing(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_text("weights")
+    server.link(file, file)
+    assert file.read_text() == "weights" and not file.is_symlink()
 
 
 def test_link_copies_where_links_are_forbidden(tmp_path, monkeypatch):
