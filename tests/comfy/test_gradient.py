@@ -286,3 +286,27 @@ def test_repeated_columns_are_summed():
         torch.softmax(q[0, :, h * 4 : h * 4 + 4] @ k[0, :, h * 4 : h * 4 + 4].T / 2, dim=1)[:, 3] for h in range(2)
     ]
     torch.testing.assert_close(once.token_map(3, 5)[0].flatten(), torch.stack(explicit).mean(dim=0))
+
+
+def test_a_text_made_longer_reads_its_own_column_only(sd15, vae):
+    """Conditioning (Concat) keeps the record and appends another text: the mask is the attention on the subject
+    alone."""
+    from omniportrait.guidance.attention import Recording
+
+    asked = []
+    original = Recording.token_map
+
+    def spy(self, index, token_count):
+        asked.append((index, token_count))
+        return original(self, index, token_count)
+
+    (text, values), (other, _) = small.annotated(sd15)[0], small.conditioning(sd15, 8)[0]
+    longer = [[torch.cat([text, other], dim=1), values]]
+    Recording.token_map = spy
+    try:
+        with torch.inference_mode():
+            guided = patch(sd15, vae, Settings())
+        small.sample(guided, longer)
+    finally:
+        Recording.token_map = original
+    assert set(asked) == {(5, 2 * small.TOKENS)}

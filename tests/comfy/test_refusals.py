@@ -117,6 +117,11 @@ def test_what_a_run_refuses(family, vae, name):
     assert torch.equal(guided(family, vae, positive, steps=2)[0], expected)
 
 
+def test_a_checkpoint_without_vae_is_refused(sd15):
+    with pytest.raises(ValueError, match="holds no VAE"):
+        guide(sd15, None)
+
+
 def test_every_block_that_exists_is_accepted(sd15, vae):
     """The other side of the range."""
     last = len(sd15.model.diffusion_model.output_blocks) - 1
