@@ -12,6 +12,10 @@ run.use_comfyui()
 sys.path.insert(0, str(Path(__file__).parent / "lib"))
 
 import small  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+"""On a busy machine, threads that wait for each other make these small models several times slower."""
 
 
 @pytest.fixture
