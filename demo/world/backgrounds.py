@@ -84,10 +84,9 @@ def beach(rng: Generator) -> np.ndarray:
 
 def brick_wall(rng: Generator) -> np.ndarray:
     courses = int(rng.integers(10, 14))
-    row = np.floor(Y * courses + rng.random())
+    height, row = np.modf(Y * courses + rng.random())
     along = X * courses * 0.45 + 0.5 * (row % 2) + rng.random()
     shade = rng.uniform(0.7, 1.2, (64, 64)).astype(np.float32)[row.astype(int) % 64, np.floor(along).astype(int) % 64]
-    height = np.modf(Y * courses + 1 - row % 1)[0]
     joint = (np.abs(np.modf(along)[0] - 0.5) > 0.45) | (np.abs(height - 0.5) > 0.39)
     return lay(np.float32((0.6, 0.25, 0.17)) * shade[..., None], (0.78, 0.73, 0.67), joint * 0.85)
 
