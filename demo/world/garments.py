@@ -185,7 +185,7 @@ def denim_jacket(points: np.ndarray, colour: np.ndarray) -> Painted:
     return edge > 0, lay(albedo, shade(accent(colour), 0.75), line(edge - 0.14, 0.05) * step(-opening) * front)
 
 
-def overalls(points: np.ndarray, colour: np.ndarray) -> Painted:
+def apron(points: np.ndarray, colour: np.ndarray) -> Painted:
     x, y, z = points.T
     side = np.abs(x)
     edge = below(points, 0.86, -2.15)
@@ -209,7 +209,7 @@ GARMENTS: dict[str, Callable[[np.ndarray, np.ndarray], Painted]] = {
     "v-neck sweater": v_neck_sweater,
     "tank top": tank_top,
     "denim jacket": denim_jacket,
-    "overalls": overalls,
+    "apron": apron,
 }
 
 
