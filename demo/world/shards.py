@@ -1,0 +1,96 @@
+"""Portraits as webdataset shards. A shard is decided by seed and number alone, so that an interrupted run goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .identity import identity
+from .portrait import Portrait, render
+from .view import random_view, reference_view
+
+HELD_OUT = 1_000_000
+"""Identities from this number on are never trained on."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """`count` identities from `first` on, each once as reference and `views` times otherwise."""
+
+    path: Path
+    first: int
+    count: int
+    views: int
+    size: int
+    seed: int
+
+
+def plan(folder: Path, identities: int, held_out: int, views: int, size: int, seed: int, of: int = 100) -> list[Shard]:
+    """The shards of a data set, `of` identities each; the held-out ones come first, since all measures need them."""
+    shards = []
+    for name, start, total in (("held_out", HELD_OUT, held_out), ("train", 0, identities)):
+        for index, first in enumerate(range(0, total, of)):
+            path = folder / f"{name}-{index:06d}.tar"
+            shards.append(Shard(path, start + first, min(of, total - first), views, size, seed))
+    return shards
+
+
+def portraits(shard: Shard) -> Iterator[tuple[str, Portrait]]:
+    """Key and portrait, one after the other; view 0 is the reference."""
+    for number in range(shard.first, shard.first + shard.count):
+        person = identity(number, shard.seed)
+        for index in range(shard.views + 1):
+            rng = np.random.default_rng((shard.seed, number, index))
+            view = random_view(rng) if index else reference_view(rng)
+            yield f"{number:07d}_{index:02d}", render(person, view, shard.size)
+
+
+def write(shard: Shard) -> Path:
+    """Write one shard and return its path; one that is there is left as it is."""
+    import webdataset
+
+    if shard.path.exists():
+        return shard.path
+    shard.path.parent.mkdir(parents=True, exist_ok=True)
+    part = shard.path.with_name(shard.path.name + ".part")
+    with webdataset.TarWriter(str(part)) as tar:
+        for key, portrait in portraits(shard):
+            tar.write(
+                {
+                    "__key__": key,
+                    "jpg": encoded(portrait.picture, "JPEG", quality=95, subsampling=0),
+                    "png": encoded(portrait.labels, "PNG", compress_level=4),
+                    "json": json.dumps(portrait.record).encode(),
+                }
+            )
+    os.replace(part, shard.path)
+    return shard.path
+
+
+def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_all(shards: list[Shard], workers: int) -> Iterator[Path]:
+    """Write the shards in `workers` processes, and give each path as it is done."""
+    with ProcessPoolExecutor(workers) as pool:
+        for done in as_completed([pool.submit(write, shard) for shard in shards]):
+            yield done.result()
+
+
+def contact_sheet(shard: Shard, people: int, views: int) -> Image.Image:
+    """`people` rows: the reference, then `views` others."""
+    rows: dict[str, list[np.ndarray]] = {}
+    for key, portrait in portraits(Shard(shard.path, shard.first, people, views, shard.size, shard.seed)):
+        rows.setdefault(key.split("_")[0], []).append(portrait.picture)
+    return Image.fromarray(np.concatenate([np.concatenate(row, 1) for row in rows.values()], 0))
