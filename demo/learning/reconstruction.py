@@ -1,0 +1,164 @@
+"""Training the autoencoder: faithful where faces are, with latents that a small diffusion model finds easy."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import avg_pool2d
+
+from ..autoencoder import CHANNELS, PortraitAutoencoder
+from . import loop
+from .loop import Averaged, Budget
+from .pictures import Pictures, pixel_weights, to_float
+
+NOISE = 0.08
+"""Largest deviation of the noise on the unit-variance latents in training: a smooth decoder forgives small errors."""
+
+
+def weighted_loss(difference: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """L1 of the difference [B, 3, H, W], of its gradients, and of its mean over 4x4 pixels, by weights [B, 1, H, W].
+
+    A difference's gradient is the difference of gradients, so sharp edges and fine marks count twice.
+    """
+
+    def mean(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        return (values.abs() * at).sum() / (at.sum() * values.shape[1])
+
+    across = difference[..., 1:] - difference[..., :-1]
+    down = difference[..., 1:, :] - difference[..., :-1, :]
+    gradients = mean(across, weights[..., 1:]) + mean(down, weights[..., 1:, :])
+    return mean(difference, weights) + gradients + 0.5 * mean(avg_pool2d(difference, 4), avg_pool2d(weights, 4))
+
+
+class Trainer(nn.Module):
+    """The autoencoder and the running statistics that keep its latents at unit variance while it trains."""
+
+    def __init__(self, autoencoder: PortraitAutoencoder):
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.normal = nn.BatchNorm2d(CHANNELS, affine=False, momentum=0.02)
+
+    def loss(self, pictures: torch.Tensor, weights: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`noise` [B, 4, h, w] is added to the latents. Half of the batch is also decoded from latents at half size,
+        which should give the picture at half size: latents that scale like pictures suit diffusion (EQ-VAE's idea)."""
+        with torch.autocast(pictures.device.type, torch.bfloat16):
+            latents = self.autoencoder.encode(pictures)
+        latents = self.normal(latents.float())
+        half = latents[: max(1, len(latents) // 2)]
+        with torch.autocast(pictures.device.type, torch.bfloat16):
+            whole = self.autoencoder.decode(latents + noise)
+            small = self.autoencoder.decode(avg_pool2d(half, 2))
+        exact = weighted_loss(whole.float() - pictures, weights)
+        scaled = weighted_loss(
+            small.float() - avg_pool2d(pictures[: len(half)], 2), avg_pool2d(weights[: len(half)], 2)
+        )
+        return {"total": exact + 0.25 * scaled, "exact": exact, "scaled": scaled}
+
+
+def train(options: argparse.Namespace, pictures: Pictures) -> None:
+    """Train to the end of the budget, or of this piece of it, and write `options.out` at each save."""
+    device = loop.pick_device(options.device)
+    torch.manual_seed(options.seed)
+    trainer = Trainer(PortraitAutoencoder()).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(trainer.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
+    average = Averaged(list(trainer.parameters()), 0.998)
+    budget = Budget(options.minutes, options.steps, options.pause)
+    parts = {"trainer": trainer, "optimizer": optimizer, "average": average}
+    state = options.out.with_suffix(".state.pt")
+    if options.resume and state.is_file():
+        loop.load_state(state, budget, parts)
+    log = loop.Log(options.out.with_suffix(".log"))
+    log.say(f"{len(pictures)} pictures, {sum(p.numel() for p in trainer.parameters()) / 1e6:.2f}M parameters, {device}")
+    due_line, due_save = loop.Every(20), loop.Every(240)
+    budget.start()
+    while not (budget.done or budget.paused):
+        log.add(**step(trainer, optimizer, pictures, budget, options, device))
+        average.update(budget.step)
+        budget.tick()
+        if due_line(budget):
+            log.line(budget, options.batch, rate=optimizer.param_groups[0]["lr"])
+        if due_save(budget):
+            finish(trainer, average, pictures, budget, parts, options, device)
+            budget.skip()
+    if log.count:
+        log.line(budget, options.batch)
+    finish(trainer, average, pictures, budget, parts, options, device)
+
+
+def step(
+    trainer: Trainer,
+    optimizer: torch.optim.Optimizer,
+    pictures: Pictures,
+    budget: Budget,
+    options: argparse.Namespace,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """One optimiser step; what it sees depends on the step's number alone."""
+    for group in optimizer.param_groups:
+        group["lr"] = loop.learning_rate(budget.share, budget.step, options.rate)
+    pixels, labels = pictures.batch(loop.batch_indices(len(pictures), options.batch, budget.step, options.seed))
+    random = loop.seeded(options.seed + 1, budget.step)
+    if torch.rand((), generator=random) < 0.5:
+        pixels, labels = pixels.flip(-1), labels.flip(-1)
+    size = pixels.shape[-1] // 8
+    noise = torch.randn(len(pixels), CHANNELS, size, size, generator=random)
+    noise = noise * NOISE * torch.rand(len(pixels), 1, 1, 1, generator=random)
+    shown = to_float(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+    losses = trainer.loss(shown, pixel_weights(labels.to(device)), noise.to(device))
+    optimizer.zero_grad(set_to_none=True)
+    losses["total"].backward()
+    nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
+    optimizer.step()
+    return losses
+
+
+def finish(
+    trainer: Trainer,
+    average: Averaged,
+    pictures: Pictures,
+    budget: Budget,
+    parts: dict[str, object],
+    options: argparse.Namespace,
+    device: torch.device,
+) -> None:
+    """Save the state, the averaged weights as the result, and a sheet of pictures over their reconstructions."""
+    loop.save_state(options.out.with_suffix(".state.pt"), budget, parts)
+    average.swap()
+    result = exported(trainer.autoencoder, pictures, device)
+    average.swap()
+    loop.write_tensors(options.out, result.state_dict())
+    chosen = torch.linspace(0, len(pictures) - 1, 8).long()
+    shown = to_float(pictures.batch(chosen)[0].to(device))
+    with torch.no_grad():
+        again = result.decode(result.encode(shown))
+    loop.sheet(torch.cat((shown, again)), 8, options.out.with_suffix(".png"))
+
+
+@torch.no_grad()
+def exported(autoencoder: PortraitAutoencoder, pictures: Pictures, device: torch.device) -> PortraitAutoencoder:
+    """A copy whose `encode` itself gives unit variance and zero mean over a sample of the pictures."""
+    result = PortraitAutoencoder.shaped_like(autoencoder.state_dict()).to(device, memory_format=torch.channels_last)
+    result.load_state_dict(autoencoder.state_dict())
+    chosen = torch.linspace(0, len(pictures) - 1, min(len(pictures), 256)).long()
+    latents = torch.cat([result.encode(to_float(pictures.batch(part)[0].to(device))) for part in chosen.split(32)])
+    result.fold_statistics(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+    return result
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What `run.py make vae` takes."""
+    parser = argparse.ArgumentParser(prog="run.py make vae", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train-*.tar")
+    parser.add_argument("--out", type=Path, required=True, help="the autoencoder, safetensors")
+    parser.add_argument("--minutes", type=float, default=25.0, help="training time in all")
+    parser.add_argument("--steps", type=int, help="train so many steps instead, whatever time they take")
+    parser.add_argument("--pause", type=float, help="stop after so many minutes (steps, with --steps)")
+    parser.add_argument("--resume", action="store_true", help="go on from the state beside --out, if there is one")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    return parser
