@@ -7,7 +7,7 @@ compared with the skin in a ring around it, in units of that skin's own deviatio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,8 @@ MIN_RADIUS = 1.5
 
 @dataclass(frozen=True)
 class KnownMoles:
-    """The moles of a person: `places` [K, 2] and `radii` [K] in the pixels of a portrait with `landmarks` [5, 2]."""
+    """The moles of a person: `places` [K, 2] and `radii` [K] in the pixels of a portrait with `landmarks` [5, 2].
+    The first pixel's centre is (0.5, 0.5)."""
 
     landmarks: torch.Tensor
     places: torch.Tensor
@@ -51,10 +52,10 @@ class KnownMoles:
         growth = torch.linalg.det(transform[0, :, :2]).abs().sqrt()
         return KnownMoles(landmarks, moved(self.places[None], transform)[0], self.radii * growth)
 
-    def without(self, others: Iterable[int]) -> KnownMoles:
-        """All but those with these indices."""
-        keep = [i for i in range(len(self.radii)) if i not in set(others)]
-        return KnownMoles(self.landmarks, self.places[keep], self.radii[keep])
+    def chosen(self, indices: Sequence[int]) -> KnownMoles:
+        """Only those with these indices."""
+        indices = list(indices)
+        return KnownMoles(self.landmarks, self.places[indices], self.radii[indices])
 
 
 def contrasts(picture: torch.Tensor, moles: KnownMoles, search: float = SEARCH) -> torch.Tensor:
@@ -84,10 +85,10 @@ def _patches(picture: torch.Tensor, moles: KnownMoles, search: float) -> tuple[t
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)
     points = moles.places[:, None, None] + offsets * moles.radii.clamp(min=MIN_RADIUS)[:, None, None, None]
     height, width = picture.shape[-2:]
-    grid = points / torch.tensor([width - 1, height - 1]) * 2 - 1
+    grid = points / torch.tensor([width, height]) * 2 - 1
     brightness = (picture * picture.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)[None, None]
     brightness = brightness.expand(len(grid), -1, -1, -1)
-    return F.grid_sample(brightness, grid.to(picture), padding_mode="border", align_corners=True), reach
+    return F.grid_sample(brightness, grid.to(picture), padding_mode="border", align_corners=False), reach
 
 
 def _kernels() -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Least-squares transforms between two faces' landmarks. Pixel centres are whole numbers."""
+"""Least-squares transforms between two faces' landmarks."""
 
 from __future__ import annotations
 

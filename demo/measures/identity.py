@@ -37,21 +37,21 @@ STAGES = ((32, 3, False), (64, 3, True), (128, 2, True), (256, 2, True))
 
 
 def template() -> torch.Tensor:
-    """Where the five landmarks of an aligned face lie in a chip: [5, 2] in its pixels."""
+    """Where the five landmarks of an aligned face lie in a chip: [5, 2], dlib's pixels (the first one's centre is 0)."""
     return (torch.tensor(TEMPLATE) + PADDING) / (1 + 2 * PADDING) * CHIP
 
 
 def align(pictures: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
     """Face chips [B, 3, 150, 150], framed as by dlib's get_face_chip with padding 0.25; differentiable.
 
-    pictures: [B, 3, H, W] in 0..1. landmarks: [B, 5, 2] in pixels, as TEMPLATE lists them. Black outside the picture.
-    The fit goes from the chip to the picture, as dlib's does: errors are weighed in the picture. Large faces are
-    sampled several times a pixel and averaged, or they would alias.
+    pictures: [B, 3, H, W] in 0..1. landmarks: [B, 5, 2] in pixels (the first one's centre is 0.5), as TEMPLATE lists
+    them. Black outside the picture. The fit goes from the chip to the picture, as dlib's does: errors are weighed in
+    the picture. Large faces are sampled several times a pixel and averaged, or they would alias.
     """
     from kornia.geometry.transform import warp_affine
 
     goal = template().to(landmarks).expand_as(landmarks)
-    to_picture = F.pad(similarity(goal, landmarks), (0, 0, 0, 1))
+    to_picture = F.pad(similarity(goal, landmarks - 0.5), (0, 0, 0, 1))
     to_picture[:, 2, 2] = 1
     step = to_picture[:, :2, 0].norm(dim=1).max().item()  # pixels of the picture for one of the chip
     fine = min(max(1, round(step)), MAX_OVERSAMPLING)

@@ -40,9 +40,9 @@ class TextMeasure(nn.Module):
         self.heads = nn.ModuleDict({head: nn.Linear(TOP, len(words)) for head, words in self.classes.items()})
 
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        features = self.body(pictures * 2 - 1).flatten(2)
-        look = self.look(features.unflatten(2, (SIDE // 16, -1))).flatten(2).softmax(-1)
-        seen = torch.einsum("bhp,bcp->hbc", look, features)
+        features = self.body(pictures * 2 - 1)
+        look = self.look(features).flatten(2).softmax(-1)
+        seen = torch.einsum("bhp,bcp->hbc", look, features.flatten(2))
         return {head: layer(seen[i]) for i, (head, layer) in enumerate(self.heads.items())}
 
     @torch.no_grad()

@@ -91,9 +91,30 @@ def reference_view(rng: np.random.Generator) -> View:
 
 def caption(subject: str, view: View) -> str:
     """What the picture shows, in words; nothing of who it is but the subject's word."""
-    who = subject if view.expression == "neutral" else f"{view.expression} {subject}"
-    clothes = f"{view.colour} {view.garment}"
-    return f"{with_article(who)} in {with_article(clothes)} {PHRASES[view.background]}"
+    return describe(subject, view.expression, view.colour, view.garment, view.background)
+
+
+def describe(subject: str, expression: str, colour: str | None, garment: str | None, background: str | None) -> str:
+    """A caption of these words; None leaves a part out, and `neutral` is never said."""
+    who = subject if expression == "neutral" else f"{expression} {subject}"
+    clothes = f" in {with_article(f'{colour} {garment}' if colour else garment)}" if garment else ""
+    place = f" {PHRASES[background]}" if background else ""
+    return with_article(who) + clothes + place
+
+
+def retold(record: dict, rng: np.random.Generator) -> str:
+    """The caption of a portrait's record as another person might put it: half of the time whole, else with parts left
+    out; sometimes as "a photo of …". A model that learns from these takes short prompts too."""
+    keep = rng.uniform(size=3) < (1.0 if rng.uniform() < 0.5 else 0.6)
+    text = describe(
+        record["subject"],
+        record["expression"] if keep[0] else "neutral",
+        record["colour"] if keep[1] else None,
+        record["garment"] if keep[1] else None,
+        record["background"] if keep[2] else None,
+    )
+    opening = rng.choice(("", "a photo of ", "a portrait of "), p=(0.6, 0.3, 0.1))
+    return opening + text
 
 
 def with_article(words: str) -> str:

@@ -178,6 +178,17 @@ def test_captions_hold_the_view_and_nothing_of_the_person(plain):
     assert view.caption("man", neutral) == "a man in a red t-shirt on a beach"
 
 
+def test_retold_captions_say_less_or_more_but_never_anything_else(plain):
+    record = {"subject": "man", "expression": "sad", "colour": "red", "garment": "suit", "background": "beach"}
+    rng = np.random.default_rng(0)
+    told = [view.retold(record, rng) for _ in range(400)]
+    assert {"a sad man in a red suit on a beach", "a photo of a sad man in a red suit on a beach", "a man"} <= set(told)
+    words = set("a photo portrait of sad man in red suit on beach".split())
+    assert all(set(text.split()) <= words and "man" in text.split() for text in told)
+    whole = sum(text.endswith("a sad man in a red suit on a beach") for text in told)
+    assert 0.5 < whole / 400 < 0.8
+
+
 def test_every_style_of_hair_can_be_drawn(person, plain):
     hair_label = shade.LABELS.index("hair")
     areas = {}
