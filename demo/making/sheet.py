@@ -1,0 +1,81 @@
+"""`python run.py make sheet --checkpoint FILE --out docs/samples.jpg`: 64 samples of the demo model over all classes.
+
+Every expression, garment, colour and background of the portrait world comes up; the captions go into a text file
+beside the picture, in reading order. Sampled by ComfyUI itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from omniportrait import run
+
+
+def captions(count: int) -> list[str]:
+    """Prompts that go round each kind of class at its own pace."""
+    from omniportrait.demo.world.view import BACKGROUNDS, COLOURS, EXPRESSIONS, GARMENTS, describe
+
+    expressions, colours = list(EXPRESSIONS), list(COLOURS)
+    garments, backgrounds = list(GARMENTS), list(BACKGROUNDS)
+    return [
+        describe(
+            ("woman", "man")[index % 2],
+            expressions[index % len(expressions)],
+            colours[(index + index // len(colours)) % len(colours)],
+            garments[(3 * index + index // len(garments)) % len(garments)],
+            backgrounds[(5 * index) % len(backgrounds)],
+        )
+        for index in range(count)
+    ]
+
+
+def samples(checkpoint: Path, texts: list[str], steps: int, cfg: float, seed: int) -> np.ndarray:
+    """[N, 256, 256, 3] uint8, one for each text."""
+    import comfy.sample
+    import comfy.sd
+    import torch
+    from omniportrait.demo.architecture import register
+
+    register()
+    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_clip=True, output_vae=True)
+    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    pictures = []
+    with torch.inference_mode():
+        for index, text in enumerate(texts):
+            latent = torch.zeros(1, 4, 32, 32)
+            noise = comfy.sample.prepare_noise(latent, seed + index)
+            positive = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+            latent = comfy.sample.sample(
+                model, noise, steps, cfg, "dpmpp_2m", "karras", positive, negative, latent, seed=seed + index,
+                disable_pbar=True,
+            )  # fmt: skip
+            pictures.append((vae.decode(latent)[0].clamp(0, 1) * 255 + 0.5).byte().cpu().numpy())
+            print(f"{index + 1}/{len(texts)} {text}", flush=True)
+    return np.stack(pictures)
+
+
+def main() -> None:
+    from PIL import Image
+
+    parser = argparse.ArgumentParser(prog="run.py make sheet", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=run.ROOT / "demo/weights/omniportrait_demo.safetensors")
+    parser.add_argument("--out", type=Path, default=Path("docs/samples.jpg"))
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--cfg", type=float, default=4.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    run.use_comfyui()
+    texts = captions(options.count)
+    pictures = samples(options.checkpoint, texts, options.steps, options.cfg, options.seed)
+    rows = [np.concatenate(pictures[start : start + 8], 1) for start in range(0, len(pictures), 8)]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows, 0)).save(options.out, quality=88)
+    options.out.with_suffix(".txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    print(f"{options.out}: {len(texts)} samples; their captions are in {options.out.with_suffix('.txt')}")
+
+
+if __name__ == "__main__":
+    main()
