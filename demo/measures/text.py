@@ -74,7 +74,8 @@ class TextMeasure(nn.Module):
         """Write the weights in half precision, with the words of each head and the model card's lines."""
         from safetensors.torch import save_file
 
-        halves = {name: t.half() if t.is_floating_point() else t for name, t in self.state_dict().items()}
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         save_file(halves, str(file), {"format": "pt", "classes": json.dumps(self.classes), **metadata})
 
     @classmethod

@@ -1,0 +1,70 @@
+"""Train the text measure on rendered portraits and calibrate all measures on held-out ones:
+`python run.py make measures --data FOLDER --out demo/weights --minutes N`. Writes docs/measures.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from omniportrait.demo.autoencoder import PortraitAutoencoder
+from omniportrait.demo.learning.loop import pick_device
+from omniportrait.demo.learning.pictures import open_pictures, write_whole
+from omniportrait.demo.measures.held_out import Renders
+from omniportrait.demo.measures.report import calibrate, page
+from omniportrait.demo.measures.separation import THRESHOLDS
+from omniportrait.demo.measures.text import WEIGHTS, TextMeasure
+from omniportrait.demo.measures.text_training import train
+
+PAGE = Path(__file__).parents[2] / "docs" / "measures.md"
+CARD = {
+    "model": "OmniPortrait demo: which background, garment, colour, expression and subject a picture shows",
+    "source": "trained on the demo's own renders alone (demo/making/measures.py)",
+    "license": "CC0-1.0",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="run.py make measures", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train-*.tar and held_out-*.tar")
+    parser.add_argument("--out", type=Path, default=WEIGHTS.parent, help="folder of the weights and thresholds")
+    parser.add_argument("--minutes", type=float, default=8.0, help="training time; 0: only calibrate what is there")
+    parser.add_argument("--vae", type=Path, help="autoencoder of `make vae`: calibrate on its copies too")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the tables go")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    file = options.out / WEIGHTS.name
+    if options.minutes > 0:
+        pictures = open_pictures(options.data)
+        model = train(pictures, options.minutes, pick_device(options.device), options.seed)
+        recipe = f"{len(pictures)} renders, {options.minutes:g} minutes of training, seed {options.seed}"
+        model.save(file, {**CARD, "recipe": recipe})
+    copies = {} if options.vae is None else {"autoencoder's copies": load_autoencoder(options.vae)}
+    found = calibrate(held_out(options.data), TextMeasure.load(file), copies)
+    cuts = json.dumps(found.thresholds(), indent=1) + "\n"
+    write_whole(options.out / THRESHOLDS.name, lambda out: out.write(cuts.encode()))
+    options.page.parent.mkdir(parents=True, exist_ok=True)
+    options.page.write_text(page(found), encoding="utf-8")
+    print(options.page.read_text(encoding="utf-8"))
+
+
+def held_out(folder: Path) -> Renders:
+    pictures = open_pictures(folder, "held_out")
+    records = [record for records in pictures.records for record in records]
+    return Renders(pictures.batch(torch.arange(len(pictures)))[0].contiguous(), records)
+
+
+def load_autoencoder(file: Path) -> PortraitAutoencoder:
+    from safetensors.torch import load_file
+
+    state = load_file(str(file))
+    model = PortraitAutoencoder.shaped_like(state)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+if __name__ == "__main__":
+    main()

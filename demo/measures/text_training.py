@@ -1,0 +1,105 @@
+"""Training the text measure on rendered portraits, roughened so that it reads generated pictures too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..learning.loop import batch_indices, learning_rate, seeded
+from ..learning.pictures import Pictures
+from .text import HEADS, SIDE, Classes, TextMeasure, prepared
+
+BATCH = 64
+RATE = 4e-3
+SMOOTHING = 0.05
+REPORT_SECONDS = 20.0
+
+
+def words(descriptions: Sequence[dict]) -> Classes:
+    """The words that occur for each head, in alphabetical order."""
+    return {head: tuple(sorted({d[head] for d in descriptions})) for head in HEADS}
+
+
+def shrunk(pictures: Pictures) -> torch.Tensor:
+    """All pictures at the classifier's size: uint8 [N, 3, 128, 128]."""
+    parts = []
+    for indices in torch.arange(len(pictures)).split(256):
+        parts.append((prepared(pictures.batch(indices)[0].float() / 255) * 255).round().byte().contiguous())
+    return torch.cat(parts)
+
+
+def train(pictures: Pictures, minutes: float, device: torch.device, seed: int = 0,
+          say: Callable[[str], None] = print) -> TextMeasure:
+    """A measure trained for `minutes`, besides the time that shrinking the pictures takes."""
+    descriptions = [record for records in pictures.records for record in records]
+    torch.manual_seed(seed)
+    model = TextMeasure(words(descriptions)).to(device, memory_format=torch.channels_last).train()
+    targets = {h: torch.tensor([model.index(h, d[h]) for d in descriptions], device=device) for h in HEADS}
+    small = shrunk(pictures)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.02)
+    step, start, reported = 0, time.monotonic(), 0.0
+    while (spent := time.monotonic() - start) < 60 * minutes:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(spent / (60 * minutes), step, RATE)
+        chosen = batch_indices(len(small), BATCH, step, seed)
+        shown = roughened(small[chosen], seeded(seed + 1, step)).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = model(shown.contiguous(memory_format=torch.channels_last))
+        losses = [F.cross_entropy(logits[h].float(), targets[h][chosen], label_smoothing=SMOOTHING) for h in HEADS]
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+        step += 1
+        if spent - reported > REPORT_SECONDS:
+            reported = spent
+            shares = " ".join(f"{head} {loss.item():.3f}" for head, loss in zip(HEADS, losses, strict=True))
+            say(f"{spent:.0f} s, step {step}, {step * BATCH / spent:.0f} pictures/s: {shares}")
+    return model.cpu().eval()
+
+
+def roughened(pictures: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """uint8 [B, 3, 128, 128] to floats in 0..1: moved, mirrored, blurred, tinted, noisy, some through JPEG.
+
+    What a small diffusion model and its autoencoder do to a picture, and a little more.
+    """
+    count = len(pictures)
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=random)
+
+    scale, mirror = uniform(0.9, 1.1), torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    shift, zero = uniform(-0.12, 0.12, 2), torch.zeros(count)
+    transform = torch.stack([scale * mirror, zero, shift[:, 0], zero, scale, shift[:, 1]], 1).view(-1, 2, 3)
+    grid = F.affine_grid(transform, [count, 3, SIDE, SIDE], align_corners=False)
+    x = F.grid_sample(pictures.float() / 255, grid, padding_mode="border", align_corners=False)
+    x = blurred(x, uniform(0, 1), random)
+    x = (x - 0.5) * uniform(0.85, 1.15, 1, 1, 1) + 0.5
+    x = x * uniform(0.8, 1.2, 1, 1, 1) * uniform(0.95, 1.05, 3, 1, 1)
+    x = x + uniform(0, 0.05, 1, 1, 1) * torch.randn(x.shape, generator=random)
+    return through_jpeg(x.clamp(0, 1), uniform(0, 1), random)
+
+
+def blurred(x: torch.Tensor, draw: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """Half of the pictures [B, 3, S, S] (draw [B] below 0.5) made smaller and brought back."""
+    rows = draw < 0.5
+    if not bool(rows.any()):
+        return x
+    side = int(torch.randint(SIDE // 3, SIDE - 8, (), generator=random))
+    small = F.interpolate(x[rows], (side, side), mode="bilinear", antialias=True)
+    x = x.clone()
+    x[rows] = F.interpolate(small, (SIDE, SIDE), mode="bicubic").clamp(0, 1)
+    return x
+
+
+def through_jpeg(x: torch.Tensor, draw: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """A quarter of the pictures [B, 3, S, S] in 0..1 (draw [B] below 0.25) encoded as JPEG and back."""
+    from torchvision.io import decode_jpeg, encode_jpeg
+
+    rows = (draw < 0.25).nonzero().flatten().tolist()
+    qualities = torch.randint(30, 95, (len(rows),), generator=random).tolist()
+    for row, quality in zip(rows, qualities, strict=True):
+        x[row] = decode_jpeg(encode_jpeg((x[row] * 255).round().byte(), quality=quality)).float() / 255
+    return x
