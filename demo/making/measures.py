@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from omniportrait.demo.autoencoder import PortraitAutoencoder
-from omniportrait.demo.learning.loop import pick_device
+from omniportrait.demo.learning.loop import Budget, pick_device
 from omniportrait.demo.learning.pictures import open_pictures, write_whole
 from omniportrait.demo.measures.held_out import Renders
 from omniportrait.demo.measures.report import calibrate, page
@@ -39,7 +39,7 @@ def main() -> None:
     file = options.out / WEIGHTS.name
     if options.minutes > 0:
         pictures = open_pictures(options.data)
-        model = train(pictures, options.minutes, pick_device(options.device), options.seed)
+        model = train(pictures, Budget(options.minutes), pick_device(options.device), options.seed)
         recipe = f"{len(pictures)} renders, {options.minutes:g} minutes of training, seed {options.seed}"
         model.save(file, {**CARD, "recipe": recipe})
     copies = {} if options.vae is None else {"autoencoder's copies": load_autoencoder(options.vae)}

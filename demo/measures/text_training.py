@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from ..learning.loop import batch_indices, learning_rate, seeded
+from ..learning.loop import Budget, Every, batch_indices, learning_rate, seeded
 from ..learning.pictures import Pictures
 from .text import HEADS, SIDE, Classes, TextMeasure, prepared
 
@@ -31,32 +30,33 @@ def shrunk(pictures: Pictures) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def train(pictures: Pictures, minutes: float, device: torch.device, seed: int = 0,
+def train(pictures: Pictures, budget: Budget, device: torch.device, seed: int = 0, batch: int = BATCH,
           say: Callable[[str], None] = print) -> TextMeasure:
-    """A measure trained for `minutes`, besides the time that shrinking the pictures takes."""
+    """A measure trained until the budget is spent; the time that shrinking the pictures takes comes on top."""
     descriptions = [record for records in pictures.records for record in records]
     torch.manual_seed(seed)
     model = TextMeasure(words(descriptions)).to(device, memory_format=torch.channels_last).train()
     targets = {h: torch.tensor([model.index(h, d[h]) for d in descriptions], device=device) for h in HEADS}
     small = shrunk(pictures)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.02)
-    step, start, reported = 0, time.monotonic(), 0.0
-    while (spent := time.monotonic() - start) < 60 * minutes:
+    due = Every(REPORT_SECONDS)
+    budget.start()
+    while not budget.done:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spent / (60 * minutes), step, RATE)
-        chosen = batch_indices(len(small), BATCH, step, seed)
-        shown = roughened(small[chosen], seeded(seed + 1, step)).to(device)
+            group["lr"] = learning_rate(budget.share, budget.step, RATE, warmup=20)
+        chosen = batch_indices(len(small), batch, budget.step, seed)
+        shown = roughened(small[chosen], seeded(seed + 1, budget.step)).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             logits = model(shown.contiguous(memory_format=torch.channels_last))
         losses = [F.cross_entropy(logits[h].float(), targets[h][chosen], label_smoothing=SMOOTHING) for h in HEADS]
         optimizer.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
         optimizer.step()
-        step += 1
-        if spent - reported > REPORT_SECONDS:
-            reported = spent
+        budget.tick()
+        if due(budget):
             shares = " ".join(f"{head} {loss.item():.3f}" for head, loss in zip(HEADS, losses, strict=True))
-            say(f"{spent:.0f} s, step {step}, {step * BATCH / spent:.0f} pictures/s: {shares}")
+            rate = budget.step * batch / budget.spent
+            say(f"{budget.spent:.0f} s, step {budget.step}, {rate:.0f} pictures/s: {shares}")
     return model.cpu().eval()
 
 
