@@ -23,6 +23,9 @@ WORKFLOW = ROOT / "workflows" / "api" / "omniportrait_demo.json"
 DEMO_CHECKPOINT = "omniportrait_demo.safetensors"
 CHOSEN = "chosen"
 """Subfolder for the files that the command line names, so that no link takes the place of a file put there by hand."""
+REFERENCE = "omniportrait_reference.png"
+"""What the demo workflow reads: a rendered person whom the demo model has never seen, or the user's photograph."""
+HELD_OUT = ROOT / "demo" / "reference.png"
 PHOTO = "omniportrait_photo.png"
 SECOND_PHOTO = "omniportrait_photo_2.png"
 SUBJECTS = "woman man girl boy lady gentleman person child face".split()
@@ -78,27 +81,31 @@ def python_for(comfyui: Path) -> Path:
 
 
 def prepare_base(python: Path, comfyui: Path, photo: Path | None, need_model: bool) -> None:
-    """Fill the private folder with the photograph and the demo model."""
+    """Fill the private folder with the pictures that workflows read and the demo model."""
     (BASE / "input").mkdir(parents=True, exist_ok=True)
-    save_photo(photo, BASE / "input" / PHOTO)
+    save_photo(photo or HELD_OUT, BASE / "input" / REFERENCE)
+    save_photo(first_photo(), BASE / "input" / PHOTO)
+    save_photo(second_photo(), BASE / "input" / SECOND_PHOTO)
     if need_model:
         link(demo_checkpoint(python, comfyui), BASE / "models" / "checkpoints" / DEMO_CHECKPOINT)
 
 
-def save_photo(photo: Path | None, target: Path) -> None:
-    """The user's photograph, or the bundled astronaut, as PNG. SystemExit with one sentence if it is no picture."""
+def save_photo(photo: Path, target: Path) -> None:
+    """A picture as PNG, upright. SystemExit with one sentence if it is no picture."""
     from PIL import Image, ImageOps
 
-    if photo is None:
-        import skimage.data
-
-        picture = Image.fromarray(skimage.data.astronaut())
-    else:
-        try:
-            picture = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
-        except (OSError, Image.DecompressionBombError) as error:
-            raise SystemExit(f"{photo} cannot be read as a picture ({error}); give a JPEG, PNG or WebP file.") from None
+    try:
+        picture = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise SystemExit(f"{photo} cannot be read as a picture ({error}); give a JPEG, PNG or WebP file.") from None
     picture.save(target)
+
+
+def first_photo() -> Path:
+    """A real photograph (scikit-image's astronaut, public domain), for the workflows of SD1.5 and SDXL."""
+    import skimage
+
+    return Path(skimage.__file__).parent / "data" / "astronaut.png"
 
 
 def second_photo() -> Path:
@@ -228,7 +235,6 @@ def save_outputs(server: ComfyServer, prompt: dict, outputs: dict, output: Path)
 def serve(options: argparse.Namespace, comfyui: Path) -> None:
     python = python_for(comfyui)
     prepare_base(python, comfyui, None, need_model=True)
-    save_photo(second_photo(), BASE / "input" / SECOND_PHOTO)
     shelf = BASE / "user" / "default" / "workflows" / "OmniPortrait"
     shelf.mkdir(parents=True, exist_ok=True)
     for workflow in (ROOT / "workflows").glob("*.json"):
