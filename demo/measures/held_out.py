@@ -128,12 +128,14 @@ def on_bare_skin(moles: KnownMoles, description: Mapping) -> KnownMoles:
 
 
 @torch.no_grad()
-def text_accuracy(renders: Renders, model: TextMeasure, batch: int = 64) -> dict[str, float]:
+def text_accuracy(
+    renders: Renders, model: TextMeasure, landmarks: Sequence[torch.Tensor | None], batch: int = 64
+) -> dict[str, float]:
     """Share of pictures for each head whose word is found."""
     right = dict.fromkeys(HEADS, 0)
     for at in range(0, len(renders), batch):
         pictures, wanted = renders.pictures[at : at + batch], renders.descriptions[at : at + batch]
-        answers = model.agreement(pictures.float() / 255, wanted)
+        answers = model.agreement(pictures.float() / 255, wanted, landmarks[at : at + batch])
         for head, answer in answers.items():
             right[head] += int(answer.sum())
     return {head: count / len(renders) for head, count in right.items()}

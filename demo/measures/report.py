@@ -50,7 +50,7 @@ def calibrate(renders: Renders, model: TextMeasure, copies: Mapping[str, Portrai
             moles[f"{name}, {which}"] = carried_moles(pictures, landmarks)
         moles[f"{name}, {DETECTED}, yaw at most {FRONTAL:g}°"] = carried_moles(pictures, found, FRONTAL)
         exact[name] = Spread.of(exact_moles(pictures))
-        text[name] = text_accuracy(pictures, model)
+        text[name] = text_accuracy(pictures, model, found)
     people = len(set(renders.people().tolist()))
     return Calibration(len(renders), people, missed, identity, exact, moles, text, model.classes)
 
@@ -97,8 +97,8 @@ The contrasts at the exact places that the renderer names: {exact}. Carried by f
 
 ## Text: does the picture show what the prompt says?
 
-One small classifier with five heads (`measures/text.py`), trained on renders only; the share of pictures for which it
-names the right word.
+Two small classifiers (`measures/text.py`), one of the whole picture and one of the aligned face, trained on renders
+only; the share of pictures for which they name the right word, with landmarks found by the detector.
 
 {text}
 """

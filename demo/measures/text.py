@@ -1,4 +1,8 @@
-"""Does the picture show what the prompt says: a small classifier with one head a question, trained on renders only."""
+"""Does the picture show what the prompt says: two small classifiers, trained on renders only.
+
+One reads the whole picture (background, garment, colour), the other the aligned face (expression, subject), since in
+the whole picture a smile is a few pixels.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +14,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .identity import align, find_landmarks
+
 WEIGHTS = Path(__file__).parents[1] / "weights" / "text_measure.safetensors"
-HEADS = ("background", "garment", "colour", "expression", "subject")
-SIDE = 128
-WIDTHS = (16, 32, 64, 128)
-TOP = 192
+SCENE, FACE = ("background", "garment", "colour"), ("expression", "subject")
+HEADS = SCENE + FACE
+SIDE, FACE_SIDE = 128, 96
+WIDTHS, TOP = (16, 32, 64, 96), 128
 
 Classes = dict[str, tuple[str, ...]]
+Landmarks = Sequence[torch.Tensor | None]
 
 
-class TextMeasure(nn.Module):
-    """Pictures [B, 3, 128, 128] in 0..1 to logits [B, classes] for each head, half a million parameters.
+class Reader(nn.Module):
+    """Pictures [B, 3, S, S] in 0..1 to logits [B, classes] for each head, a third of a million parameters.
 
-    Every head looks at the picture with an attention of its own: a shirt and a smile are in different places.
+    Every head looks at the picture with an attention of its own: a shirt and the sky are in different places.
     """
 
-    def __init__(self, classes: Mapping[str, Sequence[str]]) -> None:
-        """classes: the words of each of HEADS."""
+    def __init__(self, classes: Classes) -> None:
         super().__init__()
-        self.classes: Classes = {head: tuple(classes[head]) for head in HEADS}
         layers, inputs = [], 3
         for width in WIDTHS:
             layers.append(_layer(inputs, width, 2))
@@ -36,8 +41,8 @@ class TextMeasure(nn.Module):
                 layers.append(_layer(width, width))
             inputs = width
         self.body = nn.Sequential(*layers, _layer(inputs, TOP))
-        self.look = nn.Conv2d(TOP, len(HEADS), 1)
-        self.heads = nn.ModuleDict({head: nn.Linear(TOP, len(words)) for head, words in self.classes.items()})
+        self.look = nn.Conv2d(TOP, len(classes), 1)
+        self.heads = nn.ModuleDict({head: nn.Linear(TOP, len(words)) for head, words in classes.items()})
 
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         features = self.body(pictures * 2 - 1)
@@ -45,21 +50,37 @@ class TextMeasure(nn.Module):
         seen = torch.einsum("bhp,bcp->hbc", look, features.flatten(2))
         return {head: layer(seen[i]) for i, (head, layer) in enumerate(self.heads.items())}
 
-    @torch.no_grad()
-    def probabilities(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        """[B, classes] for each head, of pictures [B, 3, H, W] in 0..1 of any size."""
-        return {head: logits.softmax(1) for head, logits in self(prepared(pictures)).items()}
 
-    def agreement(self, pictures: torch.Tensor, wanted: Sequence[Mapping[str, str]]) -> dict[str, torch.Tensor]:
-        """Which of the pictures [B, 3, H, W] show the wanted word: for each head a bool tensor [B].
+class TextMeasure(nn.Module):
+    """Both readers, and the words of each of HEADS."""
+
+    def __init__(self, classes: Mapping[str, Sequence[str]]) -> None:
+        super().__init__()
+        self.classes: Classes = {head: tuple(classes[head]) for head in HEADS}
+        self.scene, self.face = (Reader({head: self.classes[head] for head in heads}) for heads in (SCENE, FACE))
+
+    def forward(self, scenes: torch.Tensor, faces: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits [B, classes] for each head from what `scenes` and `faces` give."""
+        return {**self.scene(scenes), **self.face(faces)}
+
+    @torch.no_grad()
+    def agreement(
+        self, pictures: torch.Tensor, wanted: Sequence[Mapping[str, str]], landmarks: Landmarks | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Which of the pictures [B, 3, H, W] in 0..1 show the wanted word: for each head a bool tensor [B].
 
         wanted: one word for each head and picture, as in a rendered portrait's description. ValueError names a word
-        that no class bears.
+        that no class bears. landmarks: five a picture, [5, 2]; found here where not given. A picture without a face
+        shows neither expression nor subject.
         """
+        if landmarks is None:
+            landmarks = [find_landmarks(picture) for picture in pictures]
+        there = torch.tensor([five is not None for five in landmarks])
         answers = {}
-        for head, shares in self.probabilities(pictures).items():
-            goal = [self.index(head, words[head]) for words in wanted]
-            answers[head] = shares.argmax(1) == torch.tensor(goal, device=shares.device)
+        for head, logits in self(scenes(pictures), faces(pictures, landmarks)).items():
+            goal = torch.tensor([self.index(head, words[head]) for words in wanted])
+            right = logits.argmax(1).cpu() == goal
+            answers[head] = right & there if head in FACE else right
         return answers
 
     def index(self, head: str, word: str) -> int:
@@ -94,8 +115,21 @@ def _layer(inputs: int, width: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
 
-def prepared(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures [B, 3, H, W] at the size that the classifier reads."""
-    if pictures.shape[-2:] == (SIDE, SIDE):
+def scenes(pictures: torch.Tensor) -> torch.Tensor:
+    """Whole pictures [B, 3, H, W] at the size that the reader of scenes takes."""
+    return _resized(pictures, SIDE)
+
+
+def faces(pictures: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
+    """The aligned faces [B, 3, 96, 96] in pictures [B, 3, H, W]; black where there is no face."""
+    chips = pictures.new_zeros(len(pictures), 3, FACE_SIDE, FACE_SIDE)
+    seen = [i for i, five in enumerate(landmarks) if five is not None]
+    if seen:
+        chips[seen] = _resized(align(pictures[seen], torch.stack([landmarks[i] for i in seen])), FACE_SIDE)
+    return chips
+
+
+def _resized(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    if pictures.shape[-2:] == (side, side):
         return pictures
-    return F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
+    return F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)

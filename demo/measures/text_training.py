@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ..learning.loop import Budget, Every, batch_indices, learning_rate, seeded
 from ..learning.pictures import Pictures
-from .text import HEADS, SIDE, Classes, TextMeasure, prepared
+from .text import HEADS, Classes, TextMeasure, faces, scenes
 
 BATCH = 64
 RATE = 4e-3
@@ -22,12 +22,14 @@ def words(descriptions: Sequence[dict]) -> Classes:
     return {head: tuple(sorted({d[head] for d in descriptions})) for head in HEADS}
 
 
-def shrunk(pictures: Pictures) -> torch.Tensor:
-    """All pictures at the classifier's size: uint8 [N, 3, 128, 128]."""
+def shrunk(pictures: Pictures, landmarks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What both readers see of all pictures, with landmarks [N, 5, 2]: uint8 [N, 3, 128, 128] and [N, 3, 96, 96]."""
     parts = []
-    for indices in torch.arange(len(pictures)).split(256):
-        parts.append((prepared(pictures.batch(indices)[0].float() / 255) * 255).round().byte().contiguous())
-    return torch.cat(parts)
+    for indices in torch.arange(len(pictures)).split(64):
+        some = pictures.batch(indices)[0].contiguous().float() / 255
+        both = scenes(some), faces(some, list(landmarks[indices]))
+        parts.append([(seen * 255).round().byte() for seen in both])
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 def train(pictures: Pictures, budget: Budget, device: torch.device, seed: int = 0, batch: int = BATCH,
@@ -37,17 +39,18 @@ def train(pictures: Pictures, budget: Budget, device: torch.device, seed: int = 
     torch.manual_seed(seed)
     model = TextMeasure(words(descriptions)).to(device, memory_format=torch.channels_last).train()
     targets = {h: torch.tensor([model.index(h, d[h]) for d in descriptions], device=device) for h in HEADS}
-    small = shrunk(pictures)
+    landmarks = torch.tensor([d["landmarks"] for d in descriptions])
+    seen = shrunk(pictures, landmarks)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.02)
     due = Every(REPORT_SECONDS)
     budget.start()
     while not budget.done:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(budget.share, budget.step, RATE, warmup=20)
-        chosen = batch_indices(len(small), batch, budget.step, seed)
-        shown = roughened(small[chosen], seeded(seed + 1, budget.step)).to(device)
+        chosen = batch_indices(len(descriptions), batch, budget.step, seed)
+        shown = [roughened(part[chosen], seeded(seed + 1, budget.step)).to(device) for part in seen]
         with torch.autocast(device.type, torch.bfloat16):
-            logits = model(shown.contiguous(memory_format=torch.channels_last))
+            logits = model(*(part.contiguous(memory_format=torch.channels_last) for part in shown))
         losses = [F.cross_entropy(logits[h].float(), targets[h][chosen], label_smoothing=SMOOTHING) for h in HEADS]
         optimizer.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
@@ -61,11 +64,11 @@ def train(pictures: Pictures, budget: Budget, device: torch.device, seed: int = 
 
 
 def roughened(pictures: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """uint8 [B, 3, 128, 128] to floats in 0..1: moved, mirrored, blurred, tinted, noisy, some through JPEG.
+    """uint8 [B, 3, S, S] to floats in 0..1: moved, mirrored, blurred, tinted, noisy, some through JPEG.
 
-    What a small diffusion model and its autoencoder do to a picture, and a little more.
+    What a small diffusion model, its autoencoder and a detector's landmarks do to a picture, and a little more.
     """
-    count = len(pictures)
+    count, side = len(pictures), pictures.shape[-1]
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return low + (high - low) * torch.rand(count, *shape, generator=random)
@@ -73,7 +76,7 @@ def roughened(pictures: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     scale, mirror = uniform(0.9, 1.1), torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     shift, zero = uniform(-0.12, 0.12, 2), torch.zeros(count)
     transform = torch.stack([scale * mirror, zero, shift[:, 0], zero, scale, shift[:, 1]], 1).view(-1, 2, 3)
-    grid = F.affine_grid(transform, [count, 3, SIDE, SIDE], align_corners=False)
+    grid = F.affine_grid(transform, [count, 3, side, side], align_corners=False)
     x = F.grid_sample(pictures.float() / 255, grid, padding_mode="border", align_corners=False)
     x = blurred(x, uniform(0, 1), random)
     x = (x - 0.5) * uniform(0.85, 1.15, 1, 1, 1) + 0.5
@@ -87,10 +90,11 @@ def blurred(x: torch.Tensor, draw: torch.Tensor, random: torch.Generator) -> tor
     rows = draw < 0.5
     if not bool(rows.any()):
         return x
-    side = int(torch.randint(SIDE // 3, SIDE - 8, (), generator=random))
-    small = F.interpolate(x[rows], (side, side), mode="bilinear", antialias=True)
+    side = x.shape[-1]
+    less = int(torch.randint(side // 3, side - 8, (), generator=random))
+    small = F.interpolate(x[rows], (less, less), mode="bilinear", antialias=True)
     x = x.clone()
-    x[rows] = F.interpolate(small, (SIDE, SIDE), mode="bicubic").clamp(0, 1)
+    x[rows] = F.interpolate(small, (side, side), mode="bilinear")
     return x
 
 
