@@ -56,8 +56,17 @@ def embeddings(renders: Renders, landmarks: Sequence[torch.Tensor], batch: int =
 
 
 def identity_separation(renders: Renders, landmarks: Sequence[torch.Tensor | None]) -> Separation:
-    """Distances of two pictures of one person (low) and of two people (high), over all pairs with a face in both."""
+    """Distances of two pictures of one person (low) and of two people (high), over all pairs with a face in both.
+
+    ValueError if there are no two pictures of one person, or no two people.
+    """
     seen = [i for i, five in enumerate(landmarks) if five is not None]
+    people = [renders.descriptions[i]["identity"] for i in seen]
+    if not 1 < len(set(people)) < len(people):
+        raise ValueError(
+            f"Faces are seen in {len(seen)} of {len(renders)} pictures, of {len(set(people))} people: the calibration "
+            "needs two people at least, and two pictures of one."
+        )
     chosen = Renders(renders.pictures[seen], [renders.descriptions[i] for i in seen])
     vectors, people = embeddings(chosen, [landmarks[i] for i in seen]), chosen.people()
     a, b = torch.triu_indices(len(seen), len(seen), 1)
