@@ -15,7 +15,29 @@ import torch
 
 MARK = "omniportrait_demo"
 """int64 [3]: format (FORMAT), heads of the UNet's attention, heads of the text encoder's."""
+PREVIEW = "omniportrait_demo_preview"
+"""float [5, 3], optional: colours of the quick preview by latent channel, and their bias."""
 FORMAT = 1
+UNET = dict(
+    image_size=32,
+    in_channels=4,
+    out_channels=4,
+    model_channels=64,
+    num_res_blocks=[2, 2, 1],
+    channel_mult=[1, 2, 4],
+    num_heads=4,
+    use_spatial_transformer=True,
+    transformer_depth=[0, 0, 0, 1, 1],
+    transformer_depth_output=[0, 0, 0, 0, 1, 1, 1, 1],
+    transformer_depth_middle=1,
+    context_dim=128,
+    use_linear_in_transformer=False,
+    legacy=False,
+)
+"""The shape that `make base` trains: 32x32 latents without attention, 16x16 and 8x8 with it. Loading reads a file's."""
+TEXT = dict(hidden_size=128, projection_dim=128, intermediate_size=512, num_attention_heads=4, num_hidden_layers=2)
+CLIP = dict(hidden_act="quick_gelu", max_position_embeddings=77, eos_token_id=49407, vocab_size=49408)
+"""What the text encoder has in common with CLIP ViT-L."""
 
 
 def mark(unet_heads: int, text_heads: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from dataclasses import dataclass, field
@@ -194,3 +195,17 @@ def sheet(pictures: torch.Tensor, columns: int, path: Path) -> None:
         canvas[:, y : y + height, x : x + width] = picture
     array = canvas.add(1).mul(127.5).clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
     write_whole(path, lambda file: Image.fromarray(array).save(file, "PNG"))
+
+
+def add_arguments(parser: argparse.ArgumentParser, minutes: float, batch: int, rate: float) -> None:
+    """What every training takes, with its own defaults."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with train-*.tar")
+    parser.add_argument("--out", type=Path, required=True, help="the result, safetensors; state, log, sheets beside it")
+    parser.add_argument("--minutes", type=float, default=minutes, help="training time in all (default %(default)s)")
+    parser.add_argument("--steps", type=int, help="train so many steps instead, whatever time they take")
+    parser.add_argument("--pause", type=float, help="stop after so many minutes (steps, with --steps)")
+    parser.add_argument("--resume", action="store_true", help="go on from the state beside --out, if there is one")
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--rate", type=float, default=rate, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -151,14 +150,5 @@ def exported(autoencoder: PortraitAutoencoder, pictures: Pictures, device: torch
 def arguments() -> argparse.ArgumentParser:
     """What `run.py make vae` takes."""
     parser = argparse.ArgumentParser(prog="run.py make vae", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train-*.tar")
-    parser.add_argument("--out", type=Path, required=True, help="the autoencoder, safetensors")
-    parser.add_argument("--minutes", type=float, default=25.0, help="training time in all")
-    parser.add_argument("--steps", type=int, help="train so many steps instead, whatever time they take")
-    parser.add_argument("--pause", type=float, help="stop after so many minutes (steps, with --steps)")
-    parser.add_argument("--resume", action="store_true", help="go on from the state beside --out, if there is one")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
+    loop.add_arguments(parser, minutes=25.0, batch=16, rate=1.5e-3)
     return parser

@@ -1,0 +1,88 @@
+"""What the diffusion model learns from: latents and tokens, all in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..autoencoder import PortraitAutoencoder
+from ..world.view import retold
+from . import loop
+from .pictures import Pictures, to_float, write_whole
+from .text import tokenize
+
+DROPPED = 0.1
+"""Share of captions left empty, for classifier-free guidance."""
+TELLINGS = 6
+"""Ways in which each portrait's caption is told."""
+
+
+class Examples:
+    """All training data in memory: `latents` half [N, 2, 4, 32, 32] (plain, mirrored), `tokens` [N, TELLINGS, 77],
+    `empty` [77]."""
+
+    def __init__(self, latents: torch.Tensor, records: list[dict], seed: int):
+        random = np.random.default_rng(seed)
+        texts = [retold(record, random) for record in records for _ in range(TELLINGS)]
+        tokens = tokenize([*texts, ""])
+        self.latents, self.empty = latents, tokens[-1]
+        self.tokens = tokens[:-1].view(len(records), TELLINGS, -1)
+        self.whole = tokenize([record["caption"] for record in records])
+        self.ids = torch.cat((tokens.flatten(), self.whole.flatten())).unique()
+
+    def batch(self, size: int, step: int, seed: int) -> tuple[torch.Tensor, ...]:
+        """Latents, noise, steps and tokens of one training step: a function of its number alone."""
+        index = loop.batch_indices(len(self.latents), size, step, seed)
+        random = loop.seeded(seed + 1, step)
+        latents = self.latents[index, torch.randint(2, (size,), generator=random)].float()
+        tokens = self.tokens[index, torch.randint(TELLINGS, (size,), generator=random)]
+        dropped = torch.rand(size, generator=random) < DROPPED
+        tokens = torch.where(dropped[:, None], self.empty, tokens)
+        noise = torch.randn(latents.shape, generator=random)
+        spread = (torch.arange(size) + torch.rand((), generator=random)) / size  # one step from each part of the range
+        return latents, noise, (spread * 1000).long().clamp(max=999), tokens
+
+
+def load_autoencoder(file: Path) -> PortraitAutoencoder:
+    """What `make vae` wrote, in single precision."""
+    import safetensors.torch
+
+    state = safetensors.torch.load_file(file)
+    autoencoder = PortraitAutoencoder.shaped_like(state)
+    autoencoder.load_state_dict(state)
+    return autoencoder.eval()
+
+
+@torch.no_grad()
+def cached_latents(pictures: Pictures, vae: Path, cache: Path, device: torch.device) -> torch.Tensor:
+    """Latents of all pictures and of their mirror images, half [N, 2, 4, 32, 32], kept on disk under the autoencoder's
+    own hash, a file a shard, so that an interrupted run goes on."""
+    autoencoder = load_autoencoder(vae).to(device, memory_format=torch.channels_last)
+    name = hashlib.sha256(vae.read_bytes()).hexdigest()[:12]
+    pieces = []
+    for start, pixels in zip(pictures.starts.tolist(), pictures.pixels, strict=True):
+        file = cache / f"latents-{name}-{start}-{len(pixels)}.npy"
+        if not file.is_file():
+            parts = []
+            for indices in torch.arange(start, start + len(pixels)).split(16):
+                shown = to_float(pictures.batch(indices)[0].to(device))
+                both = torch.cat((shown, shown.flip(-1))).contiguous(memory_format=torch.channels_last)
+                with torch.autocast(device.type, torch.bfloat16):
+                    latents = autoencoder.encode(both)
+                parts.append(torch.stack(latents.half().cpu().chunk(2), 1))
+            done = torch.cat(parts).numpy()
+            write_whole(file, lambda out, done=done: np.save(out, done))
+        pieces.append(torch.from_numpy(np.load(file)))
+    return torch.cat(pieces)
+
+
+def preview_colours(pictures: Pictures, latents: torch.Tensor) -> torch.Tensor:
+    """[5, 3]: the linear map from a latent's four channels, and its bias, that comes nearest to the picture's colours
+    in -1..1 at an eighth of its size. ComfyUI's quick previews use it."""
+    chosen = torch.linspace(0, len(latents) - 1, min(len(latents), 128)).long()
+    colours = torch.nn.functional.avg_pool2d(to_float(pictures.batch(chosen)[0]), 8).movedim(1, 3).flatten(0, 2)
+    values = latents[chosen, 0].float().movedim(1, 3).flatten(0, 2)
+    return torch.linalg.lstsq(torch.nn.functional.pad(values, (0, 1), value=1.0), colours).solution
