@@ -1,17 +1,25 @@
 """The demo model as ComfyUI sees it: SD1.5's shape at any width, found by what is in the file.
 
-A demo checkpoint is laid out as an SD1.5 checkpoint (`model.diffusion_model.`, `cond_stage_model.`, and
-`first_stage_model.` with a VAE of TAESD's shape) plus one small tensor, MARK, without which nothing here touches a
-checkpoint. All widths and depths are read from the weights; MARK holds what shapes do not tell.
+A demo checkpoint is laid out as an SD1.5 checkpoint (`model.diffusion_model.`, `cond_stage_model.`,
+`first_stage_model.`) plus one small tensor, MARK, without which nothing here touches a checkpoint. All widths and
+depths are read from the weights; MARK holds what shapes do not tell. The VAE is ours where it carries the autoencoder's
+own mark, else whatever ComfyUI takes it for.
 """
 
 from __future__ import annotations
 
+import functools
+
 import comfy.latent_formats
+import comfy.model_patcher
+import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
+import comfy.taesd.taesd
 import torch
+
+from .autoencoder import CHANNELS, PortraitAutoencoder, is_ours
 
 MARK = "omniportrait_demo"
 """int64 [3]: format (FORMAT), heads of the UNet's attention, heads of the text encoder's."""
@@ -67,6 +75,9 @@ class DemoModel(comfy.supported_models.SD15):
 
     def get_model(self, state_dict: dict, prefix: str = "", device: torch.device | None = None):
         self.unet_config["num_heads"] = int(state_dict[MARK][1])
+        if PREVIEW in state_dict:
+            *factors, bias = state_dict[PREVIEW].float().tolist()
+            self.latent_format.latent_rgb_factors, self.latent_format.latent_rgb_factors_bias = factors, bias
         return super().get_model(state_dict, prefix, device)
 
     def clip_target(self, state_dict: dict | None = None) -> comfy.supported_models_base.ClipTarget:
@@ -93,8 +104,36 @@ def text_config(state_dict: dict, heads: int, prefix: str = "cond_stage_model.tr
     }
 
 
+def with_portrait_autoencoder(init):
+    """`comfy.sd.VAE.__init__` that also knows PortraitAutoencoder, by its mark; every other state goes by untouched.
+
+    ComfyUI has no place to add an autoencoder. It first makes itself for TAESD, whose size, range and channels are the
+    same, which sets every attribute that its version wants; then the module and its patcher are exchanged.
+    """
+
+    @functools.wraps(init)
+    def made(self, sd=None, *args, **kwargs):
+        if not sd or not is_ours(sd):
+            return init(self, sd, *args, **kwargs)
+        init(self, comfy.taesd.taesd.TAESD(latent_channels=CHANNELS).state_dict(), *args, **kwargs)
+        module = PortraitAutoencoder.shaped_like(sd).eval()
+        module.load_state_dict(sd)
+        self.first_stage_model = module.to(self.vae_dtype)
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            module, load_device=self.device, offload_device=self.patcher.offload_device
+        )
+        self.size = None
+        self.model_size()
+
+    made.knows_portraits = True
+    return made
+
+
 def register() -> None:
-    """Add the demo model to ComfyUI's list, in front: at SD1.5's text width the entry of SD1.5 would answer first."""
+    """Add the demo model to ComfyUI's list, in front (at SD1.5's text width the entry of SD1.5 would answer first), and
+    its autoencoder to ComfyUI's VAE."""
     models = comfy.supported_models.models
     if not any(model.__name__ == DemoModel.__name__ for model in models):
         models.insert(0, DemoModel)
+    if not hasattr(comfy.sd.VAE.__init__, "knows_portraits"):
+        comfy.sd.VAE.__init__ = with_portrait_autoencoder(comfy.sd.VAE.__init__)

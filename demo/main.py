@@ -123,9 +123,10 @@ def demo_checkpoint(python: Path, comfyui: Path) -> Path:
     print("The trained demo model is not there yet: this run uses RANDOM WEIGHTS of the same shape, so the portrait is")
     print("coloured noise. The nodes, the guidance and all else are real. For a person use --checkpoint.", flush=True)
     made = ROOT / ".omniportrait" / f"random_{DEMO_CHECKPOINT}"
-    script = ROOT / "demo" / "random_weights.py"
-    if not made.is_file() or made.stat().st_mtime < script.stat().st_mtime:
-        done = subprocess.run([python, script, comfyui, made], capture_output=True, text=True, errors="replace")
+    sources = [ROOT / "demo" / f"{name}.py" for name in ("random_weights", "architecture", "autoencoder")]
+    if not made.is_file() or made.stat().st_mtime < max(source.stat().st_mtime for source in sources):
+        command = [python, "-m", "demo.random_weights", comfyui, made]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
         if done.returncode:
             raise SystemExit(f"{done.stderr.strip()}\nThe random demo weights could not be made; the reason is above.")
     return made

@@ -1,6 +1,6 @@
 """A stand-in for the demo model: the right shapes with random weights, so that everything around it can be tried.
 
-Started as a script by ComfyUI's own Python: `random_weights.py COMFYUI_FOLDER FILE`.
+Started by ComfyUI's own Python in the repository's root: `-m demo.random_weights COMFYUI_FOLDER FILE`.
 """
 
 from __future__ import annotations
@@ -11,24 +11,6 @@ import sys
 from pathlib import Path
 
 import torch
-
-UNET = dict(
-    image_size=32,
-    in_channels=4,
-    out_channels=4,
-    model_channels=32,
-    num_res_blocks=[2, 2, 2, 2],
-    channel_mult=[1, 2, 4, 4],
-    num_heads=4,
-    use_spatial_transformer=True,
-    transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
-    transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    transformer_depth_middle=1,
-    context_dim=128,
-    use_linear_in_transformer=False,
-    legacy=False,
-)
-TEXT = dict(hidden_size=128, projection_dim=128, intermediate_size=256, num_attention_heads=4, num_hidden_layers=2)
 
 
 def randomise(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
@@ -62,6 +44,17 @@ def vae_state(seed: int) -> dict[str, torch.Tensor]:
     return state
 
 
+def autoencoder_state(seed: int) -> dict[str, torch.Tensor]:
+    """The demo's own autoencoder before any training, its pictures a colourful grey."""
+    from .autoencoder import PortraitAutoencoder
+
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        state = PortraitAutoencoder().state_dict()
+    state["decoder.leave.weight"] *= 0.2
+    return state
+
+
 def unet(config: dict) -> torch.nn.Module:
     """ComfyUI's UNet on the meta device: shapes only."""
     import comfy.ops
@@ -78,14 +71,14 @@ def checkpoint() -> dict[str, torch.Tensor]:
     """A whole demo checkpoint in half precision."""
     import comfy.clip_model
     import comfy.ops
-    from architecture import MARK, mark
 
-    base = dict(hidden_act="quick_gelu", max_position_embeddings=77, eos_token_id=49407)
-    text = comfy.clip_model.CLIPTextModel(base | TEXT, torch.float32, "meta", comfy.ops.disable_weight_init)
+    from .architecture import CLIP, MARK, TEXT, UNET, mark
+
+    text = comfy.clip_model.CLIPTextModel(CLIP | TEXT, torch.float32, "meta", comfy.ops.disable_weight_init)
     state = (
         prefixed("model.diffusion_model.", randomise(unet(UNET), 1))
         | prefixed("cond_stage_model.transformer.", randomise(text, 2))
-        | prefixed("first_stage_model.", vae_state(3))
+        | prefixed("first_stage_model.", autoencoder_state(3))
     )
     state.pop("cond_stage_model.transformer.text_projection.weight")
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
