@@ -250,8 +250,8 @@ def command_line(options: argparse.Namespace, rest: list[str], python: Path) -> 
 def script_path(folder: str, name: str | None) -> Path:
     """A script of benchmarks/ or training/. SystemExit that lists what there is."""
     scripts = {path.stem: path for path in sorted((ROOT / folder).glob("*.py")) if not path.stem.startswith("_")}
-    if name in scripts:
-        return scripts[name]
+    if name and name.replace("-", "_") in scripts:
+        return scripts[name.replace("-", "_")]
     there = f"there are: {', '.join(scripts)}" if scripts else "there is none yet"
     wrong = f"There is no {folder}/{name}.py" if name else f"Say which script of {folder}/ to run"
     raise SystemExit(f"{wrong}; {there}.")

@@ -80,6 +80,17 @@ def test_test_arguments_choose_the_tests():
     assert command[-2:] == ["tests/unit", "-x"]
 
 
+def test_scripts_are_named_with_dashes_too():
+    script = run.ROOT / "training" / "pivot_encoder.py"
+    assert run.script_path("training", "pivot-encoder") == run.script_path("training", "pivot_encoder") == script
+
+
+@pytest.mark.parametrize("name", [None, "pivot encoder", "../run"])
+def test_wrong_script_is_told_what_there_is(name):
+    with pytest.raises(SystemExit, match="there are: .*pivot_encoder"):
+        run.script_path("training", name)
+
+
 def test_choices_reach_the_workflow(tmp_path):
     file = write_header(tmp_path / "mine.safetensors", "conditioner.embedders.1.model.ln_final.bias")
     encoder = tmp_path / "encoder.safetensors"

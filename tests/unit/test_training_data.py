@@ -1,0 +1,426 @@
+"""Shards, good and bad, and what becomes of them; no ComfyUI."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import tarfile
+import threading
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omniportrait.models.face.detector import Backend, DetectedFace
+from omniportrait.models.pivot_encoder import CLIP_MEAN, CLIP_STD, prepare_face
+from omniportrait.training.pivot import index, photos
+from omniportrait.training.pivot.config import Data
+from omniportrait.training.pivot.dataset import read_index, skip_table
+from omniportrait.training.pivot.plan import Plan, Slot
+from omniportrait.training.pivot.samples import MicroBatches, Samples, crop_window, loader, seen_face
+from PIL import Image
+
+BOX = [16, 8, 40, 40]
+GOOD = {"caption": "a woman in a forest", "subject": "woman", "face_box": BOX}
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def picture(seed: int = 0, width: int = 64, height: int = 64) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+
+
+def mask(width: int = 64, height: int = 64) -> np.ndarray:
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 255
+    return pixels
+
+
+def sample(seed: int = 0, without: str = "", **described) -> dict[str, bytes]:
+    files = {
+        "jpg": encoded(picture(seed), "JPEG", quality=95),
+        "json": json.dumps(GOOD | described).encode(),
+        "mask.png": encoded(mask()),
+    }
+    files.pop(without, None)
+    return files
+
+
+def write(path: Path, samples: list[dict[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for number, files in enumerate(samples):
+            for extension, content in files.items():
+                member = tarfile.TarInfo(f"{number:04d}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def entries_of(folder: Path, *shards: Path) -> list[index.Entry]:
+    return [entry for shard in shards for entry in index.load(str(shard), folder / "cache")]
+
+
+def opened(folder: Path, samples: list[dict[str, bytes]], data: Data | None = None, **options) -> Samples:
+    entries = entries_of(folder, write(folder / "train-000000.tar", samples))
+    options = {"augmentation": None, "side": 16, "seed": 0} | options
+    return Samples(entries, [(64, 64)] * len(entries), data or Data(workers=0), **options)
+
+
+# Bad data
+
+
+BAD = {
+    index.NO_PICTURE: sample(without="jpg"),
+    index.NO_DESCRIPTION: sample(without="json"),
+    index.NO_NOUN: sample(subject="man"),
+    index.NO_MASK: sample(without="mask.png"),
+    index.NO_BOX: sample(face_box=None),
+    index.TWO_FACES: sample(faces=2),
+    index.BROKEN_PICTURE: sample() | {"jpg": b"not a picture"},
+}
+LATER = {
+    index.BROKEN_PICTURE: sample() | {"jpg": sample()["jpg"][:900]},
+    index.BROKEN_MASK: sample() | {"mask.png": b"not a picture"},
+    index.EMPTY_MASK: sample() | {"mask.png": encoded(np.zeros((64, 64), np.uint8))},
+}
+"""What only shows when a sample is read."""
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_index_names_what_is_wrong(tmp_path, reason):
+    shard = write(tmp_path / "a.tar", [sample(1), BAD[reason], sample(2)])
+    assert [entry.problem for entry in entries_of(tmp_path, shard)] == ["", reason, ""]
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b'{"caption": 3, "subject": 4}', b'{"caption": "a woman"}', b"\xff"])
+def test_odd_descriptions_are_no_traceback(tmp_path, content):
+    (entry,) = entries_of(tmp_path, write(tmp_path / "a.tar", [sample() | {"json": content}]))
+    assert entry.problem in (index.NO_DESCRIPTION, index.NO_NOUN)
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3], [5, 5, 5, 9], "0 0 9 9", [0, 0, "9", 9]])
+def test_odd_boxes_are_no_boxes(tmp_path, box):
+    (entry,) = entries_of(tmp_path, write(tmp_path / "a.tar", [sample(face_box=box)]))
+    assert entry.problem == index.NO_BOX
+
+
+def test_noun_is_a_word_of_the_caption_not_a_part_of_one():
+    assert index.has_word("A Woman in red", "woman") and index.has_word("an old man.", "old man")
+    assert not index.has_word("a mantelpiece", "man") and not index.has_word("a man", " ")
+
+
+@pytest.mark.parametrize("reason", LATER)
+def test_bad_pixels_become_an_empty_sample_that_says_why(tmp_path, reason):
+    samples = opened(tmp_path, [sample(), LATER[reason]])
+    good, bad = samples[Slot(0, 0, 0)], samples[Slot(1, 0, 1)]
+    assert (good.weight, good.problem) == (1.0, "") and (bad.weight, bad.problem) == (0.0, reason)
+    assert bad.picture.shape == good.picture.shape and bad.mask.shape == good.mask.shape
+    assert bad.face.shape == good.face.shape and not bad.face.any()
+
+
+def test_shard_that_vanishes_or_shrinks_in_mid_run(tmp_path):
+    samples = opened(tmp_path, [sample(), sample(1)])
+    assert samples[Slot(1, 0, 0)].problem == ""
+    shard = tmp_path / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:2000])
+    assert samples[Slot(1, 0, 0)].problem == index.BROKEN_SHARD
+    shard.unlink()
+    assert samples[Slot(0, 0, 0)].problem == index.BROKEN_SHARD
+
+
+def test_shard_cut_short_keeps_its_first_samples(tmp_path):
+    whole = write(tmp_path / "a.tar", [sample(i) for i in range(4)])
+    content = whole.read_bytes()
+    whole.write_bytes(content[: len(content) // 2])
+    problems = Counter(entry.problem for entry in entries_of(tmp_path, whole))
+    assert problems[""] >= 1 and problems[index.BROKEN_SHARD] >= 1
+
+
+def test_missing_shard_is_counted(tmp_path):
+    assert [e.problem for e in index.load(str(tmp_path / "no.tar"), tmp_path)] == [index.BROKEN_SHARD]
+
+
+def test_run_over_mostly_bad_data_stops_with_the_table(tmp_path):
+    from omniportrait.training.pivot.config import Config
+
+    write(tmp_path / "a.tar", [sample(), BAD[index.NO_MASK], BAD[index.NO_MASK], BAD[index.TWO_FACES]])
+    config = Config(out=str(tmp_path), data=Data(shards=(str(tmp_path / "a.tar"),)))
+    with pytest.raises(SystemExit, match="3 of 4") as stopped:
+        read_index(config)
+    assert "2  no face mask" in str(stopped.value) and "1  two faces" in str(stopped.value)
+
+
+def test_half_bad_data_goes_on(tmp_path):
+    from omniportrait.training.pivot.config import Config
+
+    write(tmp_path / "a.tar", [sample(), sample(), BAD[index.NO_MASK]])
+    write(tmp_path / "b.tar", [sample(), BAD[index.TWO_FACES]])
+    config = Config(out=str(tmp_path), data=Data(shards=(str(tmp_path / "{a,b}.tar"),), min_side=64))
+    entries, problems = read_index(config)
+    assert len(entries) == 3 and problems == {index.NO_MASK: 1, index.TWO_FACES: 1}
+    with pytest.raises(SystemExit, match="3  the picture is too small"):
+        read_index(Config(out=str(tmp_path), data=Data(shards=config.data.shards, min_side=65)))
+
+
+def test_table_lists_the_most_frequent_first():
+    lines = skip_table(Counter({"a": 1, "b": 12})).splitlines()
+    assert lines[1].split() == ["12", "b"] and lines[2].split() == ["1", "a"]
+
+
+# Index
+
+
+def test_index_is_kept_and_follows_the_file(tmp_path, monkeypatch):
+    shard = write(tmp_path / "a.tar", [sample()])
+    assert len(entries_of(tmp_path, shard)) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "scan", None)  # would fail if it were called
+        assert len(entries_of(tmp_path, shard)) == 1
+    write(shard, [sample(), sample(1)])
+    assert len(entries_of(tmp_path, shard)) == 2
+
+
+def test_shards_are_found_in_every_notation(tmp_path):
+    names = [write(tmp_path / f"train-00000{i}.tar", [sample()]) for i in range(3)]
+    other = write(tmp_path / "held_out-000000.tar", [sample()])
+    everything = [str(path) for path in names]
+    assert index.expand((str(tmp_path),)) == everything
+    assert index.expand((str(tmp_path / "train-*.tar"),)) == everything
+    assert index.expand((str(tmp_path / "train-{000000..000002}.tar"),)) == everything
+    assert index.expand((str(other), str(names[1]), str(names[1]))) == [str(other), str(names[1])]
+    assert index.expand(("https://host/train-{00..01}.tar",)) == ["https://host/train-00.tar", "https://host/train-01.tar"]
+    with pytest.raises(ValueError, match="no shards at"):
+        index.expand((str(tmp_path / "x-*.tar"),))
+
+
+def test_remote_shards_are_the_same_as_local_ones(tmp_path):
+    (tmp_path / "server").mkdir()
+    local = write(tmp_path / "server" / "a.tar", [sample(1), BAD[index.NO_MASK]])
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "server"))
+    handler.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        found = index.load(f"{url}/a.tar", tmp_path / "cache")
+        missing = index.load(f"{url}/b.tar", tmp_path / "cache")
+    finally:
+        server.shutdown()
+    assert [(e.key, e.problem, e.members) for e in found] == [
+        (e.key, e.problem, e.members) for e in entries_of(tmp_path, local)
+    ]
+    assert found[0].read("jpg") == sample(1)["jpg"]
+    assert [entry.problem for entry in missing] == [index.BROKEN_SHARD]
+
+
+# Samples
+
+
+def test_picture_mask_and_face_are_of_one_crop(tmp_path):
+    ramp = np.repeat(np.arange(0, 256, 2, np.uint8)[None, :, None], 64, 0).repeat(3, 2)
+    wide = {
+        "jpg": encoded(ramp, "JPEG", quality=100),
+        "json": json.dumps(GOOD | {"face_box": [96, 8, 120, 40]}).encode(),
+        "mask.png": encoded(np.pad(mask()[:, :40], ((0, 0), (80, 8)))),
+    }
+    samples = opened(tmp_path, [wide])
+    found = samples[Slot(0, 0, 0)]
+    assert crop_window((128, 64), (64, 64), [96, 8, 120, 40]) == (64, 0, 128, 64)  # near the face, not the middle
+    assert abs(int(found.picture[0, 30, 0]) - 128) < 6 and found.picture.shape == (3, 64, 64)
+    assert float(found.mask[2, 5]) == 1.0 and float(found.mask[2, 2]) == 0.0 and found.mask.shape == (8, 8)
+    assert float(found.mask.sum()) == pytest.approx(24 * 32 / 64)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "face", "window"),
+    [
+        ((64, 64), (64, 64), [0, 0, 9, 9], (0, 0, 64, 64)),
+        ((100, 200), (50, 50), [0, 0, 10, 10], (0, 0, 100, 100)),
+        ((100, 200), (50, 50), [40, 190, 60, 200], (0, 100, 100, 200)),
+        ((100, 200), (50, 50), [40, 90, 60, 110], (0, 50, 100, 150)),
+    ],
+)
+def test_crop_stays_inside_and_near_the_face(shape, size, face, window):
+    assert crop_window(shape, size, face) == window
+
+
+def test_labels_are_read_where_there_is_no_mask(tmp_path):
+    labels = np.zeros((64, 64), np.uint8)
+    labels[8:40, 16:28], labels[8:40, 28:40], labels[50:, :] = 1, 6, 4
+    files = sample(without="mask.png") | {"png": encoded(labels)}
+    made = opened(tmp_path, [files], Data(workers=0, face_labels=(1, 3, 5, 6)))[Slot(0, 0, 0)]
+    (tmp_path / "b").mkdir()
+    assert torch.equal(made.mask, opened(tmp_path / "b", [sample()])[Slot(0, 0, 0)].mask)
+
+
+def test_tower_sees_in_training_what_it_sees_at_inference():
+    """Face Reference crops twice the box, Pivot Conditioning prepares that crop: the same without augmentation."""
+    pixels = torch.from_numpy(picture(5, 96, 96)).movedim(-1, 0)
+    box = (32.0, 32.0, 56.0, 64.0)  # 24 x 32: its crop is 64 pixels, at its own resolution
+    crop = pixels[:, 16:80, 12:76].movedim(0, -1)[None].float() / 255
+    expected = prepare_face(crop, 24, face_box=(20.0, 16.0, 44.0, 48.0))[0]
+    assert torch.allclose(seen_face(pixels, box, 24), expected, atol=1e-6)
+
+
+def test_reference_of_its_own_is_taken(tmp_path):
+    files = sample(0, reference_box=[0, 0, 32, 32]) | {"reference.jpg": encoded(picture(9), "JPEG", quality=95)}
+    found = opened(tmp_path, [files])[Slot(0, 0, 0)]
+    with Image.open(io.BytesIO(files["reference.jpg"])) as file:
+        pixels = torch.from_numpy(np.array(file)).movedim(-1, 0)
+    assert torch.equal(found.face, seen_face(pixels, (0, 0, 32, 32), 16))
+
+
+def test_reference_is_another_picture_of_the_same_person(tmp_path):
+    people = [sample(i, identity=i % 2) for i in range(6)]
+    samples = opened(tmp_path, people, Data(workers=0, reference="identity"))
+    (tmp_path / "own").mkdir()
+    own = opened(tmp_path / "own", people)
+    faces = [own[Slot(i, 0, 0)].face for i in range(6)]
+
+    def whose(slot: Slot) -> int:
+        face = samples[slot].face
+        return next(i for i in range(6) if torch.equal(face, faces[i]))
+
+    chosen = [whose(Slot(0, epoch, 7)) for epoch in range(8)]
+    assert set(chosen) == {2, 4} and chosen == [whose(Slot(0, epoch, 7)) for epoch in range(8)]
+    assert whose(Slot(3, 0, 0)) in (1, 5)
+
+
+def test_lone_pictures_fall_back_to_themselves(tmp_path):
+    samples = opened(tmp_path, [sample(0, identity=1), sample(1)], Data(workers=0, reference="identity"))
+    (tmp_path / "own").mkdir()
+    own = opened(tmp_path / "own", [sample(0), sample(1)])
+    assert all(torch.equal(samples[Slot(i, 0, 0)].face, own[Slot(i, 0, 0)].face) for i in range(2))
+
+
+def test_workers_and_processes_read_the_same_samples(tmp_path):
+    from omniportrait.training.pivot.config import Augmentation
+
+    def read(workers: int, process: int, processes: int, start: int = 0) -> list:
+        data = Data(workers=workers)
+        samples = opened(tmp_path, [sample(i) for i in range(8)], data, augmentation=Augmentation())
+        plan = Plan([(64, 64)] * 8, [(64, 64)], 4, 0)
+        return list(loader(samples, MicroBatches(plan, start, 4, 2, process, processes)))
+
+    alone = read(0, 0, 1)
+    assert [len(batch) for batch in alone] == [2] * 8
+    parallel = read(2, 0, 1)
+    shared = [batch for pair in zip(read(0, 0, 2), read(0, 1, 2), strict=True) for batch in pair]
+    for other in (parallel, shared):
+        for ours, theirs in zip(alone, other, strict=True):
+            for one, two in zip(ours, theirs, strict=True):
+                assert one.slot == two.slot and torch.equal(one.face, two.face)
+                assert torch.equal(one.picture, two.picture)
+    later = read(0, 0, 1, start=2)
+    assert [s.slot for batch in later for s in batch] == [s.slot for batch in alone[4:] for s in batch]
+
+
+# Shards from photographs
+
+
+class OneFace:
+    """A detector that says what it is told; the real one has its own tests."""
+
+    name = "told"
+
+    def __init__(self, *boxes):
+        self.boxes = boxes
+
+    def detect(self, picture: torch.Tensor) -> list[DetectedFace]:
+        scale = picture.shape[-1] / 320  # photographs below are 320 wide
+        return [
+            DetectedFace(
+                (x0, y0, x1, y1), ((x0 + 20, y0 + 30), (x1 - 20, y0 + 30), (x0 + 40, y0 + 50), (x0 + 25, y0 + 75),
+                                   (x1 - 25, y0 + 75)), 0.99,
+            ).mapped(scale)
+            for x0, y0, x1, y1 in self.boxes
+        ]  # fmt: skip
+
+
+FACE = (100, 80, 180, 180)
+
+
+def photo(folder: Path, name: str, caption: str | None = "a woman, smiling (in red)", pixels=None) -> Path:
+    path = folder / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(3, 320, 240) if pixels is None else pixels).save(path)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption)
+    return path
+
+
+def make(folder: Path, monkeypatch, *boxes, **options):
+    monkeypatch.setattr(photos, "choose_backend", lambda *_: Backend(OneFace(*boxes), None))
+    return photos.make_shards(photos.Options(folder / "in", folder / "out", workers=1, **options))
+
+
+def test_folder_of_photographs_becomes_shards_that_training_reads(tmp_path, monkeypatch):
+    for name in ("a/1", "a/2", "b/1"):
+        photo(tmp_path / "in", name)
+    photo(tmp_path / "in", "c", caption=None)
+    photo(tmp_path / "in", "d", caption="a castle")
+    (tmp_path / "in" / "e.jpg").write_bytes(b"not a picture")
+    (tmp_path / "in" / "e.txt").write_text("a man")
+    made, kept, reasons = make(tmp_path, monkeypatch, FACE, size=3, people=True)
+    assert (made, kept) == (2, 3)
+    assert reasons == {photos.NO_CAPTION: 1, index.NO_NOUN: 1, index.BROKEN_PICTURE: 1}
+    entries = [e for shard in index.expand((str(tmp_path / "out"),)) for e in index.load(shard, tmp_path / "cache")]
+    assert [(e.problem, e.width, e.height, e.identity) for e in entries] == [("", 320, 240, who) for who in "aab"]
+    described = entries[0].description()
+    assert described["subject"] == "woman" and described["face_box"] == pytest.approx(FACE, abs=1)
+    samples = Samples(entries, [(64, 64)] * 3, Data(workers=0), None, 16, 0)
+    mask = samples.mask(entries[0], 0, (0, 0, 320, 240))
+    assert float(mask[4, 3]) > 0.9 and float(mask[0, 0]) == 0.0  # in the face; in the corner
+    assert make(tmp_path, monkeypatch, FACE, size=3, people=True)[:2] == (0, 0)  # nothing is made twice
+
+
+@pytest.mark.parametrize(
+    ("boxes", "reason"),
+    [
+        ((), photos.NO_FACE),
+        ((FACE, (200, 80, 260, 160)), index.TWO_FACES),
+        (((100, 80, 130, 120),), photos.SMALL_FACE),
+    ],
+)
+def test_photographs_without_one_clear_face_are_left_out(tmp_path, monkeypatch, boxes, reason):
+    photo(tmp_path / "in", "a")
+    assert make(tmp_path, monkeypatch, *boxes)[1:] == (0, {reason: 1})
+
+
+def test_faces_far_behind_do_not_count(tmp_path, monkeypatch):
+    photo(tmp_path / "in", "a")
+    assert make(tmp_path, monkeypatch, FACE, (240, 10, 255, 30))[1] == 1
+
+
+def test_captions_may_come_from_one_file(tmp_path, monkeypatch):
+    photo(tmp_path / "in", "x/a", caption=None)
+    line = {"file": "x/a.png", "caption": "Anna in a park", "subject": "Anna"}
+    (tmp_path / "in" / "captions.jsonl").write_text(json.dumps(line) + "\n")
+    assert make(tmp_path, monkeypatch, FACE)[1] == 1
+
+
+def test_photographs_lose_their_exif_and_stand_upright(tmp_path):
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(picture(1, 320, 240)).save(path, exif=exif)
+    assert photos.open_photo(path, 2048).shape == (3, 320, 240)
+    assert photos.open_photo(path, 160).shape == (3, 160, 120)
+
+
+def test_first_noun_is_the_subject():
+    assert photos.find_noun("A young Man and a woman", photos.SUBJECTS) == "Man"
+    assert photos.find_noun("a humanoid", photos.SUBJECTS) is None
+
+
+def test_normalisation_is_clips():
+    grey = torch.full((3, 32, 32), 128, dtype=torch.uint8)
+    expected = [(128 / 255 - mean) / deviation for mean, deviation in zip(CLIP_MEAN, CLIP_STD, strict=True)]
+    assert seen_face(grey, (8, 8, 24, 24), 8).mean((1, 2)).tolist() == pytest.approx(expected, abs=1e-4)

@@ -1,0 +1,207 @@
+"""The frozen base model, by ComfyUI's own loaders: text states, latents, and a prediction with the subject's attention.
+
+SD1.5, SDXL and the embedded model go one way. The UNet runs as a private tree (guidance/private_pass.py) whose blocks
+can be recomputed on the way back; its attention is captured by the recorders of guidance/attention.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...guidance.attention import Recording, choose_sites, install_recorders
+from ...guidance.private_pass import PrivatePass
+from ...guidance.rows import plain_attention, private_options
+from ...guidance.tokens import check_clip, clean_subject, find_subject
+from ...guidance.unet import check_supported, default_block
+from .config import Config
+from .index import LATE_NOUN, NO_NOUN, BadSample
+from .loss import pooled
+
+TOKENS = 77
+"""Columns that are kept of a caption: one chunk of CLIP's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """rows: [77, D] states of a caption. pooled: [P] or empty. column: m, of the subject's last token, or 0."""
+
+    rows: torch.Tensor
+    pooled: torch.Tensor
+    column: int
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """noise: eps_theta, [B, C, h, w] float32. maps: A_t(m), [B, h', w'], at 16x16 or near."""
+
+    noise: torch.Tensor
+    maps: torch.Tensor
+
+
+class WholePass(PrivatePass):
+    """The private pass to the UNet's end, with gradients to its text."""
+
+    def __init__(self, base: torch.nn.Module, checkpointing: bool, device: torch.device) -> None:
+        last = len(base.diffusion_model.output_blocks) - 1
+        super().__init__(base, last, checkpointing, device)
+        del self.base.diffusion_model.output_blocks[last]._modules["exit"]
+
+    def denoised(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, options: dict) -> torch.Tensor:
+        """[B, C, h, w] ComfyUI's prediction of the picture from noisy x [B, C, h, w] at sigma [B]."""
+        return self.base._apply_model(x, sigma, transformer_options=options, **arguments)
+
+
+class Base:
+    """UNet, text encoders and VAE of one checkpoint, frozen and on their devices."""
+
+    def __init__(self, model: object, clip: object, vae: object, config: Config) -> None:
+        import comfy.model_management
+
+        check_supported(model)
+        check_clip(clip)
+        self.model, self.clip, self.vae = model, clip, vae
+        comfy.model_management.load_models_gpu([model], force_full_load=True)
+        self.net = model.model
+        self.net.requires_grad_(False).eval()
+        self.device = model.load_device
+        self.unet = WholePass(self.net, config.checkpointing, self.device)
+        self.half = config.precision == "bf16"
+        self._empty: Text | None = None
+
+    @property
+    def text_width(self) -> int:
+        return self.net.model_config.unet_config["context_dim"]
+
+    @property
+    def channels(self) -> int:
+        return self.net.latent_format.latent_channels
+
+    @property
+    def timesteps(self) -> int:
+        return len(self.net.model_sampling.sigmas)
+
+    # What is frozen: computed once a sample, and cacheable
+
+    @torch.no_grad()
+    def text(self, caption: str, subject: str, occurrence: int = 0) -> Text:
+        """A caption's states and the subject's column. BadSample if it is not among the first 75 tokens."""
+        caption = caption.replace("(", "\\(").replace(")", "\\)")  # brackets are emphasis to ComfyUI
+        tokens = self.clip.tokenize(caption)
+        try:
+            column = find_subject(self.clip, tokens, clean_subject(self.clip, subject), occurrence)
+        except ValueError:
+            raise BadSample(NO_NOUN) from None
+        if column >= TOKENS - 1:
+            raise BadSample(LATE_NOUN)
+        return self._encoded(tokens, column)
+
+    @torch.no_grad()
+    def empty_text(self) -> Text:
+        """The states of no text at all."""
+        if self._empty is None:
+            self._empty = self._encoded(self.clip.tokenize(""), 0)
+        return self._empty
+
+    def _encoded(self, tokens: dict, column: int) -> Text:
+        rows, more = self.clip.encode_from_tokens_scheduled(tokens)[0]
+        vector = more.get("pooled_output")
+        vector = torch.zeros(0) if vector is None else vector[0].float().cpu()
+        return Text(rows[0, :TOKENS].float().cpu(), vector, column)
+
+    @torch.no_grad()
+    def latents(self, pictures: torch.Tensor) -> torch.Tensor:
+        """z of pictures [B, 3, H, W] uint8: [B, C, H / 8, W / 8] in the UNet's scale, CPU float32."""
+        images = pictures.movedim(1, -1).float() / 255
+        return self.net.process_latent_in(self.vae.encode(images)).float().cpu()
+
+    # What is trained through
+
+    def sigma(self, timesteps: torch.Tensor) -> torch.Tensor:
+        return self.net.model_sampling.sigmas.to(self.device)[timesteps.to(self.device)].float()
+
+    def predict(
+        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, rows: torch.Tensor,
+        vectors: torch.Tensor, columns: Sequence[int],
+    ) -> Prediction:
+        """eps_theta(z_t, t, C) and A_t(m), differentiable in the text.
+
+        latents, noise: [B, C, h, w]. timesteps: [B] whole numbers. rows: [B, 77, D]. vectors: [B, P]. columns: m of
+        each sample.
+        """
+        latents, noise = latents.to(self.device), noise.to(self.device)
+        sigma = self.sigma(timesteps)
+        x = self.net.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise.clone(), latents)
+        height, width = (8 * side for side in latents.shape[-2:])
+        given = {"pooled_output": vectors.to(self.device)} if vectors.shape[-1] else {}
+        conditions = self.net.extra_conds(
+            noise=x, device=self.device, cross_attn=rows.to(self.device), width=width, height=height, **given
+        )
+        arguments = {name: condition.cond for name, condition in conditions.items()}
+        options = private_options({})
+        block = default_block(self.net.diffusion_model)
+        sites = choose_sites(self.net.diffusion_model, block, tuple(latents.shape[-2:]))
+        recording = install_recorders(options, sites, plain_attention)
+        keep_graph(recording, options, sites.cross)
+        with self._autocast():
+            denoised = self.unet.denoised(x, sigma, arguments, options)
+        recording.close()
+        predicted = (x - denoised) / sigma.view(-1, 1, 1, 1)  # the noise, however the model was taught
+        return Prediction(predicted, pooled(token_maps(recording, columns)))
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        """On a CPU ComfyUI keeps float32 weights; on GPUs the weights themselves are bf16."""
+        if self.half and self.device.type == "cpu":
+            return torch.autocast("cpu", torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def keep_graph(recording: Recording, options: dict, keys: Sequence[tuple]) -> None:
+    """Let the recorders keep q and k with their gradients: guidance looks at attention, Eq. 5 is trained through it."""
+    table = options["patches_replace"]["attn2"]
+
+    def with_gradients(key: tuple, record: Callable) -> Callable:
+        def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict) -> torch.Tensor:
+            result = record(q, k, v, extra_options)
+            if key in recording.cross and not recording.closed:
+                recording.cross[key] = (q, k, recording.cross[key][2])
+            return result
+
+        return run
+
+    for key in keys:
+        table[key] = with_gradients(key, table[key])
+
+
+def token_maps(recording: Recording, columns: Sequence[int]) -> torch.Tensor:
+    """A_t(m) [B, h, w] with a token of its own for each sample."""
+    maps: dict[int, torch.Tensor] = {}
+    for column in sorted(set(columns)):
+        rows = [i for i, each in enumerate(columns) if each == column]
+        cross = {key: (q[rows], k[rows], heads) for key, (q, k, heads) in recording.cross.items()}
+        part = Recording(cross=cross, self_=recording.self_, sizes=recording.sizes)
+        maps |= dict(zip(rows, part.token_map(column, TOKENS), strict=True))
+    return torch.stack([maps[row] for row in range(len(columns))])
+
+
+def load_base(config: Config) -> Base:
+    """Load the checkpoint as Load Checkpoint does. ValueError, one sentence, for a file that is not one."""
+    import comfy.model_management
+    import comfy.sd
+
+    if config.architecture == "demo":
+        from ...demo.architecture import register
+
+        register()
+    path = Path(config.checkpoint).expanduser()
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint {path}: give --checkpoint with the file of the base model.")
+    on_gpu = not comfy.model_management.is_device_cpu(comfy.model_management.get_torch_device())
+    options = {"dtype": torch.bfloat16 if config.precision == "bf16" and on_gpu else torch.float32}
+    loaded = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True, model_options=options)
+    model, clip, vae = loaded[:3]
+    return Base(model, clip, vae, config)

@@ -1,0 +1,128 @@
+"""`python run.py train pivot-encoder`: the command line, one process or several."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from . import config as settings
+from .config import Config
+
+EPILOG = """examples:
+  python run.py train pivot-encoder --config sd15 --checkpoint realisticVision.safetensors --data shards --out runs/me
+  python run.py train pivot-encoder --config sdxl … --dry-run        memory and hours from a few real steps
+  python run.py train pivot-encoder --config runs/me/config.yaml --resume
+"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run.py train pivot-encoder", description="Train a Pivot ID Encoder for a checkpoint.", epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, or sd15, sdxl or demo")
+    parser.add_argument("--checkpoint", metavar="FILE", help="the base model, which stays as it is")
+    parser.add_argument("--data", nargs="+", metavar="SHARDS", help="folders, files, patterns or URLs of shards")
+    parser.add_argument("--out", metavar="FOLDER", help="the run's folder: states, curves, sheets, the encoder")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, as rate=1e-5")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest state in the run's folder")
+    parser.add_argument("--minutes", type=float, help="end after so much training time; the rate falls towards it")
+    parser.add_argument("--dry-run", action="store_true", help="only a few steps: what will the run take?")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="on this machine, one a GPU (default: 1)")
+    parser.add_argument("--stop-at", type=int, metavar="STEP", help="end this piece at a step; --resume carries on")
+    return parser
+
+
+def read_config(options: argparse.Namespace) -> Config:
+    overrides = dict(map(settings.parse_override, options.set))
+    for name, value in (("checkpoint", options.checkpoint), ("out", options.out), ("data.shards", options.data)):
+        if value is not None:
+            overrides[name] = value
+    config = settings.read(options.config, overrides)
+    config.check()
+    return config
+
+
+def launch(options: argparse.Namespace, script: Path) -> int:
+    """Start the processes of this machine by torch's own launcher; accelerate finds itself in its variables."""
+    rest, given = [], sys.argv[1:]
+    for number, word in enumerate(given):
+        if word.split("=")[0] != "--processes" and not (number and given[number - 1] == "--processes"):
+            rest.append(word)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={options.processes}"]
+    return subprocess.call([*torchrun, str(script), *rest], env=os.environ | {"OMP_NUM_THREADS": _threads(options)})
+
+
+def _threads(options: argparse.Namespace) -> str:
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // options.processes))
+
+
+def main(script: Path) -> int:
+    """script: the file to start again in each of several processes."""
+    options = arguments().parse_args()
+    try:
+        config = read_config(options)
+        if options.processes > 1:
+            return launch(options, script)
+        train(config, options)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    return 0
+
+
+def train(config: Config, options: argparse.Namespace) -> None:
+    from accelerate import Accelerator
+
+    from ... import run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    # Before ComfyUI, which computes on the device that this process has been given.
+    mixed = "bf16" if config.precision == "bf16" else "no"
+    accelerator = Accelerator(mixed_precision=mixed, cpu=bool(run.device_arguments()))
+    run.use_comfyui()
+    from .base import load_base
+    from .dataset import open_dataset, read_index, skip_table, with_cache
+    from .estimate import estimate
+    from .report import Reporter
+    from .state import states
+    from .trainer import Trainer
+
+    folder = Path(config.out).expanduser()
+    if states(folder) and not (options.resume or options.dry_run):
+        raise ValueError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out.")
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings.write(config, folder / "config.yaml")
+    if accelerator.is_local_main_process:
+        read_index(config)  # before the others: it downloads and writes the index
+    accelerator.wait_for_everyone()
+    base = load_base(config)
+    data = open_dataset(config)
+    if config.data.cached:
+        data = with_cache(data, config, base, accelerator)
+    trainer = Trainer(config, accelerator, base, data, options.minutes)
+    if options.dry_run:
+        report = estimate(trainer)
+        if accelerator.is_main_process:
+            print(report)
+        return
+    if options.resume and trainer.resume() and accelerator.is_main_process:
+        print(f"Going on from step {trainer.clock.step}.")
+    reporter = None
+    if accelerator.is_main_process:
+        reporter = Reporter(config, base, trainer.encoder, trainer.average, data.samples, trainer.clock.step)
+    try:
+        path = trainer.run(reporter, options.stop_at)
+    finally:
+        if reporter is not None:
+            reporter.close()
+    reasons = trainer.reasons()
+    if accelerator.is_main_process:
+        print(skip_table(reasons))
+        print(f"{path} after {trainer.clock.step} steps: copy it to ComfyUI/models/pivot_encoders.")
+    accelerator.end_training()

@@ -1,0 +1,191 @@
+"""The two numbers by which a pivot encoder is judged, on held-out people whose faces are known.
+
+IoU: A_t(m) over its maximum, averaged over four noise levels, above a half, against the true face on the same grid.
+Distance: of the faces of generated portraits to the person's own reference and to other people's, in an embedding that
+nothing in training has seen (demo/measures).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ...models import pivot_checkpoint
+from ...models.pivot_encoder import PivotEncoder
+from . import config as settings
+from .base import Base, load_base
+from .config import Config
+from .dataset import read_index
+from .index import Entry
+from .plan import Slot, bucket_sizes, nearest
+from .samples import Sample, Samples, decode, seen_face
+from .sheets import attention, portraits
+from .step import gather
+
+log = logging.getLogger(__name__)
+
+INSIDE = 0.5
+DRAWS = 2000
+"""Resamplings of the people for an interval."""
+
+
+def iou(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """[B] intersection over union of maps [B, h, w] (in 0..1) and true masks [B, H, W] on the maps' grid."""
+    masks = F.interpolate(masks[:, None], maps.shape[-2:], mode="area")[:, 0] >= INSIDE
+    found = maps >= INSIDE
+    union = (found | masks).sum((1, 2)).clamp_min(1)
+    return (found & masks).sum((1, 2)) / union
+
+
+def interval(values: Mapping[str, Sequence[float]], seed: int = 0) -> dict[str, float]:
+    """Mean over people of their means, and its 95% interval by resampling the people."""
+    means = torch.tensor([sum(each) / len(each) for each in values.values()], dtype=torch.float64)
+    chosen = torch.randint(len(means), (DRAWS, len(means)), generator=torch.Generator().manual_seed(seed))
+    low, high = means[chosen].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"mean": means.mean().item(), "low": low, "high": high, "people": len(means)}
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """reference: the person's first sample. views: the others."""
+
+    name: str
+    reference: int
+    views: tuple[int, ...]
+
+
+class Evaluation:
+    """One base model and the held-out people."""
+
+    def __init__(self, base: Base, config: Config, entries: list[Entry], options: argparse.Namespace) -> None:
+        self.base, self.options, self.entries = base, options, entries
+        sizes = bucket_sizes(config.data.resolution, config.data.bucket_step, config.data.max_aspect)
+        self.homes = [nearest(entry.width, entry.height, sizes) for entry in entries]
+        self.config = config
+        groups: dict[str, list[int]] = defaultdict(list)
+        for number, entry in enumerate(entries):
+            groups[entry.identity or entry.key].append(number)
+        self.people = [
+            Person(name, numbers[0], tuple(numbers[1:])) for name, numbers in groups.items() if len(numbers) > 1
+        ][: options.people]
+        if len(self.people) < 2:
+            raise ValueError("These shards hold no two people with two pictures each: each sample needs an identity.")
+
+    @classmethod
+    def open(cls, options: argparse.Namespace) -> Evaluation:
+        out = str(Path(options.out or "evaluation.json").parent)
+        overrides = {"checkpoint": options.checkpoint, "data.shards": options.data, "out": out, "data.cached": False}
+        config = settings.read(options.config, overrides)
+        config = replace(config, precision="fp32", checkpointing=False)
+        entries, _ = read_index(config)
+        return cls(load_base(config), config, entries, options)
+
+    @torch.no_grad()
+    def measure(self, path: Path | None) -> dict:
+        """Both numbers of one encoder; of the plain text for None."""
+        encoder, side = None, 8
+        if path is not None:
+            encoder, header = pivot_checkpoint.load(path, torch.float32)
+            encoder, side = encoder.to(self.base.device), header.config.tower.image_size
+        result: dict = {"iou": interval(self._attention(encoder, side))}
+        if self.options.portraits:
+            result |= self._distances(encoder, side)
+        return result
+
+    def _with_reference(self, person: Person, numbers: Sequence[int], side: int) -> list[Sample]:
+        """Samples of a person's pictures whose tower sees the person's reference."""
+        reference = self.entries[person.reference]
+        picture, box = decode(reference.read(reference.picture)), reference.description()["face_box"]
+        face = seen_face(picture, tuple(box), side)
+        samples = Samples(self.entries, self.homes, replace(self.config.data, reference="own"), None, side, 0)
+        found = [samples[Slot(number, -1, number)] for number in numbers]
+        return [replace(sample, face=face) for sample in found if not sample.problem]
+
+    def _attention(self, encoder: PivotEncoder | None, side: int) -> dict[str, list[float]]:
+        values: dict[str, list[float]] = {}
+        for person in self.people:
+            found = self._with_reference(person, person.views[: self.options.views], side)
+            for sample in found:  # pictures may differ in size
+                inputs = gather([sample], self.base, Counter())
+                maps = attention(self.base, encoder or plain, inputs, self.options.seed)
+                values.setdefault(person.name, []).append(float(iou(maps, inputs.masks)[0]))
+        return values
+
+    def _distances(self, encoder: PivotEncoder | None, side: int) -> dict:
+        """Distances of the portraits to their own reference, and to those of others with the same noun."""
+        from ...demo.measures.identity import FaceEmbedder, find_landmarks
+
+        embedder = FaceEmbedder()
+
+        def embed(picture: torch.Tensor) -> torch.Tensor | None:
+            five = find_landmarks(picture)
+            return None if five is None else embedder.embed(picture[None], five[None])[0]
+
+        references, nouns = {}, {}
+        for person in self.people:
+            entry = self.entries[person.reference]
+            known = embed(decode(entry.read(entry.picture)).float() / 255)
+            nouns[person.name] = entry.description()["subject"]
+            if known is not None:
+                references[person.name] = known
+        own, others, nearer, missing = {}, {}, {}, 0
+        for person in self.people:
+            if person.name not in references:
+                continue
+            found = self._with_reference(person, person.views[: self.options.portraits], side)
+            rivals = [n for n in references if n != person.name and nouns[n] == nouns[person.name]]
+            for place, sample in enumerate(found):
+                inputs = gather([sample], self.base, Counter())
+                seed = self.options.seed + 1000 * place
+                made = portraits(
+                    self.base, encoder or plain, inputs, self.options.steps, self.options.cfg, seed
+                )  # fmt: skip
+                face = embed(made[0])
+                if face is None or not rivals:
+                    missing += face is None
+                    continue
+                near = float((face - references[person.name]).norm())
+                far = torch.stack([(face - references[rival]).norm() for rival in rivals])
+                own.setdefault(person.name, []).append(near)
+                others.setdefault(person.name, []).append(float(far.mean()))
+                nearer.setdefault(person.name, []).append(float((far > near).float().mean()))
+        if not own:
+            return {"distance": None, "without_face": missing}
+        gain = {name: [o - n for n, o in zip(own[name], others[name], strict=True)] for name in own}
+        return {
+            "distance": {"own": interval(own), "others": interval(others), "gain": interval(gain)},
+            "rank": interval(nearer),
+            "without_face": missing,
+        }
+
+
+def plain(faces: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """No encoder: e_txt."""
+    return text
+
+
+def lines(results: Mapping[str, dict]) -> list[str]:
+    """For people. rank: the share of other people (of the same noun) whose reference is farther; 0.5 is chance."""
+    text = []
+    for name, result in results.items():
+        text.append("plain text, no encoder" if name == "None" else name)
+        text.append(f"  IoU of the attention with the face     {_shown(result['iou'])}")
+        if distance := result.get("distance"):
+            text.append(f"  distance to the own reference          {_shown(distance['own'])}")
+            text.append(f"  distance to other people's             {_shown(distance['others'])}")
+            text.append(f"  difference (above 0: it is the person) {_shown(distance['gain'])}")
+            text.append(f"  rank of the own reference              {_shown(result['rank'])}")
+        if "without_face" in result:
+            text.append(f"  portraits without a face               {result['without_face']}")
+    return text
+
+
+def _shown(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]  {value['people']} people"

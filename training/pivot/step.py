@@ -1,0 +1,138 @@
+"""One micro-batch through Eq. 5: what is random about a sample, its inputs, its losses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from . import loss
+from .base import Base
+from .config import Objective
+from .index import BadSample
+from .plan import Slot, seeded
+from .samples import SHRINK, Sample
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A micro-batch on the CPU. latents: [B, C, h, w]. masks: [B, h, w]. faces: [B, 3, S, S]. rows: [B, 77, D].
+    pooled: [B, P]. columns: m of each. weights: [B], 0 for bad samples."""
+
+    latents: torch.Tensor
+    masks: torch.Tensor
+    faces: torch.Tensor
+    rows: torch.Tensor
+    pooled: torch.Tensor
+    columns: list[int]
+    weights: torch.Tensor
+    slots: list[Slot]
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What chance decides for each sample. noise: [B, C, h, w]; timesteps: [B]; the others boolean [B]."""
+
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    without_both: torch.Tensor
+    without_id: torch.Tensor
+    face_only: torch.Tensor
+
+
+def gather(samples: Sequence[Sample], base: Base, skipped: Counter[str]) -> Inputs:
+    """Tensors of a micro-batch, from the cache or computed now; counts bad samples by reason in `skipped`."""
+    empty = base.empty_text()
+    rows, pooled, columns, weights = [], [], [], []
+    for sample in samples:
+        text, problem = empty, sample.problem
+        if sample.ready is not None:
+            rows.append(sample.ready["rows"].float())
+            pooled.append(sample.ready["pooled"].float())
+            columns.append(int(sample.ready["column"]))
+        else:
+            try:
+                text = text if problem else base.text(sample.caption, sample.subject, sample.occurrence)
+            except BadSample as bad:
+                problem = str(bad)
+            rows.append(text.rows)
+            pooled.append(text.pooled)
+            columns.append(text.column)
+        if problem:
+            skipped[problem] += 1
+        weights.append(0.0 if problem else sample.weight)
+    height, width = samples[0].mask.shape
+    latents = torch.zeros(len(samples), base.channels, height, width)
+    ready = [i for i, sample in enumerate(samples) if sample.ready is not None]
+    seen = [i for i, sample in enumerate(samples) if sample.picture.shape[-1] == width * SHRINK and weights[i]]
+    if ready:
+        latents[ready] = torch.stack([samples[i].ready["latents"].float() for i in ready])
+    if seen:
+        latents[seen] = base.latents(torch.stack([samples[i].picture for i in seen]))
+    return Inputs(
+        latents, torch.stack([s.mask for s in samples]), torch.stack([s.face for s in samples]), torch.stack(rows),
+        torch.stack(pooled), columns, torch.tensor(weights), [s.slot for s in samples],
+    )  # fmt: skip
+
+
+def draw(inputs: Inputs, timesteps: int, objective: Objective, seed: int) -> Draw:
+    """Chance, from the run's seed and each sample's epoch and position alone."""
+    noise, times, values = [], [], []
+    for slot, latent in zip(inputs.slots, inputs.latents, strict=True):
+        random = seeded(seed, slot.epoch, slot.position, "noise")
+        times.append(torch.randint(timesteps, (), generator=random))
+        values.append(torch.rand(3, generator=random))
+        noise.append(torch.randn(latent.shape, generator=random))
+    both, alone, inside = torch.stack(values).T
+    chances = objective.drop_both, objective.drop_id, objective.face_only
+    both, alone, inside = (value < chance for value, chance in zip((both, alone, inside), chances, strict=True))
+    return Draw(torch.stack(noise), torch.stack(times), both, alone & ~both, inside)
+
+
+Encoder = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(faces [B, 3, S, S], e_txt [B, D]) to e_mix [B, D]: a PivotEncoder, or accelerate's wrapper of one."""
+
+
+def conditioned(encoder: Encoder, inputs: Inputs, chance: Draw, base: Base) -> tuple[torch.Tensor, torch.Tensor]:
+    """C of Eq. 5: rows [B, 77, D] with e_mix at m, and the pooled text; without the ID, or without both, by chance."""
+    device = base.device
+    rows, faces = inputs.rows.to(device), inputs.faces.to(device)
+    batch, columns = torch.arange(len(rows), device=device), torch.tensor(inputs.columns, device=device)
+    text = rows[batch, columns]
+    mixed = encoder(faces, text).to(rows)
+    kept = ~(chance.without_both | chance.without_id).to(device)[:, None]
+    with_id = rows.index_put((batch, columns), torch.where(kept, mixed, text))
+    empty, both = base.empty_text(), chance.without_both.to(device)
+    rows = torch.where(both[:, None, None], empty.rows.to(rows), with_id)
+    pooled = inputs.pooled.to(device)
+    return rows, torch.where(both[:, None], empty.pooled.to(pooled), pooled)
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Sums over the good samples of a micro-batch; `total` carries the gradient."""
+
+    total: torch.Tensor
+    denoising: torch.Tensor
+    localisation: torch.Tensor
+    located: torch.Tensor
+    """How many samples the localisation is of: those that kept their ID."""
+
+
+def losses(encoder: Encoder, inputs: Inputs, base: Base, objective: Objective, seed: int) -> Losses:
+    """Eq. 5 summed over a micro-batch. The localisation is left out where the ID was."""
+    chance = draw(inputs, base.timesteps, objective, seed)
+    rows, pooled = conditioned(encoder, inputs, chance, base)
+    result = base.predict(inputs.latents, chance.noise, chance.timesteps, rows, pooled, inputs.columns)
+    device = base.device
+    noise, masks, weights = chance.noise.to(device), inputs.masks.to(device), inputs.weights.to(device)
+    denoising = loss.denoising(result.noise, noise)
+    if objective.face_only:
+        inside = loss.denoising_in_face(result.noise, noise, masks)
+        denoising = torch.where(chance.face_only.to(device), inside, denoising)
+    with_id = weights * ~(chance.without_both | chance.without_id).to(device)
+    located = loss.localisation(result.maps, masks, objective.maps) * with_id
+    denoising = (denoising * weights).sum()
+    return Losses(denoising + objective.eta * located.sum(), denoising, located.sum(), with_id.sum())

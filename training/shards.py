@@ -1,0 +1,45 @@
+"""`python run.py train shards PHOTOS --out FOLDER`: a folder of captioned photographs into training shards.
+
+Each photograph has a text file of the same name with its caption, or a line in captions.jsonl:
+{"file": "a/1.jpg", "caption": "a woman in a forest", "subject": "woman"}. The pack's own face finder makes box and
+mask. Interrupted, the same command goes on: a shard that is there is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+if "omniportrait" not in sys.modules:  # see pivot_encoder.py
+    _spec = importlib.util.spec_from_file_location("omniportrait_run", Path(__file__).parents[1] / "run.py")
+    _run = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_run)
+    _run.load_pack()
+
+
+def main() -> None:
+    from omniportrait.training.pivot.dataset import skip_table
+    from omniportrait.training.pivot.photos import make_shards, options_of
+
+    parser = argparse.ArgumentParser(prog="run.py train shards", description=__doc__.split("\n")[0])
+    parser.add_argument("photos", type=Path, help="folder of photographs, with subfolders")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--subject", nargs="+", metavar="WORD", help="words for the person (default: common ones)")
+    parser.add_argument("--people", action="store_true", help="each subfolder is one person: pictures of it are paired")
+    parser.add_argument("--size", type=int, default=1000, help="photographs in a shard (default: 1000)")
+    parser.add_argument("--max-side", type=int, default=2048, help="larger photographs are reduced (default: 2048)")
+    parser.add_argument("--facexlib", type=Path, nargs="*", default=[], metavar="FOLDER", help="where its files lie")
+    parser.add_argument("--workers", type=int, default=4)
+    given = parser.parse_args()
+    try:
+        made, kept, reasons = make_shards(options_of(given))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    print(skip_table(reasons))
+    print(f"{kept} photographs in {made} new shards in {given.out}: train with --data {given.out}")
+
+
+if __name__ == "__main__":
+    main()
