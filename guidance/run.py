@@ -9,6 +9,7 @@ z_t.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -32,6 +33,8 @@ log = logging.getLogger("omniportrait")
 OUT_OF_MEMORY = torch.cuda.OutOfMemoryError
 """Exists in every build of PyTorch, and is the very class that newer ones call torch.OutOfMemoryError."""
 
+NO_LATENT = "the VAE makes NaN of the reference face (start ComfyUI with --fp32-vae)"
+
 MEMORY_SHARE = 0.5
 """Checkpointing starts when a pass would take more than this share of the free memory."""
 
@@ -44,6 +47,7 @@ class GuidedRun:
     ) -> None:
         self.settings = settings
         self.trace = Trace()
+        self._reasons: Counter[str] = Counter()
         self.people = assign_people(guider.conds, by_hand)
         self.patcher = guider.model_patcher
         self.block = feature_block(self.patcher.model.diffusion_model, settings.block)
@@ -129,6 +133,7 @@ class GuidedRun:
     ) -> torch.Tensor:
         s = self.settings
         with torch.inference_mode(False), torch.enable_grad():
+            self._reasons = Counter()  # a failed attempt at this call counts for nothing
             x, sigma, denoised_plain = x.clone(), sigma.clone(), denoised.clone()
             self._open(guider.inner_model, x, checkpointing)
             gradient = torch.zeros_like(x)
@@ -139,7 +144,7 @@ class GuidedRun:
                 self._add_rows(guider, cond, people, total, x, sigma, (gradient, mask, found), similarities)
             finite = gradient.isfinite().flatten(1).all(dim=1)
             if not finite.all():
-                self.trace.skipped["the gradient was not finite"] += 1
+                self._reasons["the gradient was not finite"] += 1
                 gradient[~finite] = 0
             noise_prediction = (x - denoised_plain) / sigma.view(-1, 1, 1, 1)
             if self.listener.cfg_difference is None:
@@ -203,11 +208,11 @@ class GuidedRun:
         import comfy.samplers
 
         if comfy.samplers.get_area_and_mult(cond, x, sigma) is None:
-            self.trace.skipped["a person's conditioning does not apply at this timestep"] += 1
+            self._reasons["a person's conditioning does not apply at this timestep"] += 1
             return
         heard = self.listener.call_of(cond)
         if heard is None:
-            self.trace.skipped["another node skipped the model call"] += 1
+            self._reasons["another node skipped the model call"] += 1
             return
         if self._hooked:
             # Hooks (a LoRA on one conditioning) rewrite weights between conditionings: put this one's in place and look
@@ -238,6 +243,9 @@ class GuidedRun:
         union = torch.zeros_like(rows.x[:, :1], dtype=torch.bool)
         found = region.resize_mask(masks.any(dim=0), latent_size)[:, None]
         for k, person in enumerate(people):
+            if references[k] is None:
+                self._reasons[NO_LATENT] += len(rows.x)
+                continue
             usable = self._usable(masks[k], person, rows)
             if not usable:
                 continue
@@ -247,7 +255,7 @@ class GuidedRun:
                 base, rows, references[k], at_features, usable, sigma, similarities, k + 1 < len(people)
             )
             at_latent[[b for b in range(len(at_latent)) if b not in usable]] = False
-            total += own * at_latent
+            total += torch.where(at_latent, own, 0.0)  # a product would let NaN out of pictures that are not guided
             union |= at_latent
         return total, union, found
 
@@ -259,7 +267,7 @@ class GuidedRun:
             if reason is None:
                 usable.append(b)
             else:
-                self.trace.skipped[reason] += 1
+                self._reasons[reason] += 1
         return usable
 
     def _gradient(
@@ -287,12 +295,14 @@ class GuidedRun:
         c_in = base.model_sampling.calculate_input(sigma, torch.ones_like(rows.x[:, :1, :1, :1]))
         return at_x.float() * scale / c_in
 
-    def _reference(self, base: torch.nn.Module, person: Person, device: torch.device) -> torch.Tensor:
+    def _reference(self, base: torch.nn.Module, person: Person, device: torch.device) -> torch.Tensor | None:
         """[N, C] reference features inside the reference's face, made at the first guided step or taken from the
-        cache."""
+        cache; None where the VAE made no finite latent of it."""
         key = self._keys[person]
         if key not in self._references:
-            latent = self._latents.pop(key).clone().to(device)
+            latent = self._latents[key].clone().to(device)  # kept: memory may run out below, and be tried again
+            if not latent.isfinite().all():
+                return None
             arguments = dift.reference_arguments(base, person.conditioning, latent)
             sites = choose_sites(base.diffusion_model, self.block, tuple(latent.shape[-2:]))
             made = dift.compute(
@@ -306,7 +316,8 @@ class GuidedRun:
                 private_options({}),
                 plain_attention,
             )
-            dift.remember(key, made)
+            if made.features.isfinite().all():
+                dift.remember(key, made)
             self._references[key] = made
         if key not in self._rows:
             self._rows[key] = self._references[key].rows(device)
@@ -322,10 +333,11 @@ class GuidedRun:
         t = timestep_of(guider.inner_model.model_sampling, value)
         share = share if similarities else float("nan")
         self.trace.steps.append(Step(t, value, mean, share, mask[0, 0].cpu(), found[0, 0].cpu()))
+        self.trace.skipped += self._reasons
         self.trace.mask = torch.nn.functional.interpolate(mask.float(), scale_factor=8, mode="nearest")[:, 0].cpu()
 
     def _skip(self, guider: object, x: torch.Tensor, sigma: torch.Tensor, reason: str) -> None:
-        self.trace.skipped[reason] += 1
+        self._reasons = Counter({reason: 1})
         nothing = torch.zeros_like(x[:, :1], dtype=torch.bool)
         self._note(guider, sigma, [], float("nan"), nothing, nothing)
 

@@ -1,0 +1,142 @@
+"""Numbers that are not finite, in the latent and in the reference, and memory that runs out where it hurts most."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import small
+import torch
+from guiding import assert_effective, assert_guided, footprint, guide, guided
+from omniportrait.guidance import features
+from omniportrait.guidance.people import ByHand
+from omniportrait.guidance.private_pass import PrivatePass
+from omniportrait.guidance.run import NO_LATENT, OUT_OF_MEMORY
+
+BAD = [float("nan"), float("inf")]
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Bit-equal, where NaN equals NaN."""
+    return torch.equal(a.nan_to_num(7.0, 8.0, 9.0), b.nan_to_num(7.0, 8.0, 9.0))
+
+
+@pytest.mark.parametrize("value, by_hand", [(BAD[0], False), (BAD[1], True)], ids=["NaN by token", "inf by hand"])
+def test_a_latent_with_one_bad_number_is_as_without_us(sd15, vae, value, by_hand):
+    """ComfyUI makes NaN of it; so do we, counted, and the other picture of the batch is guided as ever.
+
+    By token the bad picture has no map, hence no face; by hand its mask stands and its gradient is what is dropped.
+    """
+    latent = torch.zeros(2, 4, 16, 16)
+    latent[1, 0, 3, 3] = value
+    hand = ByHand(small.face(), torch.ones(1, 128, 128)) if by_hand else None
+    positive = small.conditioning(sd15, 1) if by_hand else small.annotated(sd15)
+    options = {"latent": latent, "denoise": 0.5}
+    plain = small.sample(sd15, positive, **options)
+    assert not plain[1].isfinite().any() and plain[0].isfinite().all()
+    picture, trace = guided(sd15, vae, positive, by_hand=hand, **options)
+    assert not picture[1].isfinite().any()
+    assert_effective(picture[:1], plain[:1])
+    reason = "the gradient was not finite" if by_hand else "no face found at 'woman'"
+    assert trace.skipped == {reason: len(trace.steps)}
+    clean = {"latent": torch.zeros(2, 4, 16, 16), "denoise": 0.5}
+    expected, _ = guided(sd15, vae, positive, by_hand=hand, **clean)
+    torch.testing.assert_close(picture[0], expected[0], rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_an_all_bad_latent_is_as_without_us(sd15, vae, value):
+    positive = small.annotated(sd15)
+    options = {"latent": torch.full((1, 4, 16, 16), value), "denoise": 0.5}
+    plain = small.sample(sd15, positive, **options)
+    picture, trace = guided(sd15, vae, positive, **options)
+    assert same(picture, plain)
+    assert trace.steps and sum(trace.skipped.values()) == len(trace.steps)
+    assert trace.plot().isfinite().all()
+
+
+class BadVae:
+    """A VAE whose 16-bit encoder overflows, as SDXL's own does."""
+
+    def __init__(self, vae, value: float) -> None:
+        self.vae, self.value, self.first_stage_model = vae, value, vae.first_stage_model
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        latent = self.vae.encode(pixels)
+        return latent.index_fill(1, torch.tensor([2]), self.value)
+
+
+def test_a_vae_that_overflows_on_the_reference(family, vae, caplog):
+    """The picture is finished without guidance, the log names the VAE, and a good VAE guides again."""
+    positive = small.annotated(family)
+    plain = small.sample(family, positive)
+    picture, trace = guided(family, BadVae(vae, float("nan")), positive)
+    assert torch.equal(picture, plain)
+    assert trace.steps and trace.skipped == {NO_LATENT: len(trace.steps)}
+    assert any(NO_LATENT in r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert not features._cache
+    picture, trace = guided(family, vae, positive)
+    assert_guided(trace)
+    assert_effective(picture, plain)
+
+
+def test_bad_reference_features_are_not_kept(sd15, vae, monkeypatch):
+    """A model that overflowed once (16 bit, say) must not spoil the cache for the next prompt."""
+    positive = small.annotated(sd15)
+    expected, _ = guided(sd15, vae, positive)
+    features.forget_all()
+    original = features.compute
+
+    def overflow(*args):
+        made = original(*args)
+        return features.ReferenceFeatures(made.features * float("inf"), made.mask)
+
+    monkeypatch.setattr(features, "compute", overflow)
+    _, trace = guided(sd15, vae, positive)
+    assert trace.skipped == {"the gradient was not finite": len(trace.steps)}
+    assert not features._cache
+    monkeypatch.undo()
+    again, trace = guided(sd15, vae, positive)
+    assert_guided(trace)
+    assert torch.equal(again, expected)
+
+
+def test_memory_that_runs_out_in_the_reference_features(family, vae, monkeypatch):
+    """They are made inside the first guided step; the second try, with checkpointing, makes them."""
+    positive = small.annotated(family)
+    expected, _ = guided(family, vae, positive, settings={"checkpointing": "on"})
+    features.forget_all()
+    before, attempts, original = footprint(family), [], PrivatePass.features
+
+    def features_(self, *args, **kwargs):
+        attempts.append(torch.is_grad_enabled())
+        if len(attempts) == 2:
+            raise OUT_OF_MEMORY("Tried to allocate 1.20 GiB.")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(PrivatePass, "features", features_)
+    picture, trace = guided(family, vae, positive)
+    assert not any(attempts[:3])
+    assert_guided(trace)
+    assert torch.equal(picture, expected)
+    assert footprint(family) == before
+
+
+def test_a_failed_attempt_counts_no_reason_twice(sd15, vae, monkeypatch):
+    """Of a batch of two, one has no face; memory runs out on the way back, after that was found: counted once."""
+    positive = small.annotated(sd15)
+    model, traces = guide(sd15, vae)
+    original, failures = torch.autograd.grad, []
+
+    def grad(outputs, inputs, *args, **kwargs):
+        if getattr(inputs, "ndim", 0) == 4 and inputs.shape[-1] == 16 and not failures:  # the first way back to x
+            failures.append(True)
+            raise OUT_OF_MEMORY("Tried to allocate 3.90 GiB.")
+        return original(outputs, inputs, *args, **kwargs)
+
+    latent = torch.zeros(2, 4, 16, 16)
+    latent[1, 0, 3, 3] = float("nan")
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    small.sample(model, positive, latent=latent, denoise=0.5)
+    (trace,) = traces
+    assert failures and trace.skipped == {"no face found at 'woman'": len(trace.steps)}
