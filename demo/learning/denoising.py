@@ -24,6 +24,14 @@ SNR_LIMIT = 5.0
 """min-SNR weighting (arXiv 2303.09556): no noise level counts more than this in the picture's own units."""
 
 
+def pytorch_attention(_, *args, **options):
+    """ComfyUI's own pick may have no backward."""
+    return attention_pytorch(*args, **options)
+
+
+PYTORCH_ATTENTION = {"optimized_attention_override": pytorch_attention}
+
+
 class Denoiser(nn.Module):
     """The UNet and the text encoder that trains with it."""
 
@@ -36,8 +44,7 @@ class Denoiser(nn.Module):
 
     def predict(self, noisy: torch.Tensor, steps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """The noise in `noisy` [B, 4, h, w] (variance-preserving) at steps [B] of 1000, given text states."""
-        override = {"optimized_attention_override": lambda _, *args, **options: attention_pytorch(*args, **options)}
-        return self.unet(noisy, steps, context=states, transformer_options=override)
+        return self.unet(noisy, steps, context=states, transformer_options=PYTORCH_ATTENTION)
 
     def loss(
         self, latents: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, tokens: torch.Tensor
@@ -97,6 +104,8 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
         loop.load_state(state, budget, parts)
     log = loop.Log(options.out.with_suffix(".log"))
     sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.unet, model.text)]
+    if options.compile:
+        model.unet.compile(dynamic=False)
     log.say(
         f"{len(latents)} pictures, UNet {sizes[0]:.2f}M, text {sizes[1]:.2f}M with {len(examples.ids)} words, {device}"
     )
@@ -106,7 +115,8 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
         average.swap()
         model.eval()
         loop.write_tensors(options.out, checkpoint(model, options, pictures, latents))
-        draw(model, examples, pictures, options, budget, device)
+        with torch.compiler.set_stance("force_eager"):  # a few samples are not worth compiling for
+            draw(model, examples, pictures, options, budget, device)
         model.train()
         average.swap()
         budget.skip()
@@ -171,5 +181,6 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="run.py make base", description=__doc__)
     loop.add_arguments(parser, minutes=75.0, batch=32, rate=8e-4)
     parser.add_argument("--vae", type=Path, required=True, help="the autoencoder that `make vae` wrote")
+    parser.add_argument("--compile", action="store_true", help="compile the UNet: minutes first, then faster")
     parser.add_argument("--save-minutes", type=float, default=10.0, help="between two saves, each with a sheet")
     return parser
