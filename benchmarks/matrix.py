@@ -1,0 +1,152 @@
+"""RB-Guidance on every sampler, scheduler, way of working, family and weight type of the ComfyUI at hand, by all pairs.
+
+    python run.py bench matrix                    # the whole table, some hundreds of cells; writes docs/matrix.md
+    python run.py bench matrix --smoke            # every value once and every mode in each family: minutes
+    COMFYUI_PATH=/path/to/ComfyUI python run.py bench matrix --smoke      # the same on another core
+
+Resumable: results are appended to a JSON-lines file as they come, and a second call tries what is missing or was
+broken. Results of another ComfyUI, PyTorch or state of `guidance/` do not count. `--part 1/2` and `--part 2/2` share
+the work between two processes. Ends with status 1 if a cell is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from omniportrait import run
+
+run.use_comfyui()
+ROOT = Path(run.__file__).resolve().parent
+sys.path[:0] = [str(ROOT / "tests" / "comfy" / "lib"), str(Path(__file__).parent)]
+
+import _cells  # noqa: E402
+import small  # noqa: E402
+import torch  # noqa: E402
+from _cells import Cell, Result  # noqa: E402
+from _pairs import array  # noqa: E402
+
+SMOKE = [("sampler",), ("scheduler",), ("mode", "family"), ("dtype", "family")]
+
+
+def cells(smoke: bool) -> list[Cell]:
+    """All pairs; every sampler and every mode once a family are among them."""
+    rows = array(_cells.columns(), SMOKE if smoke else None)
+    return [Cell(**row) for row in rows]
+
+
+def surroundings() -> str:
+    """What a result depends on besides its cell."""
+    source = hashlib.sha256()
+    for path in [*sorted((ROOT / "guidance").glob("*.py")), Path(_cells.__file__)]:
+        source.update(path.read_bytes())
+    return f"ComfyUI {core_version()}, PyTorch {torch.__version__}, guidance {source.hexdigest()[:12]}"
+
+
+def core_version() -> str:
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return "unknown"
+    return __version__
+
+
+def known_results(path: Path, where: str) -> dict[str, Result]:
+    """Results of this surrounding by cell key; a line that was cut short is left out."""
+    results = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry.pop("where") == where:
+            results[entry.pop("key")] = Result(**entry)
+    return results
+
+
+def work(todo: list[Cell], path: Path, where: str) -> None:
+    """Try each cell and append its result at once."""
+    vae = small.vae()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number, cell in enumerate(todo, 1):
+        result = _cells.try_cell(cell, vae)
+        with path.open("a") as file:
+            file.write(json.dumps({"where": where, "key": cell.key, **asdict(result)}) + "\n")
+        told = f"{result.status:6} {result.seconds:6.1f} s  {cell.key}"
+        print(f"{number}/{len(todo)} {told}{'  ' + result.why if result.why else ''}", flush=True)
+
+
+def page(rows: list[Cell], results: dict[str, Result], where: str) -> str:
+    """The table for people, in Markdown."""
+    tried = [(cell, results[cell.key]) for cell in rows if cell.key in results]
+    counts = Counter(result.status for _, result in tried)
+    lines = [
+        "# Compatibility matrix",
+        "",
+        "Made by `python run.py bench matrix`; do not edit.",
+        "",
+        f"{where}. {len(tried)} of {len(rows)} cells tried: {counts['ok']} ok, {counts['broken']} broken, "
+        f"{counts['core']} where core's own plain run fails or is not finite "
+        f"({sum(result.seconds for _, result in tried) / 60:.0f} minutes of one core).",
+        "",
+        "The cells are an all-pairs array: each two of sampler, scheduler, mode, family and weight type meet in at "
+        "least one cell, so every sampler and every mode occurs in each family. The models have SD1.5's and SDXL's "
+        "structure at a tenth of the width, with random weights, and run on ComfyUI's own nodes. A cell is ok when it "
+        "runs, the same seed gives the same bits on a freshly loaded model, the picture is finite, at least one call "
+        "was guided and changed it, strength 0 is bit-equal to plain, and so is a plain run after a guided one. "
+        "`fp8` weights compute in bf16.",
+    ]
+    for across, down in (("family", "mode"), ("dtype", "mode"), ("family", "sampler"), ("dtype", "scheduler")):
+        lines += ["", f"## {down.capitalize()} and {across}", "", "Cells that are ok / tried.", ""]
+        lines += _table(tried, across, down)
+    for status, title in (("broken", "Broken"), ("core", "Where core's own plain run fails")):
+        found = [f"- {cell.key}: {result.why}" for cell, result in tried if result.status == status]
+        lines += ["", f"## {title}", "", *(found or ["None."])]
+    return "\n".join(lines) + "\n"
+
+
+def _table(tried: list[tuple[Cell, Result]], across: str, down: str) -> list[str]:
+    values = _cells.columns()
+    lines = [f"| {down} | {' | '.join(values[across])} |", "|---" * (1 + len(values[across])) + "|"]
+    for row in values[down]:
+        entries = []
+        for column in values[across]:
+            here = [r for c, r in tried if getattr(c, down) == row and getattr(c, across) == column]
+            entries.append(f"{sum(r.status == 'ok' for r in here)} / {len(here)}" if here else "")
+        lines.append(f"| {row} | {' | '.join(entries)} |")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="run.py bench matrix")
+    parser.add_argument("--smoke", action="store_true", help="the subset for CI and for other cores; writes no page")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="this process does every N-th cell")
+    parser.add_argument("--results", type=Path, default=ROOT / "output" / "matrix.jsonl", metavar="FILE")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "matrix.md", metavar="FILE")
+    options = parser.parse_args()
+    logging.getLogger("omniportrait").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    rows, where = cells(options.smoke), surroundings()
+    results = known_results(options.results, where)
+    part, parts = map(int, options.part.split("/"))
+    todo = [cell for cell in rows if cell.key not in results or results[cell.key].status == "broken"]
+    print(f"{where}: {len(rows)} cells, {len(todo)} to try", flush=True)
+    work(todo[part - 1 :: parts], options.results, where)
+    results = known_results(options.results, where)
+    if not options.smoke:
+        options.page.parent.mkdir(parents=True, exist_ok=True)
+        options.page.write_text(page(rows, results, where))
+        print(f"wrote {options.page}")
+    broken = [cell.key for cell in rows if cell.key in results and results[cell.key].status == "broken"]
+    print(f"{sum(cell.key in results for cell in rows)} of {len(rows)} cells tried, {len(broken)} broken")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
