@@ -1,0 +1,25 @@
+"""The held-out prompts are held out, and there are as many as the measures need."""
+
+from __future__ import annotations
+
+import numpy as np
+from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS, Prompt
+from omniportrait.demo.world.view import random_view, reference_view
+
+SEED, IDENTITIES, VIEWS = 0, 2000, 8  # the defaults of `run.py make pictures`
+
+
+def test_no_training_portrait_shows_a_held_out_prompt():
+    shown = set()
+    for number in range(IDENTITIES):
+        for index in range(VIEWS + 1):
+            rng = np.random.default_rng((SEED, number, index))
+            view = random_view(rng) if index else reference_view(rng)
+            shown.add(Prompt(view.expression, view.colour, view.garment, view.background))
+    assert len(shown) > 10_000
+    assert len(set(HELD_OUT_PROMPTS)) == 30
+    assert not shown & set(HELD_OUT_PROMPTS)
+
+
+def test_prompts_in_words():
+    assert Prompt("angry", "red", "suit", "beach").text("man") == "an angry man in a red suit on a beach"
