@@ -118,7 +118,7 @@ def photograph(path: Path) -> None:
     from omniportrait.demo import main
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    main.save_photo(main.second_photo() if "2" in path.stem else None, path)
+    main.save_photo(main.second_photo() if "2" in path.stem else main.first_photo(), path)
 
 
 def _is_sdxl(name: str) -> bool:
