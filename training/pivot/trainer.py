@@ -179,7 +179,7 @@ class Trainer:
             with self.accelerator.no_sync(self.model) if more else contextlib.nullcontext():
                 found = losses(self.model, each, self.base, self.config.objective, self.config.seed)
                 self.accelerator.backward(found.total * (processes / good))
-            values = (found.total, found.denoising, found.localisation, found.located)
+            values = (found.total.detach(), found.denoising.detach(), found.localisation.detach(), found.located)
             sums = [before + float(value) for before, value in zip(sums, values, strict=True)]
         return sums
 

@@ -1,0 +1,285 @@
+"""Whole runs of the command's own path on rendered portraits: what must not depend on how a run is cut up."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from omniportrait import run
+from omniportrait.demo import architecture, random_weights
+from omniportrait.demo.world.shards import Shard
+from omniportrait.demo.world.shards import write as render
+from omniportrait.models import pivot_checkpoint
+from omniportrait.training.pivot import config as settings
+from omniportrait.training.pivot import index
+from omniportrait.training.pivot import state as disk
+from omniportrait.training.pivot.base import load_base
+from omniportrait.training.pivot.dataset import open_dataset, with_cache
+from omniportrait.training.pivot.trainer import Trainer
+from omniportrait.training.pivot.trainer import learning_rate as rate_at
+
+SCRIPT = run.ROOT / "training" / "pivot_encoder.py"
+SMALL = {
+    "data.resolution": 64, "data.workers": 0, "data.cached": False, "batch": 4, "micro_batch": 2, "steps": 4,
+    "tower": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}, "precision": "fp32",
+    "warmup": 2, "rate": 1e-3, "ema": 0.9, "save_every": 2, "log_every": 1, "report_every": 1000, "objective.eta": 1.0,
+}  # fmt: skip
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with a base model and a shard of three people in three pictures each."""
+    folder = tmp_path_factory.mktemp("training")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(architecture, "UNET", architecture.UNET | {"model_channels": 32})
+        random_weights.write(random_weights.checkpoint(), folder / "base.safetensors")
+    render(Shard(folder / "world" / "train-000000.tar", first=0, count=3, views=2, size=64, seed=0))
+    return folder
+
+
+def config_of(made: Path, out: Path, **changes) -> settings.Config:
+    places = {"checkpoint": str(made / "base.safetensors"), "out": str(out), "data.shards": [str(made / "world")]}
+    return settings.read("demo", SMALL | places | changes)
+
+
+@pytest.fixture(scope="module")
+def base(made, tmp_path_factory):
+    return load_base(config_of(made, tmp_path_factory.mktemp("out")))
+
+
+class Curve:
+    """A reporter that keeps the numbers."""
+
+    def __init__(self):
+        self.steps: list[dict] = []
+
+    def step(self, step: int, numbers: dict) -> None:
+        self.steps.append(numbers)
+
+    def losses(self) -> list[float]:
+        return [each["loss"] for each in self.steps]
+
+
+def trained(config: settings.Config, base, stop_at: int | None = None, resume=False, minutes=None, cached=False):
+    """(trainer, its curve) after a run in this process."""
+    accelerator = Accelerator(cpu=True)
+    data = open_dataset(config)
+    data = with_cache(data, config, base, accelerator) if cached else data
+    trainer = Trainer(config, accelerator, base, data, minutes)
+    assert trainer.resume() == resume
+    curve = Curve()
+    trainer.run(curve, stop_at)
+    return trainer, curve
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    return [w.detach() for w in trainer.encoder.parameters()] + trainer.average.values
+
+
+@pytest.fixture(scope="module")
+def reference(made, base, tmp_path_factory):
+    """An uninterrupted run of four steps."""
+    out = tmp_path_factory.mktemp("reference")
+    return (out, *trained(config_of(made, out), base))
+
+
+def test_run_learns_and_leaves_what_the_loader_reads(reference, base):
+    out, trainer, curve = reference
+    encoder, header = pivot_checkpoint.load(out / disk.EXPORT)
+    assert header.step == 4 and header.config.text_dims == (base.text_width,)
+    assert len(curve.steps) == 4 and all(0 < each["loss"] < 1e4 and each["gradient"] > 0 for each in curve.steps)
+    fresh = trainer.encoder.__class__(trainer.encoder.config)
+    assert not torch.equal(trainer.encoder.fusion.weight, fresh.fusion.weight)
+    averaged = dict(zip((n for n, _ in trainer.encoder.named_parameters()), trainer.average.values, strict=True))
+    torch.testing.assert_close(encoder.fusion.weight, averaged["fusion.weight"], rtol=1e-3, atol=1e-5)
+
+
+def test_encoder_loads_in_its_node(reference, base):
+    from omniportrait.models.pivot_handle import load_handle
+
+    assert load_handle(str(reference[0] / disk.EXPORT)).header.config.text_width == base.text_width
+
+
+def test_resumed_run_gives_the_same_weights(reference, made, base, tmp_path):
+    config = config_of(made, tmp_path)
+    _, before = trained(config, base, stop_at=3)
+    resumed, after = trained(config, base, resume=True)
+    assert before.losses() + after.losses() == reference[2].losses()
+    for ours, theirs in zip(weights(resumed), weights(reference[1]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_micro_batches_and_cache_change_nothing(reference, made, base, tmp_path):
+    """The cache is in half precision."""
+    _, curve = trained(config_of(made, tmp_path, micro_batch=4), base, cached=True)
+    torch.testing.assert_close(curve.losses(), reference[2].losses(), rtol=2e-3, atol=0)
+    elsewhere = config_of(made, tmp_path / "again", micro_batch=4, **{"data.cache": str(tmp_path / "cache")})
+    _, second = trained(elsewhere, base, cached=True)
+    assert second.losses() == curve.losses()
+    assert len(list((tmp_path / "cache" / "states").glob("*.bin"))) == 1
+
+
+def test_two_processes_walk_the_curve_of_one(reference, made, tmp_path):
+    environment = os.environ | {"COMFYUI_PATH": str(run.find_comfyui()), "OMP_NUM_THREADS": "1"}
+    settings_ = [f"{n}={json.dumps(v)}" for n, v in SMALL.items()]
+    command = [sys.executable, str(SCRIPT), "--config", "demo", "--checkpoint", made / "base.safetensors"]
+    command += ["--data", made / "world", "--out", tmp_path, "--processes", "2"]
+    command += [word for setting in settings_ for word in ("--set", setting)]
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    torch.testing.assert_close([line["loss"] for line in lines], reference[2].losses(), **CLOSE)
+    state = disk.load_state(tmp_path)
+    for name, value in reference[1].encoder.state_dict().items():
+        # Adam divides by each gradient's own size, so rounding may turn single steps of vanishing gradients about.
+        assert float((state["encoder"][name] - value).abs().mean()) < 2e-5, name
+    assert "pivot_encoder.safetensors after 4 steps" in done.stdout and (tmp_path / "tensorboard").is_dir()
+
+
+def test_states_are_whole_and_only_the_last_are_kept(made, base, tmp_path, monkeypatch):
+    trainer, _ = trained(config_of(made, tmp_path, save_every=1, keep=2), base)
+    assert [path.name for path in disk.states(tmp_path)] == ["000000003.pt", "000000004.pt"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(disk.torch, "save", interrupted)
+    trainer.clock.step = 5
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save()
+    assert disk.load_state(tmp_path)["step"] == 4
+
+
+def test_run_stops_by_the_clock_with_its_rate_run_down(made, base, tmp_path):
+    trainer, curve = trained(config_of(made, tmp_path, steps=10_000), base, minutes=0.02)
+    assert 0 < trainer.clock.step < 10_000 and trainer.clock.spent >= 1.2
+    assert disk.load_state(tmp_path)["spent"] == trainer.clock.spent
+    assert rate_at(trainer.config, 100, 1.0) == pytest.approx(1e-3 * 0.02)
+    assert rate_at(trainer.config, 0, 0.0) == pytest.approx(0.5e-3)  # half of the warm-up
+    assert curve.steps[-1]["rate"] < 1e-3
+
+
+def test_only_the_last_layers_learn_where_asked(made, base, tmp_path):
+    trainer, _ = trained(config_of(made, tmp_path, trainable_layers=0, ema=0.0), base)
+    fresh = Trainer(trainer.config, trainer.accelerator, base, trainer.data, None).encoder
+    same = {n: torch.equal(w, fresh.get_parameter(n)) for n, w in trainer.encoder.named_parameters()}
+    assert all(equal == name.startswith("tower.") for name, equal in same.items())
+
+
+# Bad data
+
+
+def spoil(world: Path, out: Path, good: int) -> None:
+    """The samples of a shard with all pictures after the first `good` cut short."""
+    out.mkdir()
+    number = 0
+    with tarfile.open(world / "train-000000.tar") as source, tarfile.open(out / "train-000000.tar", "w") as target:
+        for member in source:
+            content = source.extractfile(member).read()
+            if member.name.endswith(".jpg"):
+                number += 1
+                content = content if number <= good else content[: len(content) // 2]
+            member.size = len(content)
+            target.addfile(member, io.BytesIO(content))
+
+
+def test_bad_pictures_are_left_out_of_the_batch_and_counted(made, base, tmp_path):
+    spoil(made / "world", tmp_path / "bad", good=7)
+    shards = {"data.shards": [str(tmp_path / "bad")], "data.reference": "own"}
+    trainer, curve = trained(config_of(made, tmp_path / "run", batch=9, micro_batch=3, steps=2, **shards), base)
+    assert trainer.reasons() == {index.BROKEN_PICTURE: 4}  # two in each of two epochs
+    assert json.loads((tmp_path / "run" / "skipped.json").read_text()) == {index.BROKEN_PICTURE: 4}
+    # The mean is over the good ones: a run that never knew the bad ones, sample by sample, has the same loss.
+    expected = alone(trainer, base, skip=index.BROKEN_PICTURE)
+    assert curve.losses()[0] == pytest.approx(expected, rel=1e-5)
+
+
+def alone(trainer: Trainer, base, skip: str) -> float:
+    """The mean loss of the first batch's good samples, each computed by itself with the encoder as it began."""
+    from omniportrait.training.pivot.step import gather, losses
+
+    fresh = Trainer(trainer.config, trainer.accelerator, base, trainer.data, None).encoder
+    values = []
+    for slot in trainer.data.plan.batch(0).slots:
+        sample = trainer.data.samples[slot]
+        if sample.problem:
+            assert sample.problem == skip
+            continue
+        with torch.no_grad():
+            inputs = gather([sample], base, Counter())
+            values.append(float(losses(fresh, inputs, base, trainer.config.objective, trainer.config.seed).total))
+    return sum(values) / len(values)
+
+
+def test_run_stops_when_over_half_is_bad(made, base, tmp_path):
+    spoil(made / "world", tmp_path / "bad", good=3)
+    shards = {"data.shards": [str(tmp_path / "bad")], "data.reference": "own"}
+    with pytest.raises(SystemExit, match="samples were bad") as stopped:
+        trained(config_of(made, tmp_path / "run", steps=50, **shards), base)
+    assert index.BROKEN_PICTURE in str(stopped.value)
+
+
+def test_shard_that_vanishes_stops_the_run_with_its_reason(made, base, tmp_path):
+    shutil.copytree(made / "world", tmp_path / "world")
+    config = config_of(made, tmp_path / "run", steps=50, **{"data.shards": [str(tmp_path / "world")]})
+    trainer = Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
+
+    class Vanish(Curve):
+        def step(self, step, numbers):
+            super().step(step, numbers)
+            if step == 2:
+                (tmp_path / "world" / "train-000000.tar").unlink()
+
+    curve = Vanish()
+    with pytest.raises(SystemExit, match=index.BROKEN_SHARD):
+        trainer.run(curve)
+    assert all(torch.isfinite(w).all() for w in weights(trainer)) and len(curve.steps) >= 4
+
+
+def test_wrong_family_is_one_sentence(made, base, tmp_path):
+    config = config_of(made, tmp_path, family="sd15")
+    with pytest.raises(ValueError, match="the config of its family"):
+        Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
+
+
+# What a run shows
+
+
+def test_sheets_curves_and_estimate(made, base, tmp_path):
+    from omniportrait.training.pivot.estimate import estimate
+    from omniportrait.training.pivot.report import Reporter
+    from PIL import Image
+
+    config = config_of(made, tmp_path, report_samples=2, report_steps=2)
+    trainer = Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
+    before = [w.clone() for w in weights(trainer)]
+    reporter = Reporter(config, base, trainer.encoder, trainer.average, trainer.data.samples, 0)
+    reporter.step(1, {"loss": 1.0, "localisation": 0.5, "skipped": 0.0})
+    reporter.sheets(1)
+    reporter.close()
+    with Image.open(tmp_path / "sheets" / "000000001.jpg") as sheet:
+        assert sheet.size == (5 * 64, 2 * 64)
+    assert all(torch.equal(w, b) for w, b in zip(weights(trainer), before, strict=True))
+    text = estimate(trainer)
+    assert "4 = 1 process(es) x 4, 2 at a time" in text and "GiB at most" in text and "hours" in text
+
+
+def test_command_refuses_to_mix_two_runs(reference, made):
+    from omniportrait.training.pivot.command import train
+
+    options = argparse.Namespace(resume=False, dry_run=False, minutes=None, stop_at=None)
+    with pytest.raises(ValueError, match="add --resume"):
+        train(config_of(made, reference[0]), options)
