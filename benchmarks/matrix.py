@@ -27,6 +27,7 @@ ROOT = Path(run.__file__).resolve().parent
 sys.path[:0] = [str(ROOT / "tests" / "comfy" / "lib"), str(Path(__file__).parent)]
 
 import _cells  # noqa: E402
+import comfy.utils  # noqa: E402
 import small  # noqa: E402
 import torch  # noqa: E402
 from _cells import Cell, Result  # noqa: E402
@@ -72,7 +73,7 @@ def known_results(path: Path, where: str) -> dict[str, Result]:
 
 def work(todo: list[Cell], path: Path, where: str) -> None:
     """Try each cell and append its result at once."""
-    vae = small.vae()
+    vae, comfy.utils.PROGRESS_BAR_ENABLED = small.vae(), False
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(todo, 1):
         result = _cells.try_cell(cell, vae)

@@ -1,0 +1,201 @@
+"""What overhead.py compares: ways to sample on the same loaded model, and stopwatches inside one run.
+
+Needs ComfyUI and tests/comfy/lib on the path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import small
+import torch
+from guiding import core
+from omniportrait.guidance import features as dift
+from omniportrait.guidance import run as guided_run
+from omniportrait.guidance.people import ByHand
+from omniportrait.guidance.private_pass import PrivatePass
+from omniportrait.guidance.sampler_patch import patch
+from omniportrait.guidance.settings import Settings
+
+CFG = 7.5
+WINDOW_SIGMA = 2.2851
+"""Calls at or below it are those that u = 0.6 guides."""
+
+
+class Kept(torch.nn.Module):
+    """Takes the feature block's output and lets the UNet go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features: torch.Tensor | None = None
+
+    def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
+        self.features = h
+        return h
+
+
+class NaivePass(PrivatePass):
+    """The straightforward way: a whole UNet forward of its own with autograd on, whatever the feature block."""
+
+    def __init__(self, base: torch.nn.Module, exit_block: int, checkpointing: bool, device: torch.device) -> None:
+        super().__init__(base, exit_block, checkpointing, device)
+        self._kept = Kept()
+        block = self.base.diffusion_model.output_blocks._modules[str(exit_block)]
+        block.__dict__["_modules"] = {**block._modules, "exit": self._kept}
+
+    def _run(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
+        with contextlib.suppress(RuntimeError):  # the parent's, that the UNet ended: here it is meant to
+            super()._run(x, sigma, arguments, transformer_options)
+        features, self._kept.features = self._kept.features, None
+        return features
+
+
+@dataclass(frozen=True)
+class Contender:
+    """name: as printed. prepare: (model, vae) to the model that is sampled. naive: swap the private pass."""
+
+    name: str
+    prepare: Callable[[object, object], object]
+    naive: bool = False
+
+
+def by_hand() -> ByHand:
+    """A face in the middle, a fifth of the picture: random weights have no attention that finds one."""
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 32:90, 35:93] = 1
+    return ByHand(small.face(), mask)
+
+
+def ours(**settings: object) -> Callable[[object, object], object]:
+    def prepare(model: object, vae: object) -> object:
+        with torch.inference_mode():
+            return patch(model, vae, Settings(**settings), by_hand())
+
+    return prepare
+
+
+def of_core(module: str, node: str, **inputs: object) -> Callable[[object, object], object]:
+    def prepare(model: object, vae: object) -> object:
+        import importlib
+
+        return core(getattr(importlib.import_module(f"comfy_extras.{module}"), node), model=model, **inputs)[0]
+
+    return prepare
+
+
+def contenders(lower_block: int) -> list[Contender]:
+    """Plain first: the others are told as multiples of it."""
+    return [
+        Contender("plain KSampler", lambda model, vae: model),
+        Contender("RB-Guidance", ours()),
+        Contender("RB-Guidance, checkpointing", ours(checkpointing="on")),
+        Contender(f"RB-Guidance, feature block {lower_block}", ours(block=lower_block)),
+        Contender("naive: whole forward and backward", ours(checkpointing="off"), naive=True),
+        Contender("PAG (core)", of_core("nodes_pag", "PerturbedAttentionGuidance", scale=3.0)),
+        Contender("SAG (core)", of_core("nodes_sag", "SelfAttentionGuidance", scale=0.5, blur_sigma=2.0)),
+    ]
+
+
+@dataclass
+class Times:
+    """One run. calls: (sigma, seconds) of each prediction. whole: seconds of the sampling. reference: of its features,
+    and encode: of the VAE before them. peak: bytes above what was in use before."""
+
+    calls: list[tuple[float, float]] = field(default_factory=list)
+    whole: float = 0.0
+    reference: float = 0.0
+    encode: float = 0.0
+    peak: int = 0
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@contextlib.contextmanager
+def stopwatch(owner: object, name: str, add: Callable[[float], None], device: torch.device) -> Iterator[None]:
+    original = getattr(owner, name)
+
+    def timed(*args: object, **kwargs: object) -> object:
+        start = now(device)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            add(now(device) - start)
+
+    setattr(owner, name, timed)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def timed_run(contender: Contender, model: object, vae: object, side: int, steps: int) -> Times:
+    """One run of Euler on the normal schedule from an empty latent, with the reference features made anew."""
+    from comfy.patcher_extension import WrappersMP
+
+    times, device = Times(), model.load_device
+    watched = contender.prepare(model, vae).clone()
+
+    def predict(executor: Callable, x: torch.Tensor, sigma: torch.Tensor, *args: object, **kwargs: object) -> object:
+        before, start = times.reference, now(device)
+        result = executor(x, sigma, *args, **kwargs)
+        seconds = now(device) - start - (times.reference - before)
+        times.calls.append((float(sigma[0]), seconds))
+        return result
+
+    watched.wrappers = {
+        kind: {key: list(values) for key, values in table.items()} for kind, table in watched.wrappers.items()
+    }
+    table = watched.wrappers.setdefault(WrappersMP.PREDICT_NOISE, {})
+    watched.wrappers[WrappersMP.PREDICT_NOISE] = {"overhead": [predict], **table}  # outermost: it times the others
+    dift.forget_all()
+    positive, options = small.conditioning(model, 1), {"steps": steps, "size": (side, side), "cfg": CFG}
+    with contextlib.ExitStack() as stack:
+        if contender.naive:
+            stack.callback(setattr, guided_run, "PrivatePass", guided_run.PrivatePass)
+            guided_run.PrivatePass = NaivePass
+        for name in ("reference", "encode"):
+            watch = {"reference": "compute", "encode": "encode_reference"}[name]
+            add = lambda seconds, name=name: setattr(times, name, getattr(times, name) + seconds)  # noqa: E731
+            stack.enter_context(stopwatch(dift, watch, add, device))
+        used = reset_peak(device)
+        start = now(device)
+        small.sample(watched, positive, **options)
+        times.whole = now(device) - start
+        times.peak = peak(device) - used
+    return times
+
+
+def reset_peak(device: torch.device) -> int:
+    """Forget the highest memory use so far; what is in use now, in bytes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError):  # Linux only
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak(device: torch.device) -> int:
+    """The highest memory use since `reset_peak`, in bytes; on a CPU the resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return 1024 * int(line.split()[1])
+    scale = 1 if sys.platform == "darwin" else 1024
+    return scale * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,223 @@
+"""What RB-Guidance costs: seconds and memory against a plain KSampler, a naive reference, and core's own SAG and PAG.
+
+    python run.py bench overhead                                   # on a CPU: the demo, and SD1.5 at 16x16 latents
+    python run.py bench overhead --models sdxl --side 16 --dtype bf16
+    python run.py bench overhead --models sd15 sdxl --dtype fp16   # on a GPU: 64x64 and 128x128, as people use them
+    python run.py bench overhead --models sdxl --dtype bf16 --comfy=--lowvram
+
+True architectures with random weights (speed does not depend on them), Euler on the normal schedule, cfg 7.5, a mask
+by hand. All ways run by turns, so that a busy machine slows all alike; numbers are medians over the rounds. Results
+are kept in a JSON-lines file, newest first in force, and docs/overhead.md is written from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from omniportrait import run
+
+ROOT = Path(run.__file__).resolve().parent
+SIDES = {"demo": 32, "sd15": 64, "sdxl": 128}
+LOWER = {"demo": 3, "sd15": 4, "sdxl": 1}
+GOALS = {"step": 1.45, "whole": 1.27, "naive": 1.6, "reference": 4.0}
+
+
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run.py bench overhead")
+    parser.add_argument("--models", nargs="+", choices=list(SIDES), metavar="NAME", help="demo, sd15, sdxl")
+    parser.add_argument("--side", type=int, metavar="N", help="latent side (CPU: 16; GPU: 64 for SD1.5, 128 for SDXL)")
+    parser.add_argument("--dtype", choices=["fp32", "fp16", "bf16"], help="weights (CPU: fp32; GPU: fp16)")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="ways whose names hold a word, and plain")
+    parser.add_argument("--comfy", action="append", default=[], metavar="ARGUMENT", help="one more of ComfyUI's own")
+    parser.add_argument("--results", type=Path, default=ROOT / "output" / "overhead.jsonl", metavar="FILE")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "overhead.md", metavar="FILE")
+    return parser.parse_args(arguments)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One way on one model. step: a guided call over a plain one; whole: a run over a plain one, the reference's
+    features made anew; reference: those features in plain calls; peak: MiB over the plain run's peak."""
+
+    setup: str
+    way: str
+    plain_seconds: float
+    step: float
+    whole: float
+    reference: float
+    peak: float
+
+
+def load(name: str, dtype: str) -> object:
+    """A MODEL of the true size."""
+    import comfy.supported_models
+    import small
+    import torch
+    from omniportrait.demo.architecture import UNET
+
+    kinds = {
+        "demo": (comfy.supported_models.SD15, UNET),
+        "sd15": (comfy.supported_models.SD15, small.SD15_FULL),
+        "sdxl": (comfy.supported_models.SDXL, small.SDXL_FULL),
+    }
+    types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    return small.unet(*kinds[name], dtype=types[dtype])
+
+
+def measure(name: str, dtype: str, side: int, options: argparse.Namespace) -> list[Line]:
+    """Every way on one model, by turns."""
+    import small
+    from _contenders import WINDOW_SIGMA, contenders, timed_run
+
+    model, vae = load(name, dtype), small.vae()
+    ways = contenders(LOWER[name])
+    ways = [w for w in ways if w is ways[0] or not options.only or any(word in w.name for word in options.only)]
+    runs: dict[str, list] = {way.name: [] for way in ways}
+    small.sample(model, small.conditioning(model, 1), steps=1, size=(side, side))  # ComfyUI loads the model
+    for number in range(options.rounds):
+        for way in ways:
+            try:
+                runs[way.name].append(timed_run(way, model, vae, side, options.steps))
+            except Exception as error:
+                print(f"  {way.name} cannot run here: {type(error).__name__}: {error}", flush=True)
+                continue
+            print(f"  round {number + 1}: {runs[way.name][-1].whole:7.2f} s  {way.name}", flush=True)
+    where = f"{name}, {side}x{side} latent, {dtype}, {device_name(model)}, {core_version()}"
+    setup = " ".join([where, *options.comfy])
+
+    def calls(way: str) -> float:
+        each = [seconds for t in runs[way] for sigma, seconds in t.calls[1:] if sigma <= WINDOW_SIGMA]
+        return statistics.median(each)
+
+    first = ways[0].name
+    plain = statistics.median(seconds for t in runs[first] for _, seconds in t.calls[1:])
+    whole, base = (statistics.median(getattr(t, what) for t in runs[first]) for what in ("whole", "peak"))
+    return [
+        Line(
+            setup,
+            way,
+            plain,
+            calls(way) / plain,
+            statistics.median(t.whole for t in times) / whole,
+            statistics.median(t.reference for t in times) / plain,
+            (statistics.median(t.peak for t in times) - base) / 2**20,
+        )
+        for way, times in runs.items()
+        if times
+    ]
+
+
+def device_name(model: object) -> str:
+    import torch
+
+    device = model.load_device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+
+
+def core_version() -> str:
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        __version__ = "of unknown version"
+    return f"ComfyUI {__version__}"
+
+
+def table(lines: list[Line]) -> list[str]:
+    """Markdown rows of one setup and the goals of the main way."""
+    rows = [
+        f"One plain call takes {lines[0].plain_seconds:.3f} s.",
+        "",
+        "| way | guided step / plain step | whole run / plain run | reference features, plain steps | peak, MiB |",
+        "|---|---|---|---|---|",
+    ]
+    for line in lines:
+        reference = f"{line.reference:.1f}" if line.reference else ""
+        rows.append(f"| {line.way} | {line.step:.2f} | {line.whole:.2f} | {reference} | {line.peak:+.0f} |")
+    by_name = {line.way.split(":")[0]: line for line in lines}
+    main_way = by_name.get("RB-Guidance")
+    if main_way:
+        told = [
+            f"guided step {main_way.step:.2f} ({_verdict(main_way.step, GOALS['step'])})",
+            f"whole run {main_way.whole:.2f} ({_verdict(main_way.whole, GOALS['whole'])})",
+            f"reference {main_way.reference:.1f} plain steps ({_verdict(main_way.reference, GOALS['reference'])})",
+        ]
+        if "naive" in by_name:
+            faster = by_name["naive"].step / main_way.step
+            met = "met" if faster >= GOALS["naive"] else "NOT met"
+            told.append(f"{faster:.2f} times faster a step than naive (goal {GOALS['naive']}, {met})")
+        rows += ["", "Goals: " + "; ".join(told) + "."]
+    return rows
+
+
+def _verdict(value: float, goal: float) -> str:
+    return f"goal {goal}, {'met' if value <= goal else 'NOT met'}"
+
+
+def keep(lines: list[Line], path: Path) -> dict[str, dict[str, Line]]:
+    """Append, and return the newest line of each way by setup."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(json.dumps(asdict(line)) + "\n" for line in lines)
+    newest: dict[str, dict[str, Line]] = {}
+    for text in path.read_text().splitlines():
+        line = Line(**json.loads(text))
+        newest.setdefault(line.setup, {})[line.way] = line
+    return newest
+
+
+def page(setups: dict[str, dict[str, Line]]) -> str:
+    """docs/overhead.md."""
+    lines = [
+        "# What RB-Guidance costs",
+        "",
+        "Made by `python run.py bench overhead`; do not edit. Each heading names a setup: model, latent size, weights, "
+        "device, core, and further arguments given to ComfyUI.",
+        "",
+        "True architectures with random weights, Euler on the normal schedule, cfg 7.5, guidance in the last 60% of "
+        "the timesteps (u = 0.6), the reference's features made anew in each run (in use they are cached). Medians "
+        "over interleaved rounds. `naive` runs a whole UNet forward of its own with autograd and takes the same "
+        "gradient; ours runs the conditional rows alone and leaves after the feature block. SAG and PAG are core's own "
+        "nodes, which work at every step, so their whole run is their step. Peak memory is over the plain run's; on a "
+        "CPU it is the process's resident set, which is rough.",
+    ]
+    for setup, ways in setups.items():
+        lines += ["", f"## {setup}", "", *table(list(ways.values()))]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    options = options_of()
+    given = run.device_arguments
+    run.device_arguments = lambda: [*given(), *options.comfy]
+    run.use_comfyui()
+    run.device_arguments = given
+    sys.path[:0] = [str(ROOT / "tests" / "comfy" / "lib"), str(Path(__file__).parent)]
+    import comfy.model_management
+
+    logging.getLogger("omniportrait").setLevel(logging.ERROR)
+    gpu = comfy.model_management.get_torch_device().type != "cpu"
+    dtype = options.dtype or ("fp16" if gpu else "fp32")
+    for name in options.models or (["demo", "sd15", "sdxl"] if gpu else ["demo", "sd15"]):
+        side = options.side or (SIDES[name] if gpu or name == "demo" else 16)
+        print(f"{name}, {side}x{side} latent, {dtype}", flush=True)
+        lines = measure(name, dtype, side, options)
+        print("\n".join(table(lines)), flush=True)
+        setups = keep(lines, options.results)
+        options.page.parent.mkdir(parents=True, exist_ok=True)
+        options.page.write_text(page(setups))
+    print(f"wrote {options.page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
