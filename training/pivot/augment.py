@@ -68,8 +68,8 @@ def _coloured(face: torch.Tensor, share: float, random: torch.Generator) -> torc
 
 
 def _blurred(face: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """Gaussian, of 0.1 to 2 pixels for each 100 of the side."""
-    sigma = (0.1 + 1.9 * float(torch.rand((), generator=random))) * face.shape[-1] / 100
+    """Gaussian, of 0.1 to 1 pixels for each 100 of the side."""
+    sigma = (0.1 + 0.9 * float(torch.rand((), generator=random))) * face.shape[-1] / 100
     reach = max(1, math.ceil(2.5 * sigma))
     line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     line = (line / line.sum()).to(face)
