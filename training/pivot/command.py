@@ -22,7 +22,7 @@ EPILOG = """examples:
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run.py train pivot-encoder", description="Train a Pivot ID Encoder for a checkpoint.", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, or sd15, sdxl or demo")
     parser.add_argument("--checkpoint", metavar="FILE", help="the base model, which stays as it is")
@@ -66,7 +66,7 @@ def main(script: Path) -> int:
     options = arguments().parse_args()
     try:
         config = read_config(options)
-        if options.processes > 1:
+        if options.processes > 1 and "LOCAL_RANK" not in os.environ:  # which the launcher sets in its children
             return launch(options, script)
         train(config, options)
     except ValueError as error:

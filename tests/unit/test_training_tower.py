@@ -1,0 +1,68 @@
+"""Telling people apart: the tower's own lesson."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder
+from omniportrait.training.pivot import config as settings
+from omniportrait.training.pivot.contrast import TEMPERATURE, contrast, teach
+from PIL import Image
+from safetensors.torch import load_file
+
+TOWER = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 8}
+
+
+def people(path, count: int) -> None:
+    """Three noisy pictures of each, in a colour of their own."""
+    random = np.random.default_rng(0)
+    with tarfile.open(path, "w") as tar:
+        for number in range(3 * count):
+            colour = np.random.default_rng(number // 3).integers(30, 225, 3)
+            pixels = np.clip(colour + random.normal(0, 10, (48, 48, 3)), 0, 255).astype(np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "JPEG", quality=95)
+            described = {"caption": "a man", "subject": "man", "face_box": [12, 12, 36, 36], "identity": number // 3}
+            mask = io.BytesIO()
+            Image.fromarray(np.full((48, 48), 255, np.uint8)).save(mask, "PNG")
+            parts = {"jpg": file.getvalue(), "json": json.dumps(described).encode(), "mask.png": mask.getvalue()}
+            for extension, content in parts.items():
+                member = tarfile.TarInfo(f"{number:03d}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def test_contrast_is_the_cross_entropy_both_ways():
+    generator = torch.Generator().manual_seed(0)
+    ones, others = (torch.nn.functional.normalize(torch.randn(3, 5, generator=generator), dim=-1) for _ in range(2))
+    scores = (ones.double() @ others.double().T / TEMPERATURE).exp()
+    both_ways = [-(scores.diagonal() / scores.sum(axis)).log().mean() for axis in (0, 1)]
+    value, accuracy = contrast(ones, others)
+    assert float(value) == pytest.approx(float(sum(both_ways)) / 2, rel=1e-5)
+    assert accuracy == pytest.approx(float((scores.argmax(1) == torch.arange(3)).double().mean()))
+
+
+def test_tower_learns_and_an_encoder_starts_from_it(tmp_path):
+    people(tmp_path / "train-000000.tar", 12)
+    given = {"data.shards": [str(tmp_path)], "out": str(tmp_path), "tower": TOWER, "batch": 6, "steps": 60}
+    given |= {"data.workers": 0, "precision": "fp32", "rate": 3e-3, "warmup": 5}
+    config = settings.read("demo", given)
+    said: list[str] = []
+    assert teach(config, tmp_path / "tower.safetensors", 5.0, said.append) > 0.6  # by chance: 1 in 6
+    assert len(said) == 3 and "step 60" in said[-1]
+    encoder = PivotEncoder(PivotConfig("generic", (8,), config.tower))
+    state = load_file(tmp_path / "tower.safetensors")
+    encoder.load_pretrained_tower(state)
+    assert torch.equal(encoder.tower.conv1.weight, state["visual.conv1.weight"])
+
+
+def test_too_few_people_are_refused(tmp_path):
+    people(tmp_path / "train-000000.tar", 3)
+    config = settings.read("demo", {"data.shards": [str(tmp_path)], "out": str(tmp_path), "tower": TOWER, "batch": 4})
+    with pytest.raises(ValueError, match="Only 3 people"):
+        teach(config, tmp_path / "tower.safetensors", 1.0, print)

@@ -1,0 +1,126 @@
+"""Two pictures of one person nearer to each other than to those of the batch's other people (InfoNCE, van den Oord et
+al. 2018; both ways, as CLIP does)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig
+from .config import Augmentation, Config, Data
+from .dataset import read_index
+from .index import BadSample, Entry, write_whole
+from .plan import Plan, Slot, seeded
+from .samples import MicroBatches, decode, loader, seen_face
+from .trainer import Clock, learning_rate
+
+TEMPERATURE = 0.1
+WIDTH = 64
+"""Of the space in which faces are compared; its projection is thrown away, as in SimCLR."""
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Two faces [2, 3, S, S] of a person, by the person's number; None where a picture is bad."""
+
+    def __init__(
+        self, people: Sequence[Sequence[Entry]], data: Data, augmentation: Augmentation, side: int, seed: int
+    ) -> None:
+        self.people, self.data, self.augmentation, self.side, self.seed = people, data, augmentation, side, seed
+
+    def __getitem__(self, slot: Slot) -> torch.Tensor | None:
+        random = seeded(self.seed, slot.epoch, slot.position, "pair")
+        pictures = self.people[slot.sample]
+        chosen = torch.randperm(len(pictures), generator=random)[:2].tolist()
+        try:
+            return torch.stack([self._face(pictures[number], random) for number in chosen])
+        except BadSample:
+            return None
+
+    def _face(self, entry: Entry, random: torch.Generator) -> torch.Tensor:
+        box = tuple(entry.description()["face_box"])
+        return seen_face(decode(entry.read(entry.picture)), box, self.side, self.augmentation, random)
+
+
+class Comparison(nn.Module):
+    """A tower and the space in which its faces are compared."""
+
+    def __init__(self, tower: TowerConfig) -> None:
+        super().__init__()
+        self.tower = PivotEncoder(PivotConfig("generic", (8,), tower)).tower
+        self.head = nn.Sequential(nn.Linear(tower.width, tower.width), nn.GELU(), nn.Linear(tower.width, WIDTH))
+
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.head(self.tower(faces)).float(), dim=-1)
+
+
+def contrast(ones: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """InfoNCE of unit vectors [P, D] whose rows belong together, and the share of rows that find their partner."""
+    scores = ones @ others.T / TEMPERATURE
+    right = torch.arange(len(scores), device=scores.device)
+    value = (F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)) / 2
+    return value, float((scores.argmax(1) == right).float().mean())
+
+
+def teach(config: Config, out: Path, minutes: float, say: Callable[[str], None]) -> float:
+    """Train for so long, or for config.steps, and write the tower; returns the last steps' share of found partners.
+
+    ValueError where fewer than a batch of people have two pictures.
+    """
+    entries, _ = read_index(config)
+    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.shard, entry.identity].append(entry)
+    people = [group for (_, identity), group in groups.items() if identity and len(group) > 1]
+    if len(people) < config.batch:
+        raise ValueError(f"Only {len(people)} people have an identity and two pictures; a batch needs {config.batch}.")
+    pairs = Pairs(people, config.data, config.augmentation, config.tower.image_size, config.seed)
+    plan = Plan([(1, 1)] * len(people), [(1, 1)], config.batch, config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Comparison(config.tower)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=config.weight_decay)
+    clock, recent = Clock(config.steps, minutes), []
+    clock.start()
+    for found in loader(pairs, MicroBatches(plan, 0, config.steps, config.batch)):
+        faces = [each for each in found if each is not None]
+        if len(faces) > 1:
+            recent = [*recent[-19:], _step(model, optimizer, torch.stack(faces).to(device), config, clock)]
+        clock.step += 1
+        clock.spent += clock.own_time()
+        if clock.step % 20 == 0 or clock.share >= 1:
+            value, accuracy = (sum(each) / len(recent) for each in zip(*recent, strict=True))
+            say(f"step {clock.step}, {clock.spent:.0f} s: loss {value:.3f}, found {accuracy:.1%}")
+        if clock.share >= 1:
+            break
+    _write(model.tower, out)
+    return sum(accuracy for _, accuracy in recent) / max(len(recent), 1)
+
+
+def _step(
+    model: Comparison, optimizer: torch.optim.Optimizer, faces: torch.Tensor, config: Config, clock: Clock
+) -> tuple[float, float]:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, clock.step, clock.share)
+    with torch.autocast(faces.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        vectors = model(faces.flatten(0, 1)).view(*faces.shape[:2], -1)
+    value, accuracy = contrast(vectors[:, 0], vectors[:, 1])
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    optimizer.step()
+    return float(value.detach()), accuracy
+
+
+def _write(tower: nn.Module, out: Path) -> None:
+    """As OpenCLIP names its image tower."""
+    from safetensors.torch import save
+
+    state = {f"visual.{name}": value.detach().cpu().contiguous() for name, value in tower.state_dict().items()}
+    write_whole(out, save(state))
