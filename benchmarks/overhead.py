@@ -24,7 +24,8 @@ from omniportrait import run
 
 ROOT = Path(run.__file__).resolve().parent
 SIDES = {"demo": 32, "sd15": 64, "sdxl": 128}
-LOWER = {"demo": 3, "sd15": 4, "sdxl": 1}
+LOWER = {"demo": 0, "sd15": 3, "sdxl": 0}
+"""The first output block of the level at whose end the features are taken."""
 GOALS = {"step": 1.45, "whole": 1.27, "naive": 1.6, "reference": 4.0}
 
 

@@ -59,8 +59,8 @@ def workflow(size: int, steps: int, crop: float | None) -> dict:
     (sampling,) = (key for key, node in prompt.items() if node["class_type"] == "OmniPortraitRBGuidanceKSampler")
     inputs = prompt[sampling]["inputs"] | {"steps": steps}
     prompt = {key: node for key, node in prompt.items() if node["class_type"] in SHARED}
-    demo.node(prompt, "EmptyLatentImage")["inputs"].update(width=size, height=size)
-    demo.node(prompt, "OmniPortraitFaceReference")["inputs"]["crop_factor"] = crop or CROPS[0]
+    demo.node(prompt, "EmptyLatentImage").update(width=size, height=size)
+    demo.node(prompt, "OmniPortraitFaceReference")["crop_factor"] = crop or CROPS[0]
     prompt["sampler"] = {"class_type": "OmniPortraitRBGuidanceKSampler", "inputs": inputs}
     if crop is None:
         prompt["sampler"] = {"class_type": "KSampler", "inputs": {name: inputs[name] for name in KSAMPLER}}
