@@ -1,0 +1,54 @@
+"""The benchmarks' intervals, against closed forms."""
+
+from __future__ import annotations
+
+import sys
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omniportrait import run
+
+sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
+
+from _intervals import bootstrap, difference_of, mean_of  # noqa: E402
+
+
+@pytest.mark.parametrize(("ones", "people"), [(6, 20), (25, 50), (36, 40)])
+def test_resampled_ones_are_binomial(ones, people):
+    """The mean of N draws from k ones and N - k zeros is Binomial(N, k/N)/N, whose quantiles are known exactly."""
+    share = ones / people
+    chance = np.cumsum([comb(people, k) * share**k * (1 - share) ** (people - k) for k in range(people + 1)])
+    expected = [int((chance < point).sum()) / people for point in (0.025, 0.975)]
+    assert min(abs(chance - 0.025).min(), abs(chance - 0.975).min()) > 0.005  # 3 deviations of what 10,000 draws give
+    found = bootstrap([1.0] * ones + [0.0] * (people - ones))
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert found.mean == pytest.approx(share) and found.people == people
+
+
+def test_many_values_are_normal():
+    """For many people the interval is the mean and 1.96 standard errors."""
+    values = np.random.default_rng(0).normal(3.0, 2.0, 2000)
+    found = bootstrap(values)
+    error = values.std() / len(values) ** 0.5
+    assert (found.low, found.high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), 2e-3)
+
+
+def rows(*values):
+    return [{"person": person, "prompt": prompt, "x": value} for person, prompt, value in values]
+
+
+def test_people_count_alike_however_many_pictures_they_have():
+    found = mean_of(rows((1, 0, 0.0), (1, 1, 0.0), (1, 2, 0.0), (2, 0, 1.0), (3, 0, None)), "x")
+    assert found.mean == 0.5 and found.people == 2 and (found.low, found.high) == (0.0, 1.0)
+
+
+def test_a_difference_is_of_pairs_alone():
+    """A constant gain under large spread between people is certain; unpaired rows and missing values do not count."""
+    base = rows((1, 0, 5.0), (2, 0, -40.0), (3, 0, 700.0), (4, 0, None), (1, 1, 9.0))
+    other = rows((1, 0, 5.5), (2, 0, -39.5), (3, 0, 700.5), (4, 0, 3.0), (2, 1, 1.0))
+    found = difference_of(other, base, "x")
+    assert (found.mean, found.low, found.high, found.people) == (0.5, 0.5, 0.5, 3) and found.significant
+    assert not difference_of(base, base, "x").significant
+    assert difference_of(base, [], "x") is None
