@@ -16,6 +16,7 @@ import torch
 from ...guidance.attention import Recording, choose_sites, install_recorders
 from ...guidance.private_pass import PrivatePass
 from ...guidance.rows import plain_attention, private_options
+from ...guidance.sampler_patch import classic
 from ...guidance.tokens import check_clip, clean_subject, find_subject
 from ...guidance.unet import check_supported, default_block
 from .config import Config
@@ -64,6 +65,7 @@ class Base:
 
         check_supported(model)
         check_clip(clip)
+        model = classic(model)
         self.model, self.clip, self.vae = model, clip, vae
         comfy.model_management.load_models_gpu([model], force_full_load=True)
         self.net = model.model

@@ -1,0 +1,84 @@
+"""The two numbers by which an encoder is judged, where the answer is known."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from omniportrait.demo import architecture, random_weights
+from omniportrait.demo.world.shards import Shard
+from omniportrait.demo.world.shards import write as render
+from omniportrait.models import pivot_checkpoint
+from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig
+from omniportrait.training.pivot import evaluation
+from omniportrait.training.pivot.evaluation import Evaluation, interval, iou, lines
+
+TOWER = TowerConfig(image_size=16, patch_size=8, width=16, layers=1, head_width=8)
+
+
+def test_iou_counts_cells():
+    maps, masks = torch.zeros(2, 4, 4), torch.zeros(2, 8, 8)
+    maps[0, :2, :2], masks[0, :4, :8] = 0.6, 1.0  # 4 cells of the 8
+    maps[1, 0, 0] = 0.4  # below a half: nothing is found
+    masks[1, :2, :2] = 1.0
+    assert iou(maps, masks).tolist() == [0.5, 0.0]
+
+
+def test_interval_is_over_people_not_pictures():
+    values = {"a": [0.0] * 100, "b": [1.0], "c": [1.0, 1.0]}
+    found = interval(values)
+    assert found["mean"] == pytest.approx(2 / 3) and found["people"] == 3
+    assert found["low"] == 0.0 and found["high"] == 1.0
+    tight = interval({str(i): [0.5 + 0.01 * (i % 2)] for i in range(50)})
+    assert tight["low"] < tight["mean"] < tight["high"] and tight["high"] - tight["low"] < 0.005
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(architecture, "UNET", architecture.UNET | {"model_channels": 32})
+        random_weights.write(random_weights.checkpoint(), folder / "base.safetensors")
+    render(Shard(folder / "held_out-000000.tar", first=0, count=4, views=1, size=192, seed=0))
+    options = argparse.Namespace(
+        checkpoint=str(folder / "base.safetensors"), data=[str(folder / "held_out-*.tar")], config="demo", people=4,
+        views=1, portraits=1, steps=1, cfg=2.0, seed=0, out=folder / "out.json",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        read = evaluation.settings.read
+        patch.setattr(evaluation.settings, "read", lambda name, given: read(name, given | {"data.resolution": 192}))
+        return folder, Evaluation.open(options)
+
+
+def test_portraits_that_are_the_person_are_told_from_others(evaluated, monkeypatch):
+    """In place of generated portraits: renders of the person himself, and renders of the next one."""
+    _, found = evaluated
+
+    def person(shift: int) -> dict:
+        turn = iter(range(len(found.people)))
+
+        def renders(*_, **__) -> torch.Tensor:
+            chosen = found.people[(next(turn) + shift) % len(found.people)]
+            (sample,) = found._with_reference(chosen, chosen.views, 16)
+            return sample.picture[None].float() / 255
+
+        monkeypatch.setattr(evaluation, "portraits", renders)
+        return found._distances(None, 16)
+
+    own, other = person(0), person(1)
+    assert own["without_face"] == 0
+    assert own["distance"]["own"]["mean"] < 0.8 * own["distance"]["others"]["mean"] and own["rank"]["mean"] > 0.9
+    assert other["distance"]["own"]["mean"] > own["distance"]["own"]["mean"] and other["rank"]["mean"] < 0.9
+
+
+def test_whole_measurement_of_a_file(evaluated):
+    folder, found = evaluated
+    encoder = PivotEncoder(PivotConfig("generic", (found.base.text_width,), TOWER))
+    pivot_checkpoint.save(folder / "untrained.safetensors", encoder, 0, torch.float16)
+    results = {"None": found.measure(None), "untrained": found.measure(Path(folder / "untrained.safetensors"))}
+    # An untrained encoder gives e_mix = e_txt, so both rows are one.
+    assert results["None"] == results["untrained"] and 0 <= results["None"]["iou"]["mean"] <= 1
+    text = "\n".join(lines(results))
+    assert "plain text, no encoder" in text and "untrained" in text and "4 people" in text
