@@ -96,6 +96,7 @@ def contenders(lower_block: int) -> list[Contender]:
         Contender("RB-Guidance", ours()),
         Contender("RB-Guidance, checkpointing", ours(checkpointing="on")),
         Contender(f"RB-Guidance, feature block {lower_block}", ours(block=lower_block)),
+        Contender("RB-Guidance, gradient at every 2nd sigma", ours(every=2)),
         Contender("naive: whole forward and backward", ours(checkpointing="off"), naive=True),
         Contender("PAG (core)", of_core("nodes_pag", "PerturbedAttentionGuidance", scale=3.0)),
         Contender("SAG (core)", of_core("nodes_sag", "SelfAttentionGuidance", scale=0.5, blur_sigma=2.0)),

@@ -26,7 +26,7 @@ def feature_energy(
     """E (Eq. 7, 8, 10) of one picture and the mean similarity for people to read.
 
     reference: [N, C] features of the reference's face, float32. features: [C, h, w] of the picture, differentiable.
-    mask: boolean [h, w], M_gen at the features' size, not empty.
+    mask: boolean [h, w], M_gen at the features' size, not empty; on the CPU, so that no GPU is waited for.
     """
     points = features.permute(1, 2, 0)[mask].float()
     match = nearest(reference, points.detach())

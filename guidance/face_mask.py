@@ -51,12 +51,12 @@ class Search:
                         continue
                     for map_, mask in zip(*face_maps(rows, people, self.settings), strict=True):
                         size = tuple(rows.x.shape[-2:])
-                        canvas = torch.zeros_like(x[:, 0])
+                        canvas = torch.zeros(x[:, 0].shape)
                         rows.paste(region.resize_map(map_, size), canvas)
                         whole = torch.zeros_like(canvas)
                         rows.paste(region.resize_mask(mask, size).float(), whole)
-                        self.maps.append(canvas.cpu())
-                        self.masks.append(whole.cpu())
+                        self.maps.append(canvas)
+                        self.masks.append(whole)
 
 
 def find_faces(

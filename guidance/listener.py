@@ -48,6 +48,8 @@ class Listener:
         ComfyUI copies an area under the same uuid to the guidance's other side, so the text decides which is which.
         """
         candidates = [(call, place) for call in self.calls for place in call.places_of(cond["uuid"])]
+        if len(candidates) == 1:
+            return candidates[0]  # comparing texts would wait for the GPU
         for call, place in candidates:
             if call.has_text_of(cond, place):
                 return call, place

@@ -148,9 +148,10 @@ def run_rows(
 
 
 def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eq. 6 for each person: refined maps and M_gen, float and boolean [K, B, h, w] at the self-attention's size.
+    """Eq. 6 for each person: refined maps and M_gen, float and boolean [K, B, h, w] at the self-attention's size, CPU.
 
-    People are kept apart by argmax; a region limits its person. A mask given by hand is taken as it is.
+    People are kept apart by argmax; a region limits its person. A mask given by hand is taken as it is. The maps' way
+    to the CPU, where parts are labelled, is the one moment at which a guided step waits for a GPU.
     """
     refined, masks = [], []
     for person in people:
@@ -162,7 +163,7 @@ def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tup
             masks.append(mask)
             continue
         maps = rows.recording.token_map(person.record.token_index, rows.tokens)
-        maps = region.refine(maps, rows.recording.smooth, settings.alpha, settings.gamma, settings.refinement)
+        maps = region.refine(maps, rows.recording.smooth, settings.alpha, settings.gamma, settings.refinement).cpu()
         if limit is not None:
             maps = region.min_max(maps * region.cover(limit, tuple(maps.shape[-2:])))
         refined.append(maps)
@@ -172,8 +173,8 @@ def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tup
 
 
 def area_of(mask: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """[1, H, W] soft mask of the whole picture, at the latent's size and cut to the rows' area."""
-    mask = region.shrink(mask, rows.canvas).to(rows.x.device)
+    """[1, H, W] soft mask of the whole picture, at the latent's size and cut to the rows' area, CPU."""
+    mask = region.shrink(mask.cpu(), rows.canvas)
     if rows.area is None:
         return mask
     h, w, y, x = rows.area

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -23,9 +24,9 @@ from .listener import RUN_KEY, Listener
 from .people import ByHand, Person, assign_people, positive_keys
 from .private_pass import PrivatePass
 from .rows import Rows, face_maps, failed, plain_attention, private_options, run_rows
-from .schedule import guided, timestep_of
+from .schedule import Clock, guided
 from .settings import Settings
-from .trace import Step, Trace
+from .trace import Trace, Unread
 from .unet import activation_bytes, cast_bytes, feature_block
 
 log = logging.getLogger("omniportrait")
@@ -37,6 +38,18 @@ NO_LATENT = "the VAE makes NaN of the reference face (start ComfyUI with --fp32-
 
 MEMORY_SHARE = 0.5
 """Checkpointing starts when a pass would take more than this share of the free memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What the private pass gave for one call: the gradient [B, C, H, W] before gain and cap, and what the trace
+    tells."""
+
+    gradient: torch.Tensor
+    mask: torch.Tensor
+    found: torch.Tensor
+    similarities: list[torch.Tensor]
+    finite: torch.Tensor
 
 
 class GuidedRun:
@@ -54,6 +67,11 @@ class GuidedRun:
         self.listener = Listener({uuid for _, uuid in self.people})
         self._private: PrivatePass | None = None
         self._overwritten = False
+        self._clock = Clock(self.patcher.get_model_object("model_sampling"))
+        self._sigma = float("nan")  # of the call at hand
+        self._unread: list[Unread] = []
+        self._seen: list[float] = []  # sigmas inside the window, in order
+        self._held: Made | None = None
         self._hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
         self._references: dict[tuple, ReferenceFeatures] = {}
         self._rows: dict[tuple, torch.Tensor] = {}
@@ -86,9 +104,10 @@ class GuidedRun:
                     )
                 self._latents[key] = latent
 
-    def wants(self, base: torch.nn.Module, sigma: torch.Tensor) -> bool:
+    def wants(self, sigma: torch.Tensor) -> bool:
         """Whether Eq. 11 guides at this sigma: t <= u T."""
-        return guided(timestep_of(base.model_sampling, float(sigma[0])), self.settings.u)
+        self._sigma = float(sigma[0])
+        return guided(self._clock.t(self._sigma), self.settings.u)
 
     # The guided step.
 
@@ -112,7 +131,7 @@ class GuidedRun:
                 ) from error
             self._private = None
             comfy.model_management.soft_empty_cache()
-        self._skip(guider, x, sigma, "memory ran out, even with checkpointing")
+        self._skip(x, "memory ran out, even with checkpointing")
         return denoised
 
     def _guide_over_writes(self, *args: object) -> torch.Tensor:
@@ -135,29 +154,41 @@ class GuidedRun:
         with torch.inference_mode(False), torch.enable_grad():
             self._reasons = Counter()  # a failed attempt at this call counts for nothing
             x, sigma, denoised_plain = x.clone(), sigma.clone(), denoised.clone()
-            self._open(guider.inner_model, x, checkpointing)
-            gradient = torch.zeros_like(x)
-            mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
-            found = mask.clone()
-            similarities: list[float] = []
-            for cond, people, total in self._guided_conds(guider, x, sigma):
-                self._add_rows(guider, cond, people, total, x, sigma, (gradient, mask, found), similarities)
-            finite = gradient.isfinite().flatten(1).all(dim=1)
-            if not finite.all():
-                self._reasons["the gradient was not finite"] += 1
-                gradient[~finite] = 0
+            made = self._held if self._may_hold(x) else self._make(guider, x, sigma, checkpointing)
+            self._held = made
+            gradient, mask = made.gradient, made.mask
             noise_prediction = (x - denoised_plain) / sigma.view(-1, 1, 1, 1)
             if self.listener.cfg_difference is None:
                 yardstick = noise_prediction
             else:
                 yardstick = self.listener.cfg_difference.clone() / sigma.view(-1, 1, 1, 1)
-            inside = mask.float()
+            inside = mask.to(x.device, torch.float32)
             if s.sigma_scale:
                 gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)  # sqrt(1 - abar_t)
             gradient = s.strength * limit(gradient * s.gain, yardstick, inside, s.clip)
             share_of_noise = masked_rms(gradient, inside) / masked_rms(noise_prediction, inside).clamp_min(1e-12)
-            self._note(guider, sigma, similarities, float(share_of_noise.mean()), mask, found)
+            self._note(made.similarities, share_of_noise.mean(), made.finite, mask, made.found)
             return denoised_plain - sigma.view(-1, 1, 1, 1) * gradient
+
+    def _may_hold(self, x: torch.Tensor) -> bool:
+        """Whether the last gradient serves this call too: by sigma, for some samplers ask twice at one."""
+        if self._sigma not in self._seen:
+            self._seen.append(self._sigma)
+        due = self._seen.index(self._sigma) % self.settings.every == 0
+        return not due and self._held is not None and self._held.gradient.shape == x.shape
+
+    def _make(self, guider: object, x: torch.Tensor, sigma: torch.Tensor, checkpointing: bool) -> Made:
+        """The gradient of this call, by the private pass."""
+        self._open(guider.inner_model, x, checkpointing)
+        gradient = torch.zeros_like(x)
+        mask = torch.zeros(x[:, :1].shape, dtype=torch.bool)  # masks live on the CPU, like the parts' labels
+        found = mask.clone()
+        similarities: list[torch.Tensor] = []
+        for cond, people, total in self._guided_conds(guider, x, sigma):
+            self._add_rows(guider, cond, people, total, x, sigma, (gradient, mask, found), similarities)
+        finite = gradient.isfinite().flatten(1).all(dim=1)
+        gradient = torch.where(finite.view(-1, 1, 1, 1), gradient, 0.0)
+        return Made(gradient, mask, found, similarities, finite.all())
 
     def _open(self, base: torch.nn.Module, x: torch.Tensor, checkpointing: bool) -> None:
         """Views of the loaded weights, at the first guided step: by now ComfyUI has loaded and patched them."""
@@ -240,7 +271,7 @@ class GuidedRun:
         latent_size, feature_size = tuple(rows.x.shape[-2:]), tuple(rows.features.shape[-2:])
         everywhere = not self.settings.background_masking
         total = torch.zeros_like(rows.x)
-        union = torch.zeros_like(rows.x[:, :1], dtype=torch.bool)
+        union = torch.zeros(rows.x[:, :1].shape, dtype=torch.bool)
         found = region.resize_mask(masks.any(dim=0), latent_size)[:, None]
         for k, person in enumerate(people):
             if references[k] is None:
@@ -255,7 +286,8 @@ class GuidedRun:
                 base, rows, references[k], at_features, usable, sigma, similarities, k + 1 < len(people)
             )
             at_latent[[b for b in range(len(at_latent)) if b not in usable]] = False
-            total += torch.where(at_latent, own, 0.0)  # a product would let NaN out of pictures that are not guided
+            # A product would let NaN out of pictures that are not guided.
+            total += torch.where(at_latent.to(own.device), own, 0.0)
             union |= at_latent
         return total, union, found
 
@@ -285,7 +317,7 @@ class GuidedRun:
         for b in usable:
             value, similarity = feature_energy(reference, leaf[b], at_features[b], s.p, s.reduction)
             energies.append(value)
-            similarities.append(float(similarity))
+            similarities.append(similarity.detach())
         at_h = torch.autograd.grad(torch.stack(energies).sum(), leaf)[0]
         scale = at_h.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
         with self._private.guard():
@@ -325,24 +357,26 @@ class GuidedRun:
 
     # What the run leaves behind: the trace, for people.
 
-    def _note(
-        self, guider: object, sigma: torch.Tensor, similarities: list[float], share: float, mask: torch.Tensor, found
-    ) -> None:
-        value = float(sigma[0])
-        mean = sum(similarities) / len(similarities) if similarities else float("nan")
-        t = timestep_of(guider.inner_model.model_sampling, value)
-        share = share if similarities else float("nan")
-        self.trace.steps.append(Step(t, value, mean, share, mask[0, 0].cpu(), found[0, 0].cpu()))
+    def _note(self, similarities: list[torch.Tensor], share, finite, mask: torch.Tensor, found: torch.Tensor) -> None:
         self.trace.skipped += self._reasons
-        self.trace.mask = torch.nn.functional.interpolate(mask.float(), scale_factor=8, mode="nearest")[:, 0].cpu()
+        self.trace.mask = mask
+        self._unread.append(Unread(self._sigma, similarities, share, finite, mask[0, 0], found[0, 0]))
 
-    def _skip(self, guider: object, x: torch.Tensor, sigma: torch.Tensor, reason: str) -> None:
+    def _skip(self, x: torch.Tensor, reason: str) -> None:
         self._reasons = Counter({reason: 1})
-        nothing = torch.zeros_like(x[:, :1], dtype=torch.bool)
-        self._note(guider, sigma, [], float("nan"), nothing, nothing)
+        nothing = torch.zeros(x[:, :1].shape, dtype=torch.bool)
+        self._note([], torch.tensor(0.0), torch.tensor(True), nothing, nothing)
 
     def report(self) -> None:
-        """One line at the end, a warning when any call stayed unguided."""
+        """Read the trace's numbers off the device, all at the end; then one line, a warning if any call stayed
+        unguided."""
+        for call in self._unread:
+            self.trace.steps.append(call.read(self._clock.t(call.sigma)))
+            if not call.finite:
+                self.trace.skipped["the gradient was not finite"] += 1
+        if self.trace.mask is not None:
+            self.trace.mask = torch.nn.functional.interpolate(self.trace.mask.float(), scale_factor=8)[:, 0]
+        self._unread.clear()
         if self.trace.steps or self.trace.skipped:
             log.log(logging.WARNING if self.trace.skipped else logging.INFO, self.trace.summary())
 

@@ -52,7 +52,7 @@ def patch(
         executor: Callable, x: object, sigma: object, model_options: dict | None = None, *args, **kwargs
     ) -> object:
         guider, run = executor.class_obj, run_of(model_options)
-        if run is None or not run.wants(guider.inner_model, sigma):
+        if run is None or not run.wants(sigma):
             return executor(x, sigma, model_options or {}, *args, **kwargs)
         with run.listener.listening():
             denoised = executor(x, sigma, model_options, *args, **kwargs)

@@ -58,6 +58,25 @@ def sigma_of(model_sampling: object, t: float) -> float:
     return float(model_sampling.sigma(torch.as_tensor(float(t))))
 
 
+class Clock:
+    """t of the sigmas of one run. Works on a copy of the model's tables on the CPU: asking never waits for a GPU."""
+
+    def __init__(self, model_sampling: object) -> None:
+        self._sampling = model_sampling
+        if isinstance(model_sampling, torch.nn.Module):
+            self._sampling = model_sampling.__class__.__new__(model_sampling.__class__)
+            self._sampling.__dict__.update(model_sampling.__dict__)
+            buffers = {name: b if b is None else b.cpu() for name, b in model_sampling._buffers.items()}
+            self._sampling.__dict__["_buffers"] = buffers
+        self._known: dict[float, float] = {}
+
+    def t(self, sigma: float) -> float:
+        """`timestep_of` the run's model."""
+        if sigma not in self._known:
+            self._known[sigma] = timestep_of(self._sampling, sigma)
+        return self._known[sigma]
+
+
 def guided(t: float, u: float) -> bool:
     """Whether Eq. 11 adds the gradient at timestep t: t <= u * T, the low-noise end."""
     return t <= u * TRAINING_STEPS

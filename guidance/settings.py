@@ -23,7 +23,8 @@ class Settings:
     background_masking: Eq. 9; off is the paper's ablation (match and guide over the whole picture).
     block: output block whose result is the feature; -1 chooses by the model. ensemble: noises averaged for the
     reference.
-    reference_seed: seed of those noises. checkpointing: auto, on or off.
+    reference_seed: seed of those noises. checkpointing: auto, on or off. every: the gradient is made at every so many
+    sigmas and held in between.
     """
 
     strength: float = 1.0
@@ -43,12 +44,15 @@ class Settings:
     ensemble: int = 4
     reference_seed: int = 0
     checkpointing: Checkpointing = "auto"
+    every: int = 1
 
     def __post_init__(self) -> None:
         """ComfyUI 0.3.75 lets any text through where a V3 node offers a choice. Raises: ValueError with the choices."""
         _check("refinement", self.refinement, Refinement)
         _check("reduction", self.reduction, Reduction)
         _check("checkpointing", self.checkpointing, Checkpointing)
+        if self.every < 1:
+            raise ValueError(f"RB-Guidance cannot guide every {self.every} steps; choose 1 or more.")
 
     @property
     def off(self) -> bool:

@@ -32,6 +32,28 @@ class Step:
     found: torch.Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """A guided call whose numbers may still be on their way: asking a GPU for one makes the whole step wait.
+
+    similarities: S of Eq. 8, one a person and picture. share, finite: scalars. mask, found: as in Step.
+    """
+
+    sigma: float
+    similarities: list[torch.Tensor]
+    share: torch.Tensor
+    finite: torch.Tensor
+    mask: torch.Tensor
+    found: torch.Tensor
+
+    def read(self, t: float) -> Step:
+        """The same as numbers; waits for them."""
+        count = len(self.similarities)
+        mean = sum(map(float, self.similarities)) / count if count else float("nan")
+        share = float(self.share) if count else float("nan")
+        return Step(t, self.sigma, mean, share, self.mask, self.found)
+
+
 @dataclass
 class Trace:
     """All guided calls of one run, and how often and why a call stayed unguided."""

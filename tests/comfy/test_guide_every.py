@@ -1,0 +1,72 @@
+"""The gradient made at every k-th sigma and held in between: fewer passes, the same cap."""
+
+from __future__ import annotations
+
+import pytest
+import small
+import torch
+from guiding import assert_effective, assert_guided, footprint, guided
+from omniportrait.guidance import run as run_module
+from omniportrait.guidance.settings import Settings
+
+STEPS = {"steps": 8, "scheduler": "karras"}
+
+
+def counted(monkeypatch) -> list[float]:
+    """The sigma of each private pass with a gradient."""
+    passes, original = [], run_module.run_rows
+
+    def spy(private, cond, call, place, x, sigma, *rest):
+        passes.append(float(sigma[0]))
+        return original(private, cond, call, place, x, sigma, *rest)
+
+    monkeypatch.setattr(run_module, "run_rows", spy)
+    return passes
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_every_other_sigma(sd15, vae, monkeypatch, sampler):
+    """Heun asks twice at most sigmas: both calls are made anew, or both are held."""
+    positive = small.annotated(sd15)
+    plain = small.sample(sd15, positive, sampler=sampler, **STEPS)
+    before = footprint(sd15)
+    passes = counted(monkeypatch)
+    whole, all_of_it = guided(sd15, vae, positive, sampler=sampler, **STEPS)
+    assert passes == [step.sigma for step in all_of_it.steps]
+    passes.clear()
+    picture, trace = guided(sd15, vae, positive, settings={"every": 2}, sampler=sampler, **STEPS)
+    assert_guided(trace, calls=len(all_of_it.steps))
+    inside = list(dict.fromkeys(step.sigma for step in trace.steps))
+    assert passes == [step.sigma for step in trace.steps if inside.index(step.sigma) % 2 == 0]
+    assert 0 < len(passes) < len(trace.steps)
+    assert_effective(picture, plain)
+    assert not torch.equal(picture, whole)
+    assert footprint(sd15) == before
+    again, _ = guided(sd15, vae, positive, settings={"every": 2}, sampler=sampler, **STEPS)
+    assert torch.equal(again, picture)
+
+
+def test_a_held_gradient_is_capped_anew(sd15, vae, monkeypatch):
+    """At each call the cap is a share of that call's own CFG difference."""
+    seen, original = [], run_module.limit
+
+    def spy(gradient, yardstick, inside, share):
+        limited = original(gradient, yardstick, inside, share)
+        seen.append(
+            (gradient.clone(), run_module.masked_rms(limited, inside), run_module.masked_rms(yardstick, inside))
+        )
+        return limited
+
+    monkeypatch.setattr(run_module, "limit", spy)
+    settings = {"every": 100, "gain": 1e6}
+    _, trace = guided(sd15, vae, small.annotated(sd15), settings=settings, **STEPS)
+    assert len(seen) == len(trace.steps) > 2
+    for gradient, limited, yardstick in seen:
+        assert torch.equal(gradient, seen[0][0])
+        torch.testing.assert_close(limited, Settings().clip * yardstick, rtol=1e-3, atol=0)
+    assert len({float(yardstick) for _, _, yardstick in seen}) == len(seen)
+
+
+def test_it_cannot_be_less_than_one():
+    with pytest.raises(ValueError, match="every 0 steps; choose 1 or more"):
+        Settings(every=0)
