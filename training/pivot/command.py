@@ -118,6 +118,8 @@ def train(config: Config, options: argparse.Namespace) -> None:
         reporter = Reporter(config, base, trainer.encoder, trainer.average, data.samples, trainer.clock.step)
     try:
         path = trainer.run(reporter, options.stop_at)
+        if reporter is not None:
+            reporter.sheets(trainer.clock.step)
     finally:
         if reporter is not None:
             reporter.close()
