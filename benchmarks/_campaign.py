@@ -1,0 +1,158 @@
+"""Many portraits judged, case by case: the options, the results file and the loop that the benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from _judge import Judge
+from _portraits import ROOT, Case, Studio, Variant, defaults, digest
+from omniportrait.demo.measures.separation import THRESHOLDS
+from omniportrait.demo.measures.text import WEIGHTS
+from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS
+
+DEMO = ROOT / "demo" / "weights"
+
+
+def arguments(name: str, identities: int, prompts: int) -> argparse.ArgumentParser:
+    """What all benchmarks of portraits take."""
+    parser = argparse.ArgumentParser(prog=f"run.py bench {name}")
+    parser.add_argument("--identities", type=int, default=identities, metavar="N", help="held-out people")
+    parser.add_argument("--prompts", type=int, default=prompts, metavar="N", help=f"at most {len(HELD_OUT_PROMPTS)}")
+    parser.add_argument("--checkpoint", type=Path, default=DEMO / "omniportrait_demo.safetensors", metavar="FILE")
+    parser.add_argument("--encoder", type=Path, default=DEMO / "omniportrait_demo_pivot.safetensors", metavar="FILE")
+    parser.add_argument("--text-measure", type=Path, default=WEIGHTS, metavar="FILE", help="of `make measures`")
+    parser.add_argument("--thresholds", type=Path, default=THRESHOLDS, metavar="FILE", help="of `make measures`")
+    parser.add_argument(
+        "--set", type=assignment, action="append", default=[], metavar="NAME=VALUE",
+        help="an input of RB-Guidance KSampler, for all variants, as gain=200 or steps=20",
+    )  # fmt: skip
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="this process does every N-th person, no page")
+    parser.add_argument("--smoke", action="store_true", help="2 people, 1 prompt, 4 steps; writes no page")
+    parser.add_argument("--store", type=Path, default=ROOT / "output" / "portraits", metavar="FOLDER")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / f"{name}.md", metavar="FILE")
+    return parser
+
+
+def assignment(text: str) -> tuple[str, object]:
+    """NAME=VALUE with the value in the type of that input. argparse.ArgumentTypeError names the inputs there are."""
+    name, _, value = text.partition("=")
+    known = defaults()
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"RB-Guidance KSampler has no input {name!r}; it has {', '.join(known)}")
+    return name, converted(value, known[name])
+
+
+def converted(value: str, default: object) -> object:
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[value.lower()]
+        return type(default)(value)
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"{value!r} is no {type(default).__name__}") from None
+
+
+class Campaign:
+    """Judged portraits, kept in the store: pictures as PNG, rows in rows.jsonl. SystemExit names a file that is
+    missing."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        if options.smoke:
+            options.identities, options.prompts = 2, 1
+            options.set = [("steps", 4), *options.set]
+        for option in ("checkpoint", "encoder", "text_measure", "thresholds"):
+            if not getattr(options, option).is_file():
+                raise SystemExit(
+                    f"{getattr(options, option)} is not there: `make base`, `train pivot-encoder` and `make measures` "
+                    f"of run.py write these files; give another one by --{option.replace('_', '-')}."
+                )
+        self.options = options
+        self.studio = Studio(options.checkpoint, options.store, dict(options.set))
+        self.judge = Judge(options.text_measure, options.thresholds)
+        self.file = options.store / "rows.jsonl"
+        self.part, self.parts = map(int, options.part.split("/"))
+
+    def cases(self) -> list[Case]:
+        """People in whose reference portrait a face is found, times the first prompts."""
+        people = [i for i in range(self.options.identities) if self.judge.known(i) is not None]
+        if missing := self.options.identities - len(people):
+            print(f"{missing} people left out: no face is found in their reference portrait", flush=True)
+        prompts = range(min(self.options.prompts, len(HELD_OUT_PROMPTS)))
+        return [Case(person, prompt) for person in people for prompt in prompts]
+
+    def key(self, variant: Variant) -> str:
+        """Equal for rows that would be equal."""
+        return digest(self.studio.key(variant), self.judge.key)
+
+    def known(self) -> dict[tuple[str, int, int], dict]:
+        """Rows by key, person and prompt; a line that was cut short is left out."""
+        rows = {}
+        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else ():
+            try:
+                row = json.loads(line)
+                rows[row["key"], row["person"], row["prompt"]] = row
+            except (ValueError, KeyError):
+                continue
+        return rows
+
+    def measure(self, variants: Sequence[Variant]) -> dict[str, list[dict]]:
+        """All cases of all variants, by the variant's name; only what is not known is made. Each row is kept at once,
+        so that an interrupted run goes on where it was."""
+        cases, rows = self.cases(), self.known()
+        mine = [case for case in cases if case.person % self.parts == self.part - 1]
+        keys = {variant.name: self.key(variant) for variant in variants}
+        todo = [(c, v) for c in mine for v in variants if (keys[v.name], c.person, c.prompt) not in rows]
+        print(f"{len(mine)} cases, {len(variants)} variants, {len(todo)} portraits to judge", flush=True)
+        for number, (case, variant) in enumerate(todo, 1):
+            key = keys[variant.name]
+            if (key, case.person, case.prompt) not in rows:  # two variants may be the same
+                rows[key, case.person, case.prompt] = self._row(case, variant, key)
+            print(f"{number}/{len(todo)} {told(rows[key, case.person, case.prompt])}  {variant.name}", flush=True)
+        return {
+            v.name: [row for c in cases if (row := rows.get((keys[v.name], c.person, c.prompt)))] for v in variants
+        }
+
+    def _row(self, case: Case, variant: Variant, key: str) -> dict:
+        inputs = self.studio.inputs | dict(variant.inputs)
+        guided = not variant.rendered and inputs["strength"] > 0
+        unguided = self.studio.portrait(case, variant.unguided) if guided else None
+        numbers = self.judge(
+            case, self.studio.portrait(case, variant), unguided, guided and bool(inputs["background_masking"])
+        )
+        row = {"key": key, "variant": variant.name, "person": case.person, "prompt": case.prompt, **numbers}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps(row))  # first: the line before may have been cut short
+        return row
+
+    def told_settings(self) -> str:
+        """What the portraits of a page have in common."""
+        inputs, told = self.studio.inputs, ("sampler_name", "steps", "cfg")
+        changed = "".join(f", {name} {value}" for name, value in self.options.set if name not in told)
+        return (
+            f"{inputs['sampler_name']}, {inputs['steps']} steps, cfg {inputs['cfg']}{changed}; everything else as the "
+            "nodes have it by default"
+        )
+
+
+def told(row: dict) -> str:
+    """A row in short, for the log."""
+    distance, kept = row["distance"], row["kept"]
+    return "  ".join([
+        f"person {row['person']:3d} prompt {row['prompt']:2d}",
+        "no face      " if distance is None else f"distance {distance:.2f}",
+        f"moles {'none' if kept is None else format(kept, '.2f')}",
+        f"text {row['text']:.1f}",
+        f"{row['seconds'] or 0:5.1f} s",
+    ])  # fmt: skip
+
+
+def command(name: str) -> str:
+    """The command line as people may repeat it: paths by their last name."""
+    words = [re.sub(r"[^\s=]*/", "", word) for word in sys.argv[1:]]
+    return shlex.join(["python", "run.py", "bench", name, *words])

@@ -1,0 +1,234 @@
+"""Portraits of held-out people by the pack's own nodes, on ComfyUI, in this process.
+
+Face Reference, Pivot Conditioning, RB-Guidance KSampler, VAE Decode, with everything but the variant held equal: the
+same person, prompt and seed. A picture that was made once is read from its file.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import numpy as np
+import torch
+from omniportrait import run
+from omniportrait.demo.architecture import register
+from omniportrait.demo.world.identity import identity
+from omniportrait.demo.world.portrait import Portrait, render
+from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS, Prompt
+from omniportrait.demo.world.shards import HELD_OUT
+from omniportrait.demo.world.view import random_view, reference_view
+from omniportrait.guidance import features
+from omniportrait.guidance.unet import default_block
+from omniportrait.models.pivot_handle import load_handle
+from omniportrait.nodes.face_reference import FaceReferenceNode
+from omniportrait.nodes.pivot_conditioning import PivotConditioning
+from omniportrait.nodes.rb_guidance_ksampler import RBGuidanceKSampler
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import nodes as core
+
+ROOT = Path(run.__file__).resolve().parent
+SIZE = 256
+"""Side of the portraits; what the embedded model was trained on."""
+SOURCES = ("guidance", "models", "nodes", "demo/world", "demo/autoencoder.py", "demo/architecture.py")
+"""Code that a picture depends on."""
+OWN = ("model", "vae", "seed", "positive", "negative", "latent_image", "denoise")
+"""The sampler's inputs that no variant may set."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Which held-out person, and which of HELD_OUT_PROMPTS."""
+
+    person: int
+    prompt: int
+
+    @property
+    def seed(self) -> int:
+        """Of the noise: the same for all variants."""
+        return 1000 * self.person + self.prompt
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to make a portrait. encoder: a pivot encoder's file, or None for the plain word. inputs: those of the
+    RB-Guidance KSampler that differ from the studio's. rendered: not generated, but drawn by the portrait world."""
+
+    name: str
+    encoder: Path | None = None
+    inputs: Mapping[str, object] = field(default_factory=dict)
+    rendered: bool = False
+
+    @property
+    def unguided(self) -> Variant:
+        """The same without RB-Guidance."""
+        return replace(self, name=f"{self.name}, unguided", inputs={"strength": 0.0})
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """picture: [3, S, S] in 0..1. mask: M_gen of the last guided step, boolean [S, S]. seconds: of the sampling."""
+
+    picture: torch.Tensor
+    mask: torch.Tensor
+    seconds: float
+
+    def save(self, file: Path) -> None:
+        """One PNG with the mask as its alpha; nobody ever reads half a file."""
+        channels = torch.cat([self.picture, self.mask[None].float()]).movedim(0, -1)
+        note = PngInfo()
+        note.add_text("seconds", repr(self.seconds))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.{os.getpid()}.part")
+        Image.fromarray((channels * 255).round().byte().numpy()).save(part, "PNG", pnginfo=note)
+        os.replace(part, file)
+
+    @classmethod
+    def load(cls, file: Path) -> Made:
+        with Image.open(file) as image:
+            channels = torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255
+            return cls(channels[:3], channels[3] > 0.5, float(image.text["seconds"]))
+
+
+@lru_cache(maxsize=4)
+def sitter(person: int) -> Portrait:
+    """The reference portrait: view 0 of the held-out person, as the shards have it."""
+    number = HELD_OUT + person
+    return render(identity(number), reference_view(np.random.default_rng((0, number, 0))), SIZE)
+
+
+def drawn(case: Case) -> Portrait:
+    """The person as the prompt says, drawn by the portrait world: what a perfect model might make."""
+    number, prompt = HELD_OUT + case.person, HELD_OUT_PROMPTS[case.prompt]
+    view = random_view(np.random.default_rng((0, number, 1000 + case.prompt)))
+    words = {name: getattr(prompt, name) for name in ("expression", "colour", "garment", "background")}
+    return render(identity(number), replace(view, **words), SIZE)
+
+
+def wanted(case: Case) -> tuple[Prompt, str]:
+    """The prompt, and the subject's word."""
+    return HELD_OUT_PROMPTS[case.prompt], sitter(case.person).record["subject"]
+
+
+def node(kind: type, **inputs: object) -> tuple:
+    """A node's outputs, run as ComfyUI runs it."""
+    with torch.inference_mode():
+        if hasattr(kind, "define_schema"):
+            return tuple(kind.execute(**inputs).result)
+        return tuple(getattr(kind(), kind.FUNCTION)(**inputs))
+
+
+def defaults() -> dict[str, object]:
+    """The RB-Guidance KSampler's own values of all inputs that a variant may set."""
+    return {i.id: i.default for i in RBGuidanceKSampler.define_schema().inputs if i.id not in OWN}
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@lru_cache
+def of_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@lru_cache
+def of_source(*places: str | Path) -> str:
+    """Of the code in files and folders, whatever its comments and line breaks. Read once: an edit during a run is not
+    what the run executes."""
+    roots = [ROOT / place for place in places]
+    files = [file for root in roots for file in (sorted(root.rglob("*.py")) if root.is_dir() else [root])]
+    return digest(*(ast.dump(ast.parse(file.read_text(encoding="utf-8"))) for file in files))
+
+
+class Studio:
+    """A base model, and what all variants have in common. inputs: of the RB-Guidance KSampler, where they shall differ
+    from the node's own. store: the folder of finished pictures."""
+
+    def __init__(self, checkpoint: Path, store: Path, inputs: Mapping[str, object]) -> None:
+        self.checkpoint, self.store, self.inputs = checkpoint, store, {**defaults(), **inputs}
+        self._source = of_source(*SOURCES, Path(__file__))
+        self._encoders: dict[Path, object] = {}
+
+    @cached_property
+    def _loaded(self) -> tuple:
+        """model, clip, vae"""
+        register()
+        comfy.utils.PROGRESS_BAR_ENABLED = False
+        with torch.inference_mode():
+            return comfy.sd.load_checkpoint_guess_config(str(self.checkpoint))[:3]
+
+    @property
+    def feature_block(self) -> int:
+        """What the node's -1 stands for on this model."""
+        return default_block(self._loaded[0].model.diffusion_model)
+
+    def key(self, variant: Variant) -> str:
+        """Equal for equal pictures: a digest of all that they depend on but the case."""
+        if variant.rendered:
+            return digest("rendered", SIZE, of_source("demo/world", Path(__file__)))
+        inputs = self.inputs | dict(variant.inputs)
+        if inputs["strength"] == 0:
+            inputs = {name: inputs[name] for name in ("strength", "steps", "cfg", "sampler_name", "scheduler")}
+        files = [of_file(file) for file in (self.checkpoint, variant.encoder) if file]
+        device = str(comfy.model_management.get_torch_device())
+        return digest(inputs, files, device, torch.__version__, self._source)
+
+    def file(self, case: Case, variant: Variant) -> Path:
+        return self.store / self.key(variant) / f"{case.person:03d}_{case.prompt:02d}.png"
+
+    def portrait(self, case: Case, variant: Variant) -> Made:
+        """From its file, or made now and kept."""
+        file = self.file(case, variant)
+        if not file.is_file():
+            made = self._drawn(case) if variant.rendered else self._make(case, variant)
+            made.save(file)
+        return Made.load(file)
+
+    def _drawn(self, case: Case) -> Made:
+        picture = torch.from_numpy(drawn(case).picture.copy()).movedim(-1, 0).float() / 255
+        return Made(picture, torch.zeros(SIZE, SIZE, dtype=torch.bool), 0.0)
+
+    def _make(self, case: Case, variant: Variant) -> Made:
+        model, clip, vae = self._loaded
+        prompt, subject = wanted(case)
+        image = torch.from_numpy(sitter(case.person).picture.copy())[None].float() / 255
+        (face, *_) = node(
+            FaceReferenceNode, image=image, order="largest", index=0, crop_factor=2.0, no_face="stop",
+            mask_source="landmarks", detector="built-in",
+        )  # fmt: skip
+        (positive,) = node(
+            PivotConditioning, clip=clip, face_reference=face, text=prompt.text(subject), subject=subject,
+            occurrence=1, strength=1.0, pivot_encoder=self._encoder(variant.encoder),
+        )  # fmt: skip
+        (negative,) = node(core.CLIPTextEncode, clip=clip, text="")
+        (latent,) = node(core.EmptyLatentImage, width=SIZE, height=SIZE, batch_size=1)
+        links = {"model": model, "vae": vae, "positive": positive, "negative": negative, "latent_image": latent}
+        features.forget_all()  # so that every run pays for its reference
+        comfy.model_management.load_models_gpu([model])
+        start = time.perf_counter()
+        latent, mask, _ = node(
+            RBGuidanceKSampler, seed=case.seed, denoise=1.0, **links, **(self.inputs | dict(variant.inputs))
+        )
+        seconds = time.perf_counter() - start
+        (image,) = node(core.VAEDecode, samples=latent, vae=vae)
+        return Made(image[0].movedim(-1, 0).clamp(0, 1).cpu(), mask[0].cpu() > 0.5, round(seconds, 3))
+
+    def _encoder(self, file: Path | None) -> object | None:
+        if file is None:
+            return None
+        if file not in self._encoders:
+            self._encoders[file] = load_handle(str(file))
+        return self._encoders[file]
