@@ -145,10 +145,9 @@ def start_server(base: Path) -> ComfyServer:
     if comfyui is None:
         raise SystemExit("There is no ComfyUI here: start this as `python run.py bench soak`.")
     python = demo.python_for(comfyui)
-    link(demo.demo_checkpoint(python, comfyui), base / "models" / "checkpoints" / demo.DEMO_CHECKPOINT)
+    link(demo.DEMO_CHECKPOINT, base / "models" / "checkpoints" / demo.DEMO_CHECKPOINT.name)
     (base / "input").mkdir(parents=True, exist_ok=True)
-    photo = demo.HELD_OUT if demo.HELD_OUT.is_file() else demo.first_photo()
-    demo.save_photo(photo, base / "input" / demo.REFERENCE)
+    demo.save_photo(demo.HELD_OUT, base / "input" / demo.REFERENCE)
     return ComfyServer(comfyui, python, base, demo.CUSTOM_NODES, arguments=demo.device_arguments(python))
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / ".omniportrait" / "base"
 CUSTOM_NODES = {"comfyui-omniportrait": ROOT, "omniportrait-demo": ROOT / "demo"}
 WORKFLOW = ROOT / "workflows" / "api" / "omniportrait_demo.json"
-DEMO_CHECKPOINT = "omniportrait_demo.safetensors"
+DEMO_CHECKPOINT = ROOT / "demo" / "weights" / "omniportrait_demo.safetensors"
 CHOSEN = "chosen"
 """Subfolder for the files that the command line names, so that no link takes the place of a file put there by hand."""
 REFERENCE = "omniportrait_reference.png"
@@ -80,14 +80,14 @@ def python_for(comfyui: Path) -> Path:
     return Path(sys.executable)
 
 
-def prepare_base(python: Path, comfyui: Path, photo: Path | None, need_model: bool) -> None:
+def prepare_base(photo: Path | None, need_model: bool) -> None:
     """Fill the private folder with the pictures that workflows read and the demo model."""
     (BASE / "input").mkdir(parents=True, exist_ok=True)
     save_photo(photo or HELD_OUT, BASE / "input" / REFERENCE)
     save_photo(first_photo(), BASE / "input" / PHOTO)
     save_photo(second_photo(), BASE / "input" / SECOND_PHOTO)
     if need_model:
-        link(demo_checkpoint(python, comfyui), BASE / "models" / "checkpoints" / DEMO_CHECKPOINT)
+        link(DEMO_CHECKPOINT, BASE / "models" / "checkpoints" / DEMO_CHECKPOINT.name)
 
 
 def save_photo(photo: Path, target: Path) -> None:
@@ -113,23 +113,6 @@ def second_photo() -> Path:
     import matplotlib
 
     return Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
-
-
-def demo_checkpoint(python: Path, comfyui: Path) -> Path:
-    """The trained demo model where the repository has it, else random weights of its shape."""
-    trained = ROOT / "demo" / "weights" / DEMO_CHECKPOINT
-    if trained.is_file():
-        return trained
-    print("The trained demo model is not there yet: this run uses RANDOM WEIGHTS of the same shape, so the portrait is")
-    print("coloured noise. The nodes, the guidance and all else are real. For a person use --checkpoint.", flush=True)
-    made = ROOT / ".omniportrait" / f"random_{DEMO_CHECKPOINT}"
-    sources = [ROOT / "demo" / f"{name}.py" for name in ("random_weights", "architecture", "autoencoder")]
-    if not made.is_file() or made.stat().st_mtime < max(source.stat().st_mtime for source in sources):
-        command = [python, "-m", "demo.random_weights", comfyui, made]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
-        if done.returncode:
-            raise SystemExit(f"{done.stderr.strip()}\nThe random demo weights could not be made; the reason is above.")
-    return made
 
 
 def model_paths(comfyui: Path) -> tuple[str, ...]:
@@ -203,7 +186,7 @@ def demo(options: argparse.Namespace, comfyui: Path) -> None:
     choices = check(options)
     prompt = build_prompt(choices)
     python = python_for(comfyui)
-    prepare_base(python, comfyui, existing(options.photo, "--photo"), need_model=choices.checkpoint is None)
+    prepare_base(existing(options.photo, "--photo"), need_model=choices.checkpoint is None)
     for file, folder in ((choices.checkpoint, "checkpoints"), (choices.pivot_encoder, "pivot_encoders")):
         if file:
             link(file, BASE / "models" / folder / CHOSEN / file.name)
@@ -235,7 +218,7 @@ def save_outputs(server: ComfyServer, prompt: dict, outputs: dict, output: Path)
 
 def serve(options: argparse.Namespace, comfyui: Path) -> None:
     python = python_for(comfyui)
-    prepare_base(python, comfyui, None, need_model=True)
+    prepare_base(None, need_model=True)
     shelf = BASE / "user" / "default" / "workflows" / "OmniPortrait"
     shelf.mkdir(parents=True, exist_ok=True)
     for workflow in (ROOT / "workflows").glob("*.json"):

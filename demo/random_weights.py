@@ -1,13 +1,8 @@
-"""A stand-in for the demo model: the right shapes with random weights, so that everything around it can be tried.
-
-Started by ComfyUI's own Python in the repository's root: `-m demo.random_weights COMFYUI_FOLDER FILE`.
-"""
+"""Models of the right shapes with random weights, for tests that are not about what a model has learnt."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -93,16 +88,3 @@ def write(state: dict[str, torch.Tensor], path: Path) -> None:
     part = path.with_name(path.name + ".part")
     safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, part)
     os.replace(part, path)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("comfyui", type=Path)
-    parser.add_argument("file", type=Path)
-    options = parser.parse_args()
-    sys.argv = [sys.argv[0], "--cpu"]
-    sys.path.insert(0, str(options.comfyui))
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    write(checkpoint(), options.file)

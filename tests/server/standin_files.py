@@ -80,13 +80,10 @@ def sdxl(path: Path) -> None:
 
 
 def demo(path: Path) -> None:
-    """The demo's own checkpoint: the trained one where the repository has it."""
-    import sys
-
-    from omniportrait import run
+    """The demo's own checkpoint."""
     from omniportrait.demo import main
 
-    main.link(main.demo_checkpoint(Path(sys.executable), run.find_comfyui()), path)
+    main.link(main.DEMO_CHECKPOINT, path)
 
 
 def photomaker(path: Path) -> None:
