@@ -13,20 +13,20 @@ import numpy as np
 from omniportrait import run
 
 
-def captions(count: int) -> list[str]:
-    """Prompts that go round each kind of class at its own pace."""
-    from omniportrait.demo.world.view import BACKGROUNDS, COLOURS, EXPRESSIONS, GARMENTS, describe
+def wanted(count: int) -> list[dict[str, str]]:
+    """What each sample should show: goes round each kind of class at its own pace."""
+    from omniportrait.demo.world.view import BACKGROUNDS, COLOURS, EXPRESSIONS, GARMENTS
 
     expressions, colours = list(EXPRESSIONS), list(COLOURS)
     garments, backgrounds = list(GARMENTS), list(BACKGROUNDS)
     return [
-        describe(
-            ("woman", "man")[index % 2],
-            expressions[index % len(expressions)],
-            colours[(index + index // len(colours)) % len(colours)],
-            garments[(3 * index + index // len(garments)) % len(garments)],
-            backgrounds[(5 * index) % len(backgrounds)],
-        )
+        {
+            "subject": ("woman", "man")[index % 2],
+            "expression": expressions[index % len(expressions)],
+            "colour": colours[(index + index // len(colours)) % len(colours)],
+            "garment": garments[(3 * index + index // len(garments)) % len(garments)],
+            "background": backgrounds[(5 * index) % len(backgrounds)],
+        }
         for index in range(count)
     ]
 
@@ -56,7 +56,19 @@ def samples(checkpoint: Path, texts: list[str], steps: int, cfg: float, seed: in
     return np.stack(pictures)
 
 
+def obeyed(pictures: np.ndarray, descriptions: list[dict[str, str]]) -> str:
+    """What the text measure says: the share of samples that show the wanted word, for each kind of class."""
+    import torch
+    from omniportrait.demo.measures.text import TextMeasure
+
+    shown = torch.from_numpy(pictures).movedim(3, 1).float() / 255
+    with torch.inference_mode():
+        right = TextMeasure.load().agreement(shown, descriptions)
+    return ", ".join(f"{head} {100 * values.float().mean():.0f}%" for head, values in right.items())
+
+
 def main() -> None:
+    from omniportrait.demo.world.view import describe
     from PIL import Image
 
     parser = argparse.ArgumentParser(prog="run.py make sheet", description=__doc__)
@@ -68,12 +80,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     run.use_comfyui()
-    texts = captions(options.count)
+    descriptions = wanted(options.count)
+    texts = [describe(**description) for description in descriptions]
     pictures = samples(options.checkpoint, texts, options.steps, options.cfg, options.seed)
     rows = [np.concatenate(pictures[start : start + 8], 1) for start in range(0, len(pictures), 8)]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows, 0)).save(options.out, quality=88)
     options.out.with_suffix(".txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    print(f"The prompt is obeyed: {obeyed(pictures, descriptions)}")
     print(f"{options.out}: {len(texts)} samples; their captions are in {options.out.with_suffix('.txt')}")
 
 
