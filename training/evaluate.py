@@ -7,17 +7,13 @@ the true face (IoU), and how near the portraits it makes are to their reference,
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import sys
 from pathlib import Path
 
-if "omniportrait" not in sys.modules:  # see pivot_encoder.py
-    _spec = importlib.util.spec_from_file_location("omniportrait_run", Path(__file__).parents[1] / "run.py")
-    _run = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(_run)
-    _run.load_pack()
+if "omniportrait" not in sys.modules:
+    import _package  # noqa: F401
 
 
 def main() -> None:

@@ -7,15 +7,11 @@ It stands in for OpenCLIP's weights where a tower is too small for them, as the 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
-if "omniportrait" not in sys.modules:  # see pivot_encoder.py
-    _spec = importlib.util.spec_from_file_location("omniportrait_run", Path(__file__).parents[1] / "run.py")
-    _run = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(_run)
-    _run.load_pack()
+if "omniportrait" not in sys.modules:
+    import _package  # noqa: F401
 
 
 def main() -> None:
