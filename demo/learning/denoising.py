@@ -119,29 +119,15 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
             draw(model, examples, pictures, options, budget, device)
         model.train()
         average.swap()
-        budget.skip()
 
-    due_line, due_save = loop.Every(30), loop.Every(60 * options.save_minutes)
-    budget.start()
-    while not (budget.done or budget.paused):
-        for group in optimizer.param_groups:
-            group["lr"] = loop.learning_rate(budget.share, budget.step, options.rate, warmup=200)
+    def step() -> dict[str, torch.Tensor]:
+        rate = loop.learning_rate(budget.share, budget.step, options.rate, warmup=200)
         batch = [part.to(device) for part in examples.batch(options.batch, budget.step, options.seed)]
         losses = model.loss(*batch)
-        optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        log.add(**losses)
-        average.update(budget.step)
-        budget.tick()
-        if due_line(budget):
-            log.line(budget, options.batch, rate=optimizer.param_groups[0]["lr"])
-        if due_save(budget):
-            finish()
-    if log.count:
-        log.line(budget, options.batch)
-    finish()
+        loop.descend(losses["total"], optimizer, rate)
+        return losses
+
+    loop.advance(budget, log, options.batch, optimizer, average, step, finish, 30, 60 * options.save_minutes)
 
 
 def draw(

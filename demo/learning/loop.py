@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,6 +163,47 @@ class Log:
         print(text, flush=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
+
+
+def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """One optimiser step at this learning rate, the gradient's norm cut at 1."""
+    parameters = []
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        parameters += group["params"]
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def advance(
+    budget: Budget,
+    log: Log,
+    batch: int,
+    optimizer: torch.optim.Optimizer,
+    average: Averaged,
+    step: Callable[[], dict[str, torch.Tensor]],
+    save: Callable[[], None],
+    line_seconds: float,
+    save_seconds: float,
+) -> None:
+    """Call `step`, which trains once and gives its losses, to the end of the budget or of this piece of it; a line and
+    a `save` as their times come, and both at the end."""
+    due_line, due_save = Every(line_seconds), Every(save_seconds)
+    budget.start()
+    while not (budget.done or budget.paused):
+        log.add(**step())
+        average.update(budget.step)
+        budget.tick()
+        if due_line(budget):
+            log.line(budget, batch, rate=optimizer.param_groups[0]["lr"])
+        if due_save(budget):
+            save()
+            budget.skip()
+    if log.count:
+        log.line(budget, batch)
+    save()
 
 
 class Every:

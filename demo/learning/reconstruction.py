@@ -71,20 +71,12 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
         loop.load_state(state, budget, parts)
     log = loop.Log(options.out.with_suffix(".log"))
     log.say(f"{len(pictures)} pictures, {sum(p.numel() for p in trainer.parameters()) / 1e6:.2f}M parameters, {device}")
-    due_line, due_save = loop.Every(20), loop.Every(240)
-    budget.start()
-    while not (budget.done or budget.paused):
-        log.add(**step(trainer, optimizer, pictures, budget, options, device))
-        average.update(budget.step)
-        budget.tick()
-        if due_line(budget):
-            log.line(budget, options.batch, rate=optimizer.param_groups[0]["lr"])
-        if due_save(budget):
-            finish(trainer, average, pictures, budget, parts, options, device)
-            budget.skip()
-    if log.count:
-        log.line(budget, options.batch)
-    finish(trainer, average, pictures, budget, parts, options, device)
+    loop.advance(
+        budget, log, options.batch, optimizer, average,
+        lambda: step(trainer, optimizer, pictures, budget, options, device),
+        lambda: finish(trainer, average, pictures, budget, parts, options, device),
+        line_seconds=20, save_seconds=240,
+    )  # fmt: skip
 
 
 def step(
@@ -96,8 +88,7 @@ def step(
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """One optimiser step; what it sees depends on the step's number alone."""
-    for group in optimizer.param_groups:
-        group["lr"] = loop.learning_rate(budget.share, budget.step, options.rate)
+    rate = loop.learning_rate(budget.share, budget.step, options.rate)
     pixels, labels = pictures.batch(loop.batch_indices(len(pictures), options.batch, budget.step, options.seed))
     random = loop.seeded(options.seed + 1, budget.step)
     if torch.rand((), generator=random) < 0.5:
@@ -107,10 +98,7 @@ def step(
     noise = noise * NOISE * torch.rand(len(pixels), 1, 1, 1, generator=random)
     shown = to_float(pixels.to(device)).contiguous(memory_format=torch.channels_last)
     losses = trainer.loss(shown, pixel_weights(labels.to(device)), noise.to(device))
-    optimizer.zero_grad(set_to_none=True)
-    losses["total"].backward()
-    nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
-    optimizer.step()
+    loop.descend(losses["total"], optimizer, rate)
     return losses
 
 
