@@ -130,6 +130,12 @@ class Campaign:
             file.write("\n" + json.dumps(row))  # first: the line before may have been cut short
         return row
 
+    def publish(self, page: str) -> None:
+        """Print the page, and write it unless this is a smoke run."""
+        if not self.options.smoke:
+            self.options.page.write_text(page, encoding="utf-8")
+        print(page)
+
     def told_settings(self) -> str:
         """What the portraits of a page have in common."""
         inputs, told = self.studio.inputs, ("sampler_name", "steps", "cfg")

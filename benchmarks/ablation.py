@@ -217,10 +217,7 @@ def main() -> int:
     images.mkdir(parents=True, exist_ok=True)
     file = images / f"{options.page.stem}.png"
     sheet.save(file)
-    text = page(campaign, results, file.name)
-    if not options.smoke:
-        options.page.write_text(text, encoding="utf-8")
-    print(text)
+    campaign.publish(page(campaign, results, file.name))
     return 0
 
 

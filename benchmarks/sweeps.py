@@ -181,10 +181,8 @@ def main() -> int:
     results = campaign.measure(variants)
     if campaign.parts > 1:
         return 0
-    written = page(campaign, sweeps, results, (options.store if options.smoke else options.page.parent) / "images")
-    if not options.smoke:
-        options.page.write_text(written, encoding="utf-8")
-    print(written)
+    images = (options.store if options.smoke else options.page.parent) / "images"
+    campaign.publish(page(campaign, sweeps, results, images))
     return 0
 
 

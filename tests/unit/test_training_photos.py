@@ -1,0 +1,115 @@
+"""Shards from a folder of captioned photographs; no ComfyUI."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omniportrait.models.face.detector import Backend, DetectedFace
+from omniportrait.training.pivot import index, photos
+from omniportrait.training.pivot.config import Data
+from omniportrait.training.pivot.samples import Samples
+from PIL import Image
+
+
+def noise(seed: int) -> np.ndarray:
+    """A picture 320 wide and 240 high."""
+    return np.random.default_rng(seed).integers(0, 255, (240, 320, 3), np.uint8)
+
+
+class OneFace:
+    """A detector that says what it is told; the real one has its own tests."""
+
+    name = "told"
+
+    def __init__(self, *boxes):
+        self.boxes = boxes
+
+    def detect(self, picture: torch.Tensor) -> list[DetectedFace]:
+        scale = picture.shape[-1] / 320  # photographs below are 320 wide
+        return [
+            DetectedFace(
+                (x0, y0, x1, y1), ((x0 + 20, y0 + 30), (x1 - 20, y0 + 30), (x0 + 40, y0 + 50), (x0 + 25, y0 + 75),
+                                   (x1 - 25, y0 + 75)), 0.99,
+            ).mapped(scale)
+            for x0, y0, x1, y1 in self.boxes
+        ]  # fmt: skip
+
+
+FACE = (100, 80, 180, 180)
+
+
+def photo(folder: Path, name: str, caption: str | None = "a woman, smiling (in red)", pixels=None) -> Path:
+    path = folder / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(3) if pixels is None else pixels).save(path)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption)
+    return path
+
+
+def make(folder: Path, monkeypatch, *boxes, **options):
+    monkeypatch.setattr(photos, "choose_backend", lambda *_: Backend(OneFace(*boxes), None))
+    return photos.make_shards(photos.Options(folder / "in", folder / "out", workers=1, **options))
+
+
+def test_folder_of_photographs_becomes_shards_that_training_reads(tmp_path, monkeypatch):
+    for name in ("a/1", "a/2", "b/1"):
+        photo(tmp_path / "in", name)
+    photo(tmp_path / "in", "c", caption=None)
+    photo(tmp_path / "in", "d", caption="a castle")
+    (tmp_path / "in" / "e.jpg").write_bytes(b"not a picture")
+    (tmp_path / "in" / "e.txt").write_text("a man")
+    made, kept, reasons = make(tmp_path, monkeypatch, FACE, size=3, people=True)
+    assert (made, kept) == (2, 3)
+    assert reasons == {photos.NO_CAPTION: 1, index.NO_NOUN: 1, index.BROKEN_PICTURE: 1}
+    entries = [e for shard in index.expand((str(tmp_path / "out"),)) for e in index.load(shard, tmp_path / "cache")]
+    assert [(e.problem, e.width, e.height, e.identity) for e in entries] == [("", 320, 240, who) for who in "aab"]
+    described = entries[0].description()
+    assert described["subject"] == "woman" and described["face_box"] == pytest.approx(FACE, abs=1)
+    samples = Samples(entries, [(64, 64)] * 3, Data(workers=0), None, 16, 0)
+    mask = samples.mask(entries[0], 0, (0, 0, 320, 240))
+    assert float(mask[4, 3]) > 0.9 and float(mask[0, 0]) == 0.0  # in the face; in the corner
+    assert make(tmp_path, monkeypatch, FACE, size=3, people=True)[:2] == (0, 0)  # nothing is made twice
+
+
+@pytest.mark.parametrize(
+    ("boxes", "reason"),
+    [
+        ((), photos.NO_FACE),
+        ((FACE, (200, 80, 260, 160)), index.TWO_FACES),
+        (((100, 80, 130, 120),), photos.SMALL_FACE),
+    ],
+)
+def test_photographs_without_one_clear_face_are_left_out(tmp_path, monkeypatch, boxes, reason):
+    photo(tmp_path / "in", "a")
+    assert make(tmp_path, monkeypatch, *boxes)[1:] == (0, {reason: 1})
+
+
+def test_faces_far_behind_do_not_count(tmp_path, monkeypatch):
+    photo(tmp_path / "in", "a")
+    assert make(tmp_path, monkeypatch, FACE, (240, 10, 255, 30))[1] == 1
+
+
+def test_captions_may_come_from_one_file(tmp_path, monkeypatch):
+    photo(tmp_path / "in", "x/a", caption=None)
+    line = {"file": "x/a.png", "caption": "Anna in a park", "subject": "Anna"}
+    (tmp_path / "in" / "captions.jsonl").write_text(json.dumps(line) + "\n")
+    assert make(tmp_path, monkeypatch, FACE)[1] == 1
+
+
+def test_photographs_lose_their_exif_and_stand_upright(tmp_path):
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(noise(1)).save(path, exif=exif)
+    assert photos.open_photo(path, 2048).shape == (3, 320, 240)
+    assert photos.open_photo(path, 160).shape == (3, 160, 120)
+
+
+def test_first_noun_is_the_subject():
+    assert photos.find_noun("A young Man and a woman", photos.SUBJECTS) == "Man"
+    assert photos.find_noun("a humanoid", photos.SUBJECTS) is None
