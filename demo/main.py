@@ -81,11 +81,9 @@ def python_for(comfyui: Path) -> Path:
 
 
 def prepare_base(photo: Path | None, need_model: bool) -> None:
-    """Fill the private folder with the pictures that workflows read and the demo model."""
+    """Fill the private folder with the picture that the demo reads and the demo model."""
     (BASE / "input").mkdir(parents=True, exist_ok=True)
     save_photo(photo or HELD_OUT, BASE / "input" / REFERENCE)
-    save_photo(first_photo(), BASE / "input" / PHOTO)
-    save_photo(second_photo(), BASE / "input" / SECOND_PHOTO)
     if need_model:
         link(DEMO_CHECKPOINT, BASE / "models" / "checkpoints" / DEMO_CHECKPOINT.name)
 
@@ -219,6 +217,8 @@ def save_outputs(server: ComfyServer, prompt: dict, outputs: dict, output: Path)
 def serve(options: argparse.Namespace, comfyui: Path) -> None:
     python = python_for(comfyui)
     prepare_base(None, need_model=True)
+    for file, name in ((first_photo(), PHOTO), (second_photo(), SECOND_PHOTO)):  # the other workflows' pictures
+        save_photo(file, BASE / "input" / name)
     shelf = BASE / "user" / "default" / "workflows" / "OmniPortrait"
     shelf.mkdir(parents=True, exist_ok=True)
     for workflow in (ROOT / "workflows").glob("*.json"):
