@@ -15,7 +15,7 @@ from torch import nn
 
 from ..architecture import MARK, PREVIEW, TEXT, UNET, mark
 from . import loop
-from .examples import Examples, cached_latents, load_autoencoder, preview_colours
+from .examples import Examples, cached_latents, cached_weights, load_autoencoder, preview_colours
 from .loop import Averaged, Budget
 from .pictures import Pictures
 from .text import TextModel, tokenize
@@ -47,15 +47,21 @@ class Denoiser(nn.Module):
         return self.unet(noisy, steps, context=states, transformer_options=PYTORCH_ATTENTION)
 
     def loss(
-        self, latents: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, tokens: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        weights: torch.Tensor,
+        noise: torch.Tensor,
+        steps: torch.Tensor,
+        tokens: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
+        """The loss to descend, weighted by noise level and by place (`weights` [B, h, w]), and the `plain` one."""
         sigma = self.sigmas[steps].view(-1, 1, 1, 1)
         noisy = (latents + sigma * noise) / (1 + sigma**2).sqrt()
         with torch.autocast(latents.device.type, torch.bfloat16):
             predicted = self.predict(noisy, steps, self.text(tokens))
-        error = (predicted.float() - noise).square().mean((1, 2, 3))
-        weight = (SNR_LIMIT * self.sigmas[steps] ** 2).clamp(max=1.0)  # min(snr, limit) / snr
-        return {"total": (weight * error).mean(), "plain": error.mean()}
+        error = (predicted.float() - noise).square().mean(1)
+        weight = (SNR_LIMIT * self.sigmas[steps] ** 2).clamp(max=1.0).view(-1, 1, 1)  # min(snr, limit) / snr
+        return {"total": (weight * weights * error).mean(), "plain": error.mean()}
 
     @torch.no_grad()
     def sample(self, tokens: torch.Tensor, empty: torch.Tensor, noise: torch.Tensor, cfg: float = 4.0, count: int = 20):
@@ -93,7 +99,9 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
     device = loop.pick_device(options.device)
     torch.manual_seed(options.seed)
     latents = cached_latents(pictures, options.vae, options.data / "cache", device)
-    examples = Examples(latents, [record for records in pictures.records for record in records], options.seed)
+    weights = cached_weights(pictures, options.data / "cache")
+    records = [record for records in pictures.records for record in records]
+    examples = Examples(latents, weights, records, options.seed)
     model = Denoiser(examples.ids).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     average = Averaged(list(model.parameters()), 0.999)

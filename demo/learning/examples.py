@@ -11,7 +11,7 @@ import torch
 from ..autoencoder import PortraitAutoencoder
 from ..world.view import retold
 from . import loop
-from .pictures import Pictures, to_float, write_whole
+from .pictures import Pictures, pixel_weights, to_float, write_whole
 from .text import tokenize
 
 DROPPED = 0.1
@@ -21,29 +21,31 @@ TELLINGS = 6
 
 
 class Examples:
-    """All training data in memory: `latents` half [N, 2, 4, 32, 32] (plain, mirrored), `tokens` [N, TELLINGS, 77],
-    `empty` [77]."""
+    """All training data in memory: `latents` half [N, 2, 4, 32, 32] (plain, mirrored), `weights` half [N, 32, 32] of
+    mean 1, `tokens` [N, TELLINGS, 77], `empty` [77]."""
 
-    def __init__(self, latents: torch.Tensor, records: list[dict], seed: int):
+    def __init__(self, latents: torch.Tensor, weights: torch.Tensor, records: list[dict], seed: int):
         random = np.random.default_rng(seed)
         texts = [retold(record, random) for record in records for _ in range(TELLINGS)]
         tokens = tokenize([*texts, ""])
-        self.latents, self.empty = latents, tokens[-1]
+        self.latents, self.weights, self.empty = latents, weights, tokens[-1]
         self.tokens = tokens[:-1].view(len(records), TELLINGS, -1)
         self.whole = tokenize([record["caption"] for record in records])
         self.ids = torch.cat((tokens.flatten(), self.whole.flatten())).unique()
 
     def batch(self, size: int, step: int, seed: int) -> tuple[torch.Tensor, ...]:
-        """Latents, noise, steps and tokens of one training step: a function of its number alone."""
+        """Latents, their weights, noise, steps and tokens of one training step: a function of its number alone."""
         index = loop.batch_indices(len(self.latents), size, step, seed)
         random = loop.seeded(seed + 1, step)
-        latents = self.latents[index, torch.randint(2, (size,), generator=random)].float()
+        mirrored = torch.randint(2, (size,), generator=random)
+        latents, weights = self.latents[index, mirrored].float(), self.weights[index].float()
+        weights = torch.where(mirrored[:, None, None].bool(), weights.flip(-1), weights)
         tokens = self.tokens[index, torch.randint(TELLINGS, (size,), generator=random)]
         dropped = torch.rand(size, generator=random) < DROPPED
         tokens = torch.where(dropped[:, None], self.empty, tokens)
         noise = torch.randn(latents.shape, generator=random)
         spread = (torch.arange(size) + torch.rand((), generator=random)) / size  # one step from each part of the range
-        return latents, noise, (spread * 1000).long().clamp(max=999), tokens
+        return latents, weights, noise, (spread * 1000).long().clamp(max=999), tokens
 
 
 def load_autoencoder(file: Path) -> PortraitAutoencoder:
@@ -77,6 +79,19 @@ def cached_latents(pictures: Pictures, vae: Path, cache: Path, device: torch.dev
             write_whole(file, lambda out, done=done: np.save(out, done))
         pieces.append(torch.from_numpy(np.load(file)))
     return torch.cat(pieces)
+
+
+def cached_weights(pictures: Pictures, cache: Path) -> torch.Tensor:
+    """What each place of a latent counts in the loss, half [N, 32, 32] of mean 1, kept on disk: a face is a tenth of
+    the picture and most of what it is judged by."""
+    file = cache / f"weights-{len(pictures)}.npy"
+    if not file.is_file():
+        parts = []
+        for indices in torch.arange(len(pictures)).split(64):
+            parts.append(torch.nn.functional.avg_pool2d(pixel_weights(pictures.batch(indices)[1]), 8)[:, 0])
+        weights = torch.cat(parts)
+        write_whole(file, lambda out: np.save(out, (weights / weights.mean()).half().numpy()))
+    return torch.from_numpy(np.load(file))
 
 
 def preview_colours(pictures: Pictures, latents: torch.Tensor) -> torch.Tensor:
