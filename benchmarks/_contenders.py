@@ -47,7 +47,7 @@ class NaivePass(PrivatePass):
         super().__init__(base, exit_block, checkpointing, device)
         self._kept = Kept()
         block = self.base.diffusion_model.output_blocks._modules[str(exit_block)]
-        block.__dict__["_modules"] = {**block._modules, "exit": self._kept}
+        block.__dict__["_modules"] = {**block._modules, "tap": self._kept}
 
     def _run(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
         with contextlib.suppress(RuntimeError):  # the parent's, that the UNet ended: here it is meant to

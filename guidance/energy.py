@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from .matching import Reduction, nearest, similarity
+from .matching import Reduction, mutual, nearest, similarity
 
 TINY = 1e-12
 
@@ -21,16 +21,23 @@ def energy(similarity_value: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def feature_energy(
-    reference: torch.Tensor, features: torch.Tensor, mask: torch.Tensor, p: float, reduction: Reduction
+    reference: torch.Tensor,
+    features: torch.Tensor,
+    mask: torch.Tensor,
+    p: float,
+    reduction: Reduction,
+    mutual_only: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """E (Eq. 7, 8, 10) of one picture and the mean similarity for people to read.
 
     reference: [N, C] features of the reference's face, float32. features: [C, h, w] of the picture, differentiable.
     mask: boolean [h, w], M_gen at the features' size, not empty; on the CPU, so that no GPU is waited for.
+    mutual_only: count only the matches that are nearest both ways.
     """
     points = features.permute(1, 2, 0)[mask].float()
     match = nearest(reference, points.detach())
-    value = energy(similarity(reference, points, match, reduction), p)
+    weight = mutual(reference, points.detach(), match) if mutual_only else None
+    value = energy(similarity(reference, points, match, reduction, weight), p)
     return value, similarity(reference, points.detach(), match, "mean")
 
 

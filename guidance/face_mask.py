@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 
 from . import region
-from .attention import choose_sites
 from .listener import RUN_KEY, Listener, install, run_of, uninstall
 from .people import assign_people, positive_keys
 from .private_pass import PrivatePass
@@ -41,12 +40,11 @@ class Search:
         with torch.inference_mode(False), torch.no_grad():
             x, sigma = x.clone(), sigma.clone()
             private = PrivatePass(base, block, False, x.device)
-            sites = choose_sites(base.diffusion_model, block, tuple(x.shape[-2:]))
             for key in positive_keys(guider.conds):
                 for cond in guider.conds[key]:
                     people = self.people.get((key, cond["uuid"]))
                     heard = people and self.listener.call_of(cond)
-                    rows = heard and run_rows(private, cond, *heard, x, sigma, sites, (RUN_KEY,))
+                    rows = heard and run_rows(private, cond, *heard, x, sigma, (RUN_KEY,))
                     if not rows:
                         continue
                     for map_, mask in zip(*face_maps(rows, people, self.settings), strict=True):

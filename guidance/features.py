@@ -13,14 +13,15 @@ import torch.nn.functional as F
 
 from ..models.face import FaceReference
 from . import region
-from .attention import AttentionSites, install_recorders
+from .attention import choose_sites, install_recorders
 from .identity import IdentityRecord
+from .passes import halved
 from .private_pass import PrivatePass
-from .schedule import sigma_of
 from .settings import Settings
 
-CACHE_SIZE = 2
-_cache: OrderedDict[tuple, ReferenceFeatures] = OrderedDict()
+CACHE_PEOPLE = 2
+CACHE_BYTES = 512 * 2**20
+_cache: OrderedDict[Key, ReferenceFeatures] = OrderedDict()
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,18 +37,31 @@ class ReferenceFeatures:
         return self.features.permute(1, 2, 0)[self.mask].to(device)
 
 
-def cached(key: tuple) -> ReferenceFeatures | None:
+@dataclass(frozen=True)
+class Key:
+    """person: everything else that the features depend on (`person_key`). sigma: to which the reference is noised."""
+
+    person: tuple
+    sigma: float
+
+
+def cached(key: Key) -> ReferenceFeatures | None:
     """The features made for this key in this or an earlier run, if still held."""
     if key in _cache:
         _cache.move_to_end(key)
     return _cache.get(key)
 
 
-def remember(key: tuple, value: ReferenceFeatures) -> None:
-    """Hold the two newest: a person, or the two of a double portrait."""
+def remember(key: Key, value: ReferenceFeatures) -> None:
+    """Hold the two newest people, a double portrait's; noised to each step of a run (`matched`), as many as fit."""
     _cache[key] = value
-    while len(_cache) > CACHE_SIZE:
+    while len({known.person for known in _cache}) > CACHE_PEOPLE or held_bytes() > CACHE_BYTES:
         _cache.popitem(last=False)
+
+
+def held_bytes() -> int:
+    """Size of the cache."""
+    return sum(value.features.nbytes for value in _cache.values())
 
 
 def forget_all() -> None:
@@ -55,7 +69,7 @@ def forget_all() -> None:
     _cache.clear()
 
 
-def cache_key(
+def person_key(
     model_patcher: object,
     vae: object,
     face: FaceReference,
@@ -65,8 +79,8 @@ def cache_key(
     side: int,
     s: Settings,
 ) -> tuple:
-    """Everything that the reference features depend on, by content; models by weak reference, so that none is kept
-    alive."""
+    """Everything that the reference features depend on but their noise, by content; models by weak reference, so that
+    none is kept alive."""
     context = hashlib.sha256()
     for tensor, options in conditioning:
         for part in (tensor, options.get("pooled_output")):
@@ -75,7 +89,8 @@ def cache_key(
     base = model_patcher.model
     sampling = model_patcher.get_model_object("model_sampling")  # a patch on it leaves patches_uuid as it is
     prediction = tuple(kind.__name__ for kind in type(sampling).__mro__)
-    hyper = (s.t0, s.ensemble, s.reference_seed, s.alpha, s.beta, s.gamma, s.refinement)
+    hyper = (s.ensemble, s.reference_seed, s.alpha, s.beta, s.gamma, s.refinement)
+    kind = (block, s.second_block, s.guided_pass == "half")
     return (
         weakref.ref(base),
         model_patcher.patches_uuid,
@@ -84,10 +99,9 @@ def cache_key(
         face.key,
         context.hexdigest(),
         token,
-        block,
+        kind,
         side,
         prediction,
-        sigma_of(sampling, s.t0),
         hyper,
     )
 
@@ -114,8 +128,8 @@ def reference_arguments(base: torch.nn.Module, conditioning: list, latent: torch
 
 def compute(
     private: PrivatePass,
-    sites: AttentionSites,
     latent: torch.Tensor,
+    sigma: float,
     face: FaceReference,
     arguments: dict,
     record: IdentityRecord | None,
@@ -123,8 +137,8 @@ def compute(
     plain_options: dict,
     plain_attention: object,
 ) -> ReferenceFeatures:
-    """Noise the latent to t0 with `ensemble` fixed noises, average the features (and, if asked, the attention) of the
-    passes.
+    """Noise the latent to sigma (Eq. 7: t0's) with `ensemble` fixed noises, average the features (and, if asked, the
+    attention) of the passes.
 
     latent: [1, C, h, w] on the model's device, before process_latent_in. Call outside inference mode.
     Raises: ValueError when the face mask is empty.
@@ -132,16 +146,21 @@ def compute(
     base = private.base
     latent = base.process_latent_in(latent.clone()).float()
     sampling = base.model_sampling
-    sigma = torch.full((1,), sigma_of(sampling, settings.t0), device=latent.device)
+    sigmas = torch.full((1,), sigma, device=latent.device)
     features, maps = 0.0, 0.0
     with torch.no_grad():
         for i in range(settings.ensemble):
             generator = torch.Generator().manual_seed(settings.reference_seed + i)
             noise = torch.randn(latent.shape, generator=generator).to(latent)
             options = dict(plain_options)
-            recording = install_recorders(options, sites, plain_attention) if face.mask is None else None
-            noised = sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, latent.clone())
-            features = features + private.features(noised, sigma, arguments, options).float() / settings.ensemble
+            call = sampling.noise_scaling(sigmas.view(-1, 1, 1, 1), noise, latent.clone()), sigmas, arguments
+            if settings.guided_pass == "half":
+                call = halved(*call)
+            recording = None
+            if face.mask is None:
+                sites = choose_sites(private.unet, private.block, call[0].shape[-2:])
+                recording = install_recorders(options, sites, plain_attention)
+            features = features + private.features(*call, options).float() / settings.ensemble
             if recording is not None and record is not None:
                 token_map = recording.token_map(record.reference_token_index, arguments["c_crossattn"].shape[1])
                 s = settings

@@ -12,6 +12,8 @@ from .rows import Call
 
 KEY = "omniportrait"
 """Key of our wrappers on a model."""
+APPLY_MODEL_ARGUMENTS = ("c_concat", "c_crossattn", "control", "transformer_options")
+"""Those after x and t that ComfyUI gives by place."""
 RUN_KEY = "omniportrait_run"
 """Where a run lives: the guider's per-run transformer_options. Nothing outlives the run."""
 
@@ -26,7 +28,14 @@ class Listener:
         self.uuids = uuids
         self.calls: list[Call] = []
         self.cfg_difference: torch.Tensor | None = None
+        self.share: Callable | None = None
+        """(proceed, x, t, arguments) to the prediction: makes some rows of a call itself (guidance/shared_pass.py)."""
         self._open = False
+
+    @property
+    def open(self) -> bool:
+        """Whether the prediction is being made."""
+        return self._open
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -67,13 +76,18 @@ def install(patched: object, outer_sample: Callable, predict_noise: Callable) ->
     from comfy.patcher_extension import WrappersMP
 
     def apply_model(executor: Callable, x: torch.Tensor, t: torch.Tensor, *args: object, **kwargs: object) -> object:
-        named = {
-            **dict(zip(("c_concat", "c_crossattn", "control", "transformer_options"), args, strict=False)),
-            **kwargs,
-        }
+        names = APPLY_MODEL_ARGUMENTS[: len(args)]
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+
+        def proceed(x: torch.Tensor, t: torch.Tensor, named: dict) -> object:
+            by_place = [named[name] for name in names]
+            return executor(x, t, *by_place, **{name: named[name] for name in kwargs})
+
         run = run_of(named)
         if run is not None:
             run.listener.heard_call(named.get("c_crossattn"), named.get("control"), named["transformer_options"])
+            if run.listener.share is not None and run.listener.open:
+                return run.listener.share(proceed, x, t, named)
         return executor(x, t, *args, **kwargs)
 
     def post_cfg(args: dict) -> object:

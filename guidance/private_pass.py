@@ -32,10 +32,49 @@ class FeaturesReady(Exception):
 
 
 class _Exit(torch.nn.Module):
-    """Appended to the feature block: the rest of the UNet is not needed."""
+    """Appended to the feature block: the rest of the UNet is not needed, or (`go_on`) needs no gradient. earlier: what
+    another block kept, to be joined to the feature."""
+
+    def __init__(self, earlier: _Kept | None, go_on: bool) -> None:
+        super().__init__()
+        self._earlier = [earlier] if earlier else []  # in a list: no module of this one
+        self._go_on = go_on
+        self.features: torch.Tensor | None = None
 
     def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
-        raise FeaturesReady(h)
+        features = joined([*(kept.take() for kept in self._earlier), h])
+        if not self._go_on:
+            raise FeaturesReady(features)
+        self.features = features
+        torch.set_grad_enabled(False)  # for the rest of the call; PrivatePass._run puts it back
+        return h.detach()
+
+
+class _Kept(torch.nn.Module):
+    """Appended to a block before the feature block: keeps its output for the exit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._features: torch.Tensor | None = None
+
+    def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
+        self._features = h
+        return h
+
+    def take(self) -> torch.Tensor:
+        features, self._features = self._features, None
+        return features
+
+
+def joined(features: list[torch.Tensor]) -> torch.Tensor:
+    """[B, sum of C, h, w] of several blocks' [B, C, ., .], on the last one's grid, each scaled to unit RMS so that all
+    have a say in distances; one block alone is left as it is."""
+    if len(features) == 1:
+        return features[0]
+    size = features[-1].shape[-2:]
+    scaled = [f / f.detach().float().square().mean((1, 2, 3), keepdim=True).sqrt().to(f.dtype) for f in features]
+    grids = [torch.nn.functional.interpolate(f, size=size, mode="bilinear", align_corners=False) for f in scaled]
+    return torch.cat(grids, dim=1)
 
 
 def storage_view(tensor: torch.Tensor) -> torch.Tensor:
@@ -139,13 +178,24 @@ class PlainTensors(TorchFunctionMode):
 class PrivatePass:
     """The first part of one loaded model, ready to be run with gradients. Lives for one sampling run.
 
-    base: ComfyUI's BaseModel. exit_block: the output block whose result is the feature. device: where it computes. Make
-    it
-    outside inference mode.
+    base: ComfyUI's BaseModel. exit_block: the output block whose result is the feature. device: where it computes.
+    second_block: an earlier output block whose result is joined to it. go_on: run the rest of the UNet too and keep
+    its prediction. Make it outside inference mode.
     """
 
-    def __init__(self, base: torch.nn.Module, exit_block: int, checkpointing: bool, device: torch.device) -> None:
+    def __init__(
+        self,
+        base: torch.nn.Module,
+        exit_block: int,
+        checkpointing: bool,
+        device: torch.device,
+        second_block: int | None = None,
+        go_on: bool = False,
+    ) -> None:
         self._alias_everything = False
+        self.block = exit_block
+        self.prediction: torch.Tensor | None = None
+        """[B, C, H, W] denoised of the last call, with `go_on`."""
 
         def wrap(module: torch.nn.Module) -> None:
             _skip_fp8_matmul(module)
@@ -154,13 +204,12 @@ class PrivatePass:
                 _checkpoint_forward(module, self.guard)
 
         unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)  # without torch.compile
-        tree = private_tree(unet, wrap)
-        blocks = list(tree.output_blocks)
-        feature_block = blocks[exit_block]
-        block = feature_block.__class__.__new__(feature_block.__class__)
-        block.__dict__.update(feature_block.__dict__)
-        block.__dict__["_modules"] = {**feature_block._modules, "exit": _Exit()}
-        tree.output_blocks.__dict__["_modules"] = {**tree.output_blocks._modules, str(exit_block): block}
+        tree = self.unet = private_tree(unet, wrap)
+        kept = None if second_block is None else _Kept()
+        if kept:
+            _append(tree.output_blocks, second_block, kept)
+        self._exit = _Exit(kept, go_on)
+        _append(tree.output_blocks, exit_block, self._exit)
         self.base = base.__class__.__new__(base.__class__)
         self.base.__dict__.update(base.__dict__)
         self.base.__dict__["_modules"] = {**base._modules, "diffusion_model": tree}
@@ -192,11 +241,23 @@ class PrivatePass:
     def _run(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
         arguments = {name: _fresh(value) for name, value in arguments.items()}
         try:
-            with self.guard():
-                self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
+            with self.guard(), torch.set_grad_enabled(torch.is_grad_enabled()):
+                self.prediction = self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
         except FeaturesReady as ready:
             return ready.features
-        raise RuntimeError("The UNet ended without passing its feature block.")
+        features, self._exit.features = self._exit.features, None
+        if features is None:
+            raise RuntimeError("The UNet ended without passing its feature block.")
+        return features
+
+
+def _append(blocks: torch.nn.Module, number: int, last: torch.nn.Module) -> None:
+    """Put a module at the end of one block of a private tree, on a copy of that block."""
+    block = blocks._modules[str(number)]
+    twin = block.__class__.__new__(block.__class__)
+    twin.__dict__.update(block.__dict__)
+    twin.__dict__["_modules"] = {**block._modules, "tap": last}
+    blocks.__dict__["_modules"] = {**blocks._modules, str(number): twin}
 
 
 def _fresh(value: object) -> object:

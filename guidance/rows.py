@@ -3,12 +3,15 @@ masks."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from . import region
-from .attention import AttentionSites, Recording, install_recorders
+from .attention import Recording, choose_sites, install_recorders
+from .passes import Box, GuidedPass, cropped, cut, halved
 from .people import Person
 from .private_pass import PrivatePass
 from .settings import Settings
@@ -96,8 +99,8 @@ class Rows:
     x: the rows' input, on which the gradient is taken. area: (h, w, y, x) in latent pixels or None for all of the
     canvas (H, W).
     mult: the weight that ComfyUI gives the rows' prediction. tokens: how many the text has in this pass, where nothing
-    is
-    padded; Conditioning (Concat) makes it more than the record's.
+    is padded; Conditioning (Concat) makes it more than the record's. guard: the pass's own, in which to take the
+    gradient.
     """
 
     x: torch.Tensor
@@ -107,13 +110,15 @@ class Rows:
     features: torch.Tensor
     recording: Recording
     tokens: int
+    guard: Callable[[], contextlib.AbstractContextManager]
+
+    def window(self, canvas: torch.Tensor) -> torch.Tensor:
+        """The rows' area of a [..., H, W] canvas."""
+        return canvas if self.area is None else cut(canvas, self.area)
 
     def paste(self, values: torch.Tensor, canvas: torch.Tensor) -> None:
         """Add [B, *, h, w] values at the rows' area of a [B, *, H, W] canvas."""
-        if self.area is not None:
-            h, w, y, x = self.area
-            canvas = canvas[..., y : y + h, x : x + w]
-        canvas += values
+        self.window(canvas).add_(values)
 
 
 def run_rows(
@@ -123,14 +128,16 @@ def run_rows(
     place: int,
     x: torch.Tensor,
     sigma: torch.Tensor,
-    sites: AttentionSites,
     drop: tuple[str, ...],
+    guided_pass: GuidedPass = "full",
+    box: Box | None = None,
 ) -> Rows | None:
     """Run one conditioning's rows through the private pass; None where it does not apply at this sigma (its timestep
     range).
 
     call, place: what ComfyUI's own call was given for these rows (Listener.call_of).
     x: [B, C, H, W], sigma: [B], ordinary tensors. Keep the caller's grad mode: with gradients, Rows.x is the leaf.
+    box: of the picture, to see no more of it; only for conditionings of the whole picture.
     """
     import comfy.samplers
 
@@ -138,13 +145,20 @@ def run_rows(
     if part is None:
         return None
     arguments = {name: value.cond for name, value in part.conditioning.items()}
-    leaf = part.input_x.detach().clone().requires_grad_(torch.is_grad_enabled())
+    leaf, area, mult = part.input_x.detach().clone(), part.area, part.mult
     arguments["control"] = call.control_of(place, len(leaf))
+    if box is not None and area is None:
+        arguments = cropped(arguments, leaf.shape[-1], box)
+        leaf, area, mult = cut(leaf, box).clone(), list(box), cut(mult, box)
+    seen = leaf = leaf.requires_grad_(torch.is_grad_enabled())
+    if guided_pass == "half":
+        seen, sigma, arguments = halved(leaf, sigma, arguments)
     options = call.options_of(place, drop)
-    recording = install_recorders(options, sites, plain_attention)
-    features = private.features(leaf, sigma, arguments, options)
+    recording = install_recorders(options, choose_sites(private.unet, private.block, seen.shape[-2:]), plain_attention)
+    features = private.features(seen, sigma, arguments, options)
     recording.close()
-    return Rows(leaf, tuple(x.shape[-2:]), part.area, part.mult, features, recording, arguments["c_crossattn"].shape[1])
+    tokens = arguments["c_crossattn"].shape[1]
+    return Rows(leaf, tuple(x.shape[-2:]), area, mult, features, recording, tokens, private.guard)
 
 
 def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,11 +188,7 @@ def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tup
 
 def area_of(mask: torch.Tensor, rows: Rows) -> torch.Tensor:
     """[1, H, W] soft mask of the whole picture, at the latent's size and cut to the rows' area, CPU."""
-    mask = region.shrink(mask.cpu(), rows.canvas)
-    if rows.area is None:
-        return mask
-    h, w, y, x = rows.area
-    return mask[..., y : y + h, x : x + w]
+    return rows.window(region.shrink(mask.cpu(), rows.canvas))
 
 
 def failed(mask: torch.Tensor, person: Person, rows: Rows) -> str | None:

@@ -8,26 +8,28 @@ z_t.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from . import features as dift
 from . import region
-from .attention import choose_sites
 from .energy import feature_energy, limit, masked_rms
-from .features import ReferenceFeatures
-from .listener import RUN_KEY, Listener
+from .features import Key, ReferenceFeatures
+from .listener import KEY, RUN_KEY, Listener
+from .passes import face_box
 from .people import ByHand, Person, assign_people, positive_keys
 from .private_pass import PrivatePass
 from .rows import Rows, face_maps, failed, plain_attention, private_options, run_rows
-from .schedule import Clock, guided
+from .schedule import Clock, guided, sigma_of
 from .settings import Settings
+from .shared_pass import may_split, split_call
 from .trace import Trace, Unread
-from .unet import activation_bytes, cast_bytes, feature_block
+from .unet import activation_bytes, cast_bytes, feature_blocks
 
 log = logging.getLogger("omniportrait")
 
@@ -63,9 +65,13 @@ class GuidedRun:
         self._reasons: Counter[str] = Counter()
         self.people = assign_people(guider.conds, by_hand)
         self.patcher = guider.model_patcher
-        self.block = feature_block(self.patcher.model.diffusion_model, settings.block)
+        self.block, self.second_block = feature_blocks(self.patcher.model.diffusion_model, settings)
         self.listener = Listener({uuid for _, uuid in self.people})
         self._private: PrivatePass | None = None
+        self._sharing: PrivatePass | None = None
+        self._shared: dict[object, Rows] = {}  # by uuid: rows that ComfyUI's own call has already run
+        if settings.guided_pass == "shared":
+            self.listener.share = self._share
         self._overwritten = False
         self._clock = Clock(self.patcher.get_model_object("model_sampling"))
         self._sigma = float("nan")  # of the call at hand
@@ -73,8 +79,10 @@ class GuidedRun:
         self._seen: list[float] = []  # sigmas inside the window, in order
         self._held: Made | None = None
         self._hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
-        self._references: dict[tuple, ReferenceFeatures] = {}
-        self._rows: dict[tuple, torch.Tensor] = {}
+        self._schedule: list[float] = []
+        self._t0_sigma = sigma_of(self.patcher.get_model_object("model_sampling"), settings.t0)
+        self._references: dict[Key, ReferenceFeatures] = {}
+        self._rows: dict[Person, tuple[Key, torch.Tensor]] = {}
         self._latents: dict[tuple, torch.Tensor] = {}
         self._keys: dict[Person, tuple] = {}
         self._prepare_references(vae, noise)
@@ -87,13 +95,13 @@ class GuidedRun:
         """VAE-encode now: loading the VAE in mid-sampling could push the UNet out of memory."""
         side = max(min(noise.shape[-2:]) // 8 * 8, 8)
         for person in {p for people in self.people.values() for p in people}:
-            key = dift.cache_key(
+            key = dift.person_key(
                 self.patcher, vae, person.face, person.conditioning, person.token, self.block, side, self.settings
             )
             self._keys[person] = key
-            known = dift.cached(key)
+            known = None if self.settings.reference_noise == "matched" else dift.cached(Key(key, self._t0_sigma))
             if known is not None:
-                self._references[key] = known
+                self._references[Key(key, self._t0_sigma)] = known
             elif key not in self._latents:
                 latent = dift.encode_reference(vae, person.face, side * 8)
                 if latent.shape[1] != noise.shape[1]:
@@ -104,10 +112,23 @@ class GuidedRun:
                     )
                 self._latents[key] = latent
 
-    def wants(self, sigma: torch.Tensor) -> bool:
-        """Whether Eq. 11 guides at this sigma: t <= u T."""
+    def wants(self, sigma: torch.Tensor, schedule: torch.Tensor | None) -> bool:
+        """Whether Eq. 11 guides at this sigma: t <= u T. schedule: the sigmas of the whole run, if known."""
         self._sigma = float(sigma[0])
+        if not self._schedule and schedule is not None:
+            self._schedule = schedule.tolist()
         return guided(self._clock.t(self._sigma), self.settings.u)
+
+    @contextlib.contextmanager
+    def predicting(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> Iterator[None]:
+        """ComfyUI makes its own prediction inside, and the listener hears it."""
+        self._asked = guider, x, sigma
+        self._shared = {}
+        try:
+            with self.listener.listening():
+                yield
+        finally:
+            del self._asked
 
     # The guided step.
 
@@ -129,7 +150,8 @@ class GuidedRun:
                     f"RB-Guidance needs a gradient through the model, and its {self._private.quantised} weights have "
                     "none; load the model in fp16, bf16 or plain fp8 instead."
                 ) from error
-            self._private = None
+            self._private = self._sharing = None
+            self._shared = {}
             comfy.model_management.soft_empty_cache()
         self._skip(x, "memory ran out, even with checkpointing")
         return denoised
@@ -166,9 +188,17 @@ class GuidedRun:
             if s.sigma_scale:
                 gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)  # sqrt(1 - abar_t)
             gradient = s.strength * limit(gradient * s.gain, yardstick, inside, s.clip)
+            if s.target == "x0":
+                gradient = gradient * self._whole_step()
             share_of_noise = masked_rms(gradient, inside) / masked_rms(noise_prediction, inside).clamp_min(1e-12)
             self._note(made.similarities, share_of_noise.mean(), made.finite, mask, made.found)
             return denoised_plain - sigma.view(-1, 1, 1, 1) * gradient
+
+    def _whole_step(self) -> float:
+        """sigma / (sigma - the next one): Euler moves the latent by (sigma - next) g, and with this factor by sigma g,
+        as if the guided picture were noised again with the unguided noise."""
+        following = max((each for each in self._schedule if each < self._sigma), default=0.0)
+        return self._sigma / (self._sigma - following)
 
     def _may_hold(self, x: torch.Tensor) -> bool:
         """Whether the last gradient serves this call too: by sigma, for some samplers ask twice at one."""
@@ -179,7 +209,7 @@ class GuidedRun:
 
     def _make(self, guider: object, x: torch.Tensor, sigma: torch.Tensor, checkpointing: bool) -> Made:
         """The gradient of this call, by the private pass."""
-        self._open(guider.inner_model, x, checkpointing)
+        self._open_private(guider.inner_model, x, checkpointing)
         gradient = torch.zeros_like(x)
         mask = torch.zeros(x[:, :1].shape, dtype=torch.bool)  # masks live on the CPU, like the parts' labels
         found = mask.clone()
@@ -190,7 +220,7 @@ class GuidedRun:
         gradient = torch.where(finite.view(-1, 1, 1, 1), gradient, 0.0)
         return Made(gradient, mask, found, similarities, finite.all())
 
-    def _open(self, base: torch.nn.Module, x: torch.Tensor, checkpointing: bool) -> None:
+    def _open_private(self, base: torch.nn.Module, x: torch.Tensor, checkpointing: bool) -> None:
         """Views of the loaded weights, at the first guided step: by now ComfyUI has loaded and patched them."""
         if self._private is None:
             unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
@@ -198,16 +228,55 @@ class GuidedRun:
             self._checkpointing = (
                 checkpointing or wanted == "on" or (wanted == "auto" and self._is_large(base, unet, x))
             )
-            self._private = PrivatePass(base, self.block, self._checkpointing, x.device)
-            self._sites = choose_sites(unet, self.block, tuple(x.shape[-2:]))
+            self._private = self._pass(base, x.device)
+
+    def _pass(self, base: torch.nn.Module, device: torch.device, go_on: bool = False) -> PrivatePass:
+        return PrivatePass(base, self.block, self._checkpointing, device, self.second_block, go_on)
+
+    @property
+    def _can_share(self) -> bool:
+        """Not with hooks, which rewrite weights between conditionings, nor where another pack overwrites tensors."""
+        return not self._hooked and not self._overwritten
+
+    def _share(self, proceed: Callable, x: torch.Tensor, t: torch.Tensor, named: dict) -> torch.Tensor:
+        """One of ComfyUI's own model calls, in which the guided rows are run with a gradient and kept for the guided
+        step."""
+        guider, whole, sigma = self._asked
+        own: dict[int, torch.Tensor] = {}
+        if self._can_share and may_split(named, KEY) and not self._may_hold(whole):
+            try:
+                with torch.inference_mode(False), torch.enable_grad():
+                    own = self._run_shared(guider, whole.clone(), sigma.clone())
+            except OUT_OF_MEMORY:
+                own = {}
+            if not own:
+                self._shared = {}
+        if not own:
+            return proceed(x, t, named)
+        return split_call(proceed, x, t, named, own)
+
+    def _run_shared(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Predictions of the guided rows of the call just heard, by place in its batch; fills `_shared`."""
+        self._open_private(guider.inner_model, x, False)
+        self._sharing = self._sharing or self._pass(guider.inner_model, x.device, go_on=True)
+        own = {}
+        for key in positive_keys(guider.conds):
+            for cond in guider.conds[key]:
+                heard = self.listener.call_of(cond) if (key, cond["uuid"]) in self.people else None
+                if heard is None or heard[0] is not self.listener.calls[-1] or cond["uuid"] in self._shared:
+                    continue
+                rows = run_rows(self._sharing, cond, *heard, x, sigma, (RUN_KEY,))
+                if rows is not None:
+                    self._shared[cond["uuid"]] = rows
+                    own[heard[1]], self._sharing.prediction = self._sharing.prediction, None
+        return own
 
     def _is_large(self, base: torch.nn.Module, unet: torch.nn.Module, x: torch.Tensor) -> bool:
         import comfy.model_management
 
         dtype = base.manual_cast_dtype or base.get_dtype()
-        need = activation_bytes(unet, self.block, len(x), tuple(x.shape[-2:]), dtype.itemsize) + cast_bytes(
-            unet, dtype, x.device
-        )
+        size = tuple(-(-side // 2) if self.settings.guided_pass == "half" else side for side in x.shape[-2:])
+        need = activation_bytes(unet, self.block, len(x), size, dtype.itemsize) + cast_bytes(unet, dtype, x.device)
         return need > MEMORY_SHARE * comfy.model_management.get_free_memory(x.device)
 
     def _guided_conds(
@@ -249,19 +318,22 @@ class GuidedRun:
             # Hooks (a LoRA on one conditioning) rewrite weights between conditionings: put this one's in place and look
             # again.
             guider.inner_model.current_patcher.apply_hooks(hooks=cond.get("hooks"))
-            self._private = PrivatePass(guider.inner_model, self.block, self._checkpointing, x.device)
+            self._private = self._pass(guider.inner_model, x.device)
         references = [self._reference(guider.inner_model, person, x.device) for person in people]
-        rows = run_rows(self._private, cond, *heard, x, sigma, self._sites, (RUN_KEY,))
+        box = face_box(self._held.found) if self.settings.guided_pass == "crop" and self._held else None
+        rows = self._shared.pop(cond["uuid"], None) or run_rows(
+            self._private, cond, *heard, x, sigma, (RUN_KEY,), self.settings.guided_pass, box
+        )
         if rows is None:
             return
         gradient, mask, found = canvases
         own, own_mask, own_found = self._people_gradient(
             guider.inner_model, rows, people, references, sigma, similarities
         )
-        weight = rows.mult / cut(total, rows).clamp_min(1e-12)
+        weight = rows.mult / rows.window(total).clamp_min(1e-12)
         rows.paste(own * weight, gradient)
-        cut(mask, rows).logical_or_(own_mask)
-        cut(found, rows).logical_or_(own_found)
+        rows.window(mask).logical_or_(own_mask)
+        rows.window(found).logical_or_(own_found)
 
     def _people_gradient(self, base, rows: Rows, people, references, sigma, similarities) -> tuple[torch.Tensor, ...]:
         """Sum over people of gradient_k inside M_k (Eq. 9: the background's gradient is filtered out), the union of the
@@ -286,8 +358,9 @@ class GuidedRun:
                 base, rows, references[k], at_features, usable, sigma, similarities, k + 1 < len(people)
             )
             at_latent[[b for b in range(len(at_latent)) if b not in usable]] = False
-            # A product would let NaN out of pictures that are not guided.
-            total += torch.where(at_latent.to(own.device), own, 0.0)
+            weight = region.feather(at_latent, self.settings.feather).to(own.device)
+            # A product alone would let NaN out of pictures that are not guided.
+            total += torch.where(weight > 0, own * weight, 0.0)
             union |= at_latent
         return total, union, found
 
@@ -315,12 +388,12 @@ class GuidedRun:
         leaf = rows.features.detach().float().requires_grad_(True)
         energies = []
         for b in usable:
-            value, similarity = feature_energy(reference, leaf[b], at_features[b], s.p, s.reduction)
+            value, similarity = feature_energy(reference, leaf[b], at_features[b], s.p, s.reduction, s.mutual)
             energies.append(value)
             similarities.append(similarity.detach())
         at_h = torch.autograd.grad(torch.stack(energies).sum(), leaf)[0]
         scale = at_h.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
-        with self._private.guard():
+        with rows.guard():
             at_x = torch.autograd.grad(
                 rows.features, rows.x, (at_h / scale).to(rows.features.dtype), retain_graph=keep_graph
             )[0]
@@ -328,19 +401,19 @@ class GuidedRun:
         return at_x.float() * scale / c_in
 
     def _reference(self, base: torch.nn.Module, person: Person, device: torch.device) -> torch.Tensor | None:
-        """[N, C] reference features inside the reference's face, made at the first guided step or taken from the
-        cache; None where the VAE made no finite latent of it."""
-        key = self._keys[person]
+        """[N, C] reference features inside the reference's face, made at the first guided step (`matched`: at each) or
+        taken from the cache; None where the VAE made no finite latent of it."""
+        sigma = self._sigma if self.settings.reference_noise == "matched" else self._t0_sigma
+        key = Key(self._keys[person], sigma)
         if key not in self._references:
-            latent = self._latents[key].clone().to(device)  # kept: memory may run out below, and be tried again
+            latent = self._latents[key.person].clone().to(device)  # kept: memory may run out below, and be tried again
             if not latent.isfinite().all():
                 return None
             arguments = dift.reference_arguments(base, person.conditioning, latent)
-            sites = choose_sites(base.diffusion_model, self.block, tuple(latent.shape[-2:]))
-            made = dift.compute(
+            made = dift.cached(key) or dift.compute(
                 self._private,
-                sites,
                 latent,
+                sigma,
                 person.face,
                 arguments,
                 person.record,
@@ -351,9 +424,9 @@ class GuidedRun:
             if made.features.isfinite().all():
                 dift.remember(key, made)
             self._references[key] = made
-        if key not in self._rows:
-            self._rows[key] = self._references[key].rows(device)
-        return self._rows[key]
+        if self._rows.get(person, (None,))[0] != key:
+            self._rows[person] = key, self._references[key].rows(device)
+        return self._rows[person][1]
 
     # What the run leaves behind: the trace, for people.
 
@@ -377,13 +450,6 @@ class GuidedRun:
         if self.trace.mask is not None:
             self.trace.mask = torch.nn.functional.interpolate(self.trace.mask.float(), scale_factor=8)[:, 0]
         self._unread.clear()
+        self.listener.share = None  # it holds this run, which holds the listener
         if self.trace.steps or self.trace.skipped:
             log.log(logging.WARNING if self.trace.skipped else logging.INFO, self.trace.summary())
-
-
-def cut(canvas: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """The rows' window of a [B, C, H, W] canvas."""
-    if rows.area is None:
-        return canvas
-    h, w, y, x = rows.area
-    return canvas[..., y : y + h, x : x + w]

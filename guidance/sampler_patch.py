@@ -52,9 +52,10 @@ def patch(
         executor: Callable, x: object, sigma: object, model_options: dict | None = None, *args, **kwargs
     ) -> object:
         guider, run = executor.class_obj, run_of(model_options)
-        if run is None or not run.wants(sigma):
+        schedule = ((model_options or {}).get("transformer_options") or {}).get("sample_sigmas")
+        if run is None or not run.wants(sigma, schedule):
             return executor(x, sigma, model_options or {}, *args, **kwargs)
-        with run.listener.listening():
+        with run.predicting(guider, x, sigma):
             denoised = executor(x, sigma, model_options, *args, **kwargs)
         return run.guide(guider, x, sigma, denoised)
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from .matching import Reduction
+from .passes import GuidedPass
 from .region import Refinement
 
 Mode = Literal["calibrated", "literal"]
 Checkpointing = Literal["auto", "on", "off"]
+ReferenceNoise = Literal["fixed", "matched"]
+Target = Literal["noise", "x0"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,13 @@ class Settings:
     block: output block whose result is the feature; -1 chooses by the model. ensemble: noises averaged for the
     reference.
     reference_seed: seed of those noises. checkpointing: auto, on or off. every: the gradient is made at every so many
-    sigmas and held in between.
+    sigmas and held in between. guided_pass: what of the picture the pass with a gradient sees (guidance/passes.py).
+
+    Beyond the paper, off by default. reference_noise: `matched` noises the reference to the picture's own noise level
+    instead of t0. second_block: an earlier output block joined to the feature; -1 is none. mutual: only matches that
+    are nearest both ways. feather: latent pixels over which the mask's edge fades. target: `x0` moves the predicted
+    picture but not the direction of the step, as DragonDiffusion does; for Euler that is the factor
+    sigma / (sigma - next sigma).
     """
 
     strength: float = 1.0
@@ -45,12 +54,21 @@ class Settings:
     reference_seed: int = 0
     checkpointing: Checkpointing = "auto"
     every: int = 1
+    guided_pass: GuidedPass = "full"
+    reference_noise: ReferenceNoise = "fixed"
+    second_block: int = -1
+    mutual: bool = False
+    feather: int = 0
+    target: Target = "noise"
 
     def __post_init__(self) -> None:
         """ComfyUI 0.3.75 lets any text through where a V3 node offers a choice. Raises: ValueError with the choices."""
         _check("refinement", self.refinement, Refinement)
         _check("reduction", self.reduction, Reduction)
         _check("checkpointing", self.checkpointing, Checkpointing)
+        _check("guided_pass", self.guided_pass, GuidedPass)
+        _check("reference_noise", self.reference_noise, ReferenceNoise)
+        _check("target", self.target, Target)
         if self.every < 1:
             raise ValueError(f"RB-Guidance cannot guide every {self.every} steps; choose 1 or more.")
 
@@ -60,12 +78,16 @@ class Settings:
         return self.strength == 0 or self.u == 0
 
     def in_mode(self, mode: Mode) -> Settings:
-        """`literal` is Eq. 8 to 11 as printed: the sum, no factor, no cap, no sigma scale. `calibrated` leaves the
-        inputs be."""
+        """`literal` is Eq. 7 to 11 as printed: the sum, no factor, no cap, no sigma scale, nothing beyond the paper.
+        `calibrated` leaves the inputs be."""
         _check("mode", mode, Mode)
         if mode == "literal":
-            return replace(self, reduction="sum", gain=1.0, clip=0.0, sigma_scale=False)
+            return replace(self, reduction="sum", gain=1.0, clip=0.0, sigma_scale=False, **AS_PRINTED)
         return self
+
+
+AS_PRINTED = {"reference_noise": "fixed", "second_block": -1, "mutual": False, "feather": 0, "target": "noise"}
+"""What goes beyond the paper, off."""
 
 
 def _check(name: str, value: str, choices: object) -> None:

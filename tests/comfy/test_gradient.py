@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
-import comfy.sampler_helpers
 import comfy.samplers
+import independent
 import pytest
 import small
 import torch
+from independent import arguments_of
 from omniportrait.guidance import private_pass, region, run
 from omniportrait.guidance.attention import choose_sites, install_recorders, transformer_sites
 from omniportrait.guidance.energy import feature_energy
@@ -18,14 +17,6 @@ from omniportrait.guidance.settings import Settings
 from omniportrait.guidance.unet import default_block
 
 SIGMA = 1.5
-
-
-def arguments_of(model, x):
-    """What ComfyUI itself would pass to apply_model for one conditioning."""
-    base = model.model
-    conds = comfy.sampler_helpers.convert_cond(small.conditioning(model, 1))
-    conds = comfy.samplers.encode_model_conds(base.extra_conds, conds, x, x.device, "positive")
-    return {name: c.process_cond(batch_size=len(x), area=None).cond for name, c in conds[0]["model_conds"].items()}
 
 
 def reference_rows(channels):
@@ -47,33 +38,13 @@ def private_gradient(model, x, arguments, checkpointing=False, options=None):
         return torch.autograd.grad(energy_at(features.float()), leaf)[0]
 
 
-class Seen(Exception):
-    pass
-
-
 def deep_copy_gradient(model, x, arguments):
-    """The independent way: a deep copy of the model outside inference mode, a forward hook, ordinary autograd."""
+    """The independent way."""
     with torch.inference_mode(False), torch.enable_grad():
-        base = copy.copy(model.model)
-        base._modules = dict(base._modules)
-        unet = base._modules["diffusion_model"] = copy.deepcopy(model.model.diffusion_model)
-        for module in unet.modules():
-            for name, p in list(module._parameters.items()):
-                if p is not None:
-                    module._parameters[name] = torch.nn.Parameter(p.detach().clone(), requires_grad=False)
-        block, seen = default_block(unet), {}
-
-        def keep(h, skip, options):  # runs before a block: h is the output of the block before it
-            if options["block"] == ("output", block + 1):
-                seen["h"] = h
-            return h, skip
-
         leaf = x.clone().requires_grad_(True)
-        arguments = {k: v.clone() if torch.is_tensor(v) else v for k, v in arguments.items()}
-        base._apply_model(
-            leaf, torch.full((1,), SIGMA), transformer_options={"patches": {"output_block_patch": [keep]}}, **arguments
-        )
-        return torch.autograd.grad(energy_at(seen["h"].float()), leaf)[0]
+        block = default_block(model.model.diffusion_model)
+        (features,) = independent.features(model, leaf, SIGMA, arguments, (block,))
+        return torch.autograd.grad(energy_at(features.float()), leaf)[0]
 
 
 @pytest.fixture
