@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS, Prompt
 from omniportrait.demo.world.shards import HELD_OUT
 from omniportrait.demo.world.view import random_view, reference_view
 from omniportrait.guidance import features
+from omniportrait.guidance.settings import Settings
 from omniportrait.guidance.unet import default_block
 from omniportrait.models.pivot_handle import load_handle
 from omniportrait.nodes.face_reference import FaceReferenceNode
@@ -131,8 +132,11 @@ def node(kind: type, **inputs: object) -> tuple:
 
 
 def defaults() -> dict[str, object]:
-    """The RB-Guidance KSampler's own values of all inputs that a variant may set."""
-    return {i.id: i.default for i in RBGuidanceKSampler.define_schema().inputs if i.id not in OWN}
+    """The RB-Guidance KSampler's own values of all inputs that a variant may set, and those of the settings that are
+    not inputs yet: a benchmark decides which become some."""
+    inputs = {i.id: i.default for i in RBGuidanceKSampler.define_schema().inputs if i.id not in OWN}
+    settings = {field.name: field.default for field in fields(Settings) if field.name != "block"}
+    return settings | inputs
 
 
 def digest(*parts: object) -> str:

@@ -38,6 +38,14 @@ SWEEPS: dict[str, tuple[object, ...]] = {
     "feature_block": (0, 1, 2, 3, 4, 5),
     "reduction": ("mean", "sum"),
     "refinement": ("outer", "inner"),
+    "sigma_scale": (False, True),
+    "reference_noise": ("fixed", "matched"),
+    "second_block": (-1, 0, 1),
+    "mutual": (False, True),
+    "feather": (0, 1, 2),
+    "target": ("noise", "x0"),
+    "guided_pass": ("full", "shared", "half", "crop"),
+    "every": (1, 2, 3),
 }
 """Input and its values. p is not among them: E is proportional to it, so it does what gain does."""
 SHOWN = {
@@ -46,8 +54,11 @@ SHOWN = {
     "text": ("text, % ↑", 100),
     "change": ("background change, /255 ↓", 1),
     "iou": ("mask IoU ↑", 1),
+    "seconds": ("seconds ↓", 1),
 }
 """Columns of the plots and tables: title and factor."""
+COSTS = ("guided_pass", "every", "feature_block")
+"""Inputs that trade likeness for time; they share a plot."""
 ENCODERS = "pivot encoder"
 
 INTRODUCTION = """# RB-Guidance, one number at a time
@@ -122,6 +133,32 @@ def plot(file: Path, name: str, values: Means, off: Mapping[str, Interval | None
     figure.savefig(file, dpi=110)
 
 
+def plot_costs(file: Path, by_input: Mapping[str, Means], off: Mapping[str, Interval | None]) -> None:
+    """Distance to the reference against seconds over RB-Guidance off: lower left is better."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    for name, values in by_input.items():
+        known = [(v, c) for v, c in values.items() if c["distance"] and c["seconds"]]
+        times = [cells["seconds"].mean / off["seconds"].mean for _, cells in known]
+        panel.errorbar(
+            times, [cells["distance"].mean for _, cells in known], fmt="o", label=name,
+            yerr=[[abs(getattr(c["distance"], end) - c["distance"].mean) for _, c in known] for end in ("low", "high")],
+        )  # fmt: skip
+        for time, (value, cells) in zip(times, known, strict=True):
+            panel.annotate(shown(value), (time, cells["distance"].mean), (4, 3), textcoords="offset points", fontsize=8)
+    if off["distance"]:
+        panel.axhline(off["distance"].mean, color="0.6")
+    panel.set_xlabel("seconds of sampling over RB-Guidance off")
+    panel.set_ylabel("distance to the reference")
+    panel.legend()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
 def shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -151,15 +188,21 @@ def page(campaign: Campaign, sweeps: Mapping[str, Mapping[object, Variant]], res
     off = results["off"]
     settings, people, prompts = campaign.told_settings(), *(len({row[k] for row in off}) for k in ("person", "prompt"))
     lines = [INTRODUCTION.format(command=command("sweeps"), people=people, prompts=prompts, settings=settings)]
+    means_off, costs = {c: mean_of(off, c) for c in SHOWN}, {}
     for name, by_value in sweeps.items():
         rows = {value: results[variant.name] for value, variant in by_value.items()}
         values = {value: {c: mean_of(each, c) for c in SHOWN} for value, each in rows.items()}
         gains = {value: {c: difference_of(each, off, c) for c in SHOWN} for value, each in rows.items()}
         default = campaign.studio.feature_block if name == "feature_block" else defaults().get(name)
         file = images / f"sweep_{name.replace(' ', '_')}.png"
-        plot(file, name, values, {c: mean_of(off, c) for c in SHOWN}, default)
+        plot(file, name, values, means_off, default)
+        if name in COSTS:
+            costs[name] = values
         lines += [f"## {name}", "", f"![{name}]({images.name}/{file.name})", ""]
         lines += [table(name, values, gains, default), ""]
+    if costs:
+        plot_costs(images / "sweep_costs.png", costs, means_off)
+        lines += ["## Likeness against time", "", f"![costs]({images.name}/sweep_costs.png)", ""]
     return "\n".join(lines)
 
 

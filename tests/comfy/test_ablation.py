@@ -81,10 +81,12 @@ def test_two_variants_resume_without_making_anything_twice(files, registered, tm
     text = ablation.page(campaign, first, "sheet.png")
     assert "| without RB-Guidance |" in text and "steps=" not in text and "somewhere" not in text
     assert ablation.contact_sheet(campaign, rows, [CASE], side=32).width == 3 * 32
-    swept = sweeps.plan(options(files, tmp_path, "--inputs", "gain", "--smoke", of=sweeps))
-    results = {"off": first["without RB-Guidance"]} | {v.name: first[ablation.FULL] for v in swept["gain"].values()}
+    swept = sweeps.plan(options(files, tmp_path, "--inputs", "gain", "every", "--smoke", of=sweeps))
+    variants = [variant for by_value in swept.values() for variant in by_value.values()]
+    results = {"off": first["without RB-Guidance"]} | {v.name: first[ablation.FULL] for v in variants}
     assert "| 10 |" in sweeps.page(campaign, swept, results, tmp_path / "images")
-    assert (tmp_path / "images" / "sweep_gain.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("gain", "costs"):
+        assert (tmp_path / "images" / f"sweep_{name}.png").read_bytes().startswith(b"\x89PNG")
 
     monkeypatch.setattr(Studio, "_make", None)  # would raise
     kept = campaign.file.read_text()
