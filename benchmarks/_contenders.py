@@ -43,15 +43,14 @@ class Kept(torch.nn.Module):
 class NaivePass(PrivatePass):
     """The straightforward way: a whole UNet forward of its own with autograd on, whatever the feature block."""
 
-    def __init__(self, base: torch.nn.Module, exit_block: int, checkpointing: bool, device: torch.device) -> None:
-        super().__init__(base, exit_block, checkpointing, device)
+    def __init__(self, base: torch.nn.Module, exit_block: int, *rest: object) -> None:
+        super().__init__(base, exit_block, *rest)
         self._kept = Kept()
         block = self.base.diffusion_model.output_blocks._modules[str(exit_block)]
         block.__dict__["_modules"] = {**block._modules, "tap": self._kept}
 
     def _run(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
-        with contextlib.suppress(RuntimeError):  # the parent's, that the UNet ended: here it is meant to
-            super()._run(x, sigma, arguments, transformer_options)
+        self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
         features, self._kept.features = self._kept.features, None
         return features
 

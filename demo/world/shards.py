@@ -18,6 +18,7 @@ from .portrait import Portrait, render
 from .view import random_view, reference_view
 
 HELD_OUT = 1_000_000
+REFERENCE_STREAM = 1_000_000
 """Identities from this number on are never trained on."""
 
 
@@ -43,12 +44,18 @@ def plan(folder: Path, identities: int, held_out: int, views: int, size: int, se
     return shards
 
 
+def view_random(seed: int, number: int, index: int) -> np.random.Generator:
+    """The generator of one view. numpy pads seeds with zeros, so (seed, number, 0) is the identity's own stream, and
+    the reference's clothes would tell who wears them: view 0 has another number."""
+    return np.random.default_rng((seed, number, index or REFERENCE_STREAM))
+
+
 def portraits(shard: Shard) -> Iterator[tuple[str, Portrait]]:
     """Key and portrait, one after the other; view 0 is the reference."""
     for number in range(shard.first, shard.first + shard.count):
         person = identity(number, shard.seed)
         for index in range(shard.views + 1):
-            rng = np.random.default_rng((shard.seed, number, index))
+            rng = view_random(shard.seed, number, index)
             view = random_view(rng) if index else reference_view(rng)
             yield f"{number:07d}_{index:02d}", render(person, view, shard.size)
 

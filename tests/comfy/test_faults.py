@@ -190,9 +190,9 @@ def opened(monkeypatch) -> list[bool]:
     """The checkpointing flag of each private pass that is made."""
     flags, original = [], PrivatePass.__init__
 
-    def init(self, base, exit_block, checkpointing, device):
+    def init(self, base, exit_block, checkpointing, *rest):
         flags.append(checkpointing)
-        original(self, base, exit_block, checkpointing, device)
+        original(self, base, exit_block, checkpointing, *rest)
 
     monkeypatch.setattr(PrivatePass, "__init__", init)
     return flags

@@ -50,7 +50,7 @@ class WholePass(PrivatePass):
     def __init__(self, base: torch.nn.Module, checkpointing: bool, device: torch.device) -> None:
         last = len(base.diffusion_model.output_blocks) - 1
         super().__init__(base, last, checkpointing, device)
-        del self.base.diffusion_model.output_blocks[last]._modules["exit"]
+        del self.base.diffusion_model.output_blocks[last]._modules["tap"]
 
     def denoised(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, options: dict) -> torch.Tensor:
         """[B, C, h, w] ComfyUI's prediction of the picture from noisy x [B, C, h, w] at sigma [B]."""
