@@ -110,6 +110,8 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
     state = options.out.with_suffix(".state.pt")
     if options.resume and state.is_file():
         loop.load_state(state, budget, parts)
+    elif options.start:
+        loop.load_weights(options.start, model, average)
     log = loop.Log(options.out.with_suffix(".log"))
     sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.unet, model.text)]
     if options.compile:
@@ -175,6 +177,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="run.py make base", description=__doc__)
     loop.add_arguments(parser, minutes=75.0, batch=32, rate=8e-4)
     parser.add_argument("--vae", type=Path, required=True, help="the autoencoder that `make vae` wrote")
+    parser.add_argument("--start", type=Path, metavar="STATE", help="begin with the weights of another run's state")
     parser.add_argument("--compile", action="store_true", help="compile the UNet: minutes first, then faster")
     parser.add_argument("--save-minutes", type=float, default=10.0, help="between two saves, each with a sheet")
     return parser

@@ -126,6 +126,17 @@ def load_state(path: Path, budget: Budget, parts: dict[str, object]) -> None:
             part.load_state_dict(state[name])
 
 
+def load_weights(path: Path, model: torch.nn.Module, average: Averaged) -> None:
+    """Begin with the averaged weights of another run's state, and nothing else of it: after a change of what it
+    learns from, say."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    with torch.no_grad():
+        for live, value, saved in zip(average.live, average.values, state["average"], strict=True):
+            live.copy_(saved)
+            value.copy_(saved)
+
+
 def write_tensors(path: Path, state: dict[str, torch.Tensor]) -> None:
     """Save as safetensors in half precision, atomically."""
     import safetensors.torch

@@ -15,6 +15,9 @@ from .pictures import Pictures, pixel_weights, to_float
 
 NOISE = 0.08
 """Largest deviation of the noise on the unit-variance latents in training: a smooth decoder forgives small errors."""
+ROUGHNESS = 0.1
+"""Weight of the latents' roughness. Unit variance alone lets edges take most of it, and noise then hides what is large
+and plain, such as the colour of a face, which a diffusion model should decide first."""
 
 
 def weighted_loss(difference: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -30,6 +33,12 @@ def weighted_loss(difference: torch.Tensor, weights: torch.Tensor) -> torch.Tens
     down = difference[..., 1:, :] - difference[..., :-1, :]
     gradients = mean(across, weights[..., 1:]) + mean(down, weights[..., 1:, :])
     return mean(difference, weights) + gradients + 0.5 * mean(avg_pool2d(difference, 4), avg_pool2d(weights, 4))
+
+
+def roughness(latents: torch.Tensor) -> torch.Tensor:
+    """Mean square of the difference between neighbours; 2 for unit-variance noise, 0 for a constant."""
+    across, down = latents.diff(dim=-1).square().mean(), latents.diff(dim=-2).square().mean()
+    return (across + down) / 2
 
 
 class Trainer(nn.Module):
@@ -54,7 +63,8 @@ class Trainer(nn.Module):
         scaled = weighted_loss(
             small.float() - avg_pool2d(pictures[: len(half)], 2), avg_pool2d(weights[: len(half)], 2)
         )
-        return {"total": exact + 0.25 * scaled, "exact": exact, "scaled": scaled}
+        rough = roughness(latents)
+        return {"total": exact + 0.25 * scaled + ROUGHNESS * rough, "exact": exact, "scaled": scaled, "rough": rough}
 
 
 def train(options: argparse.Namespace, pictures: Pictures) -> None:

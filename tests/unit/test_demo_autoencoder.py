@@ -85,3 +85,12 @@ def test_the_learning_rate_ends_low_whatever_the_pieces():
     rates = [loop.learning_rate(share, step, peak=1.0, warmup=10) for step, share in enumerate(np.linspace(0, 1, 101))]
     assert rates[0] == pytest.approx(0.1) and max(rates) < 1 and rates[-1] == pytest.approx(0.01)
     assert all(later < earlier for earlier, later in zip(rates[12:], rates[13:], strict=False))
+
+
+def test_roughness_of_known_latents():
+    """A constant has none, a ramp half its slope squared, white noise twice its variance."""
+    assert float(reconstruction.roughness(torch.full((1, 4, 8, 8), 3.0))) == 0
+    ramp = torch.arange(8.0).mul(0.5).expand(1, 4, 8, 8)
+    assert float(reconstruction.roughness(ramp)) == 0.125
+    noise = torch.randn(1, 4, 256, 256, generator=torch.Generator().manual_seed(0))
+    assert float(reconstruction.roughness(noise)) == pytest.approx(2, rel=0.02)
