@@ -1,0 +1,100 @@
+"""The workflows as files, without ComfyUI: both forms say the same, and the page's graph is whole and readable."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from omniportrait import run
+
+FOLDER = run.ROOT / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+TITLE = 30
+"""Pixels of a node's title bar, which lies above its position."""
+
+
+def read(path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(params=NAMES)
+def workflow(request) -> dict:
+    return read(FOLDER / f"{request.param}.json") | {"name": request.param}
+
+
+def real(workflow: dict) -> list[dict]:
+    """The nodes that run."""
+    return [node for node in workflow["nodes"] if node["type"] != "MarkdownNote"]
+
+
+def inputs_of(node: dict, links: dict[int, list]) -> dict:
+    """What the page sends for one node: its links, and its widgets' values in order."""
+    values = iter(node.get("widgets_values", ()))
+    inputs = {}
+    for entry in node["inputs"]:
+        if "widget" in entry:
+            value = next(values)
+            if entry["type"] != "IMAGEUPLOAD":  # the button of LoadImage
+                inputs[entry["name"]] = value
+            if entry["name"] in ("seed", "noise_seed"):
+                assert next(values) == "fixed"
+        if entry["link"] is not None:
+            origin, slot = links[entry["link"]][1:3]
+            inputs[entry["name"]] = [str(origin), slot]
+    assert not list(values), f"node {node['id']} has more values than widgets"
+    return inputs
+
+
+def test_both_forms_say_the_same(workflow):
+    links = {link[0]: link for link in workflow["links"]}
+    page = {
+        str(node["id"]): {
+            "class_type": node["type"],
+            "inputs": inputs_of(node, links),
+            "_meta": {"title": node["title"]},
+        }
+        for node in real(workflow)
+    }
+    assert page == read(FOLDER / "api" / f"{workflow['name']}.json")
+
+
+def test_links_are_known_at_both_ends(workflow):
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    leaving, arriving = set(), set()
+    for number, origin, slot, target, place, kind in workflow["links"]:
+        output, entry = nodes[origin]["outputs"][slot], nodes[target]["inputs"][place]
+        assert number in output["links"] and number == entry["link"]
+        assert output["type"] == kind and kind in entry["type"].split(",")
+        assert nodes[origin]["order"] < nodes[target]["order"]
+        leaving.add((number, origin, slot))
+        arriving.add((number, target))
+    said = {(n, i, s) for i, node in nodes.items() for s, o in enumerate(node["outputs"]) for n in o["links"] or ()}
+    heard = {(entry["link"], i) for i, node in nodes.items() for entry in node["inputs"]}
+    assert said == leaving and {each for each in heard if each[0] is not None} == arriving
+    assert workflow["last_node_id"] == max(nodes)
+    assert workflow["last_link_id"] == max(link[0] for link in workflow["links"])
+    assert sorted(node["order"] for node in nodes.values()) == list(range(len(nodes)))
+
+
+def box(node: dict) -> tuple[float, float, float, float]:
+    (left, top), (width, height) = node["pos"], node["size"]
+    return left, top - TITLE, left + width, top + height
+
+
+def apart(a: tuple, b: tuple) -> bool:
+    return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def inside(a: tuple, b: tuple) -> bool:
+    return b[0] <= a[0] and b[1] <= a[1] and a[2] <= b[2] and a[3] <= b[3]
+
+
+def test_nothing_lies_on_top_of_anything(workflow):
+    for one, other in itertools.combinations(workflow["nodes"], 2):
+        assert apart(box(one), box(other)), f"{one['title']} and {other['title']}"
+    bounds = [(x, y, x + w, y + h) for x, y, w, h in (group["bounding"] for group in workflow["groups"])]
+    for one, other in itertools.combinations(bounds, 2):
+        assert apart(one, other)
+    for node in real(workflow):
+        assert sum(inside(box(node), each) for each in bounds) == 1, f"{node['title']} is in no group"
