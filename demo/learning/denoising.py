@@ -15,7 +15,7 @@ from torch import nn
 
 from ..architecture import MARK, PREVIEW, TEXT, UNET, mark
 from . import loop
-from .examples import Examples, cached_latents, cached_weights, load_autoencoder, preview_colours
+from .examples import Examples, cached_latents, cached_weights, load_autoencoder, of_file, preview_colours, stamps
 from .loop import Averaged, Budget
 from .pictures import Pictures
 from .text import TextModel, tokenize
@@ -98,19 +98,19 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
     """Train to the end of the budget, or of this piece of it, and write `options.out` at each save."""
     device = loop.pick_device(options.device)
     torch.manual_seed(options.seed)
-    latents = cached_latents(pictures, options.vae, options.data / "cache", device)
-    weights = cached_weights(pictures, options.data / "cache")
+    shards = stamps(options.data)
+    latents = cached_latents(pictures, shards, options.vae, options.data / "cache", device)
+    weights = cached_weights(pictures, shards, options.data / "cache")
     records = [record for records in pictures.records for record in records]
     examples = Examples(latents, weights, records, options.seed)
     model = Denoiser(examples.ids).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     average = Averaged(list(model.parameters()), 0.999)
     budget = Budget(options.minutes, options.steps, options.pause)
-    parts = {"model": model, "optimizer": optimizer, "average": average}
-    state = options.out.with_suffix(".state.pt")
-    if options.resume and state.is_file():
-        loop.load_state(state, budget, parts)
-    elif options.start:
+    recipe = loop.recipe(options, pictures) | {"autoencoder": of_file(options.vae)}
+    state = loop.State(options.out, budget, {"model": model, "optimizer": optimizer, "average": average}, recipe)
+    went_on = not options.restart and state.resume()
+    if options.start and not went_on:
         loop.load_weights(options.start, model, average)
     log = loop.Log(options.out.with_suffix(".log"))
     sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.unet, model.text)]
@@ -121,7 +121,7 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
     )
 
     def finish() -> None:
-        loop.save_state(state, budget, parts)
+        state.save()
         average.swap()
         model.eval()
         loop.write_tensors(options.out, checkpoint(model, options, pictures, latents))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from ..autoencoder import PortraitAutoencoder
 from ..world.view import retold
 from . import loop
-from .pictures import Pictures, pixel_weights, to_float, write_whole
+from .pictures import Pictures, pixel_weights, to_float, weight_table, write_whole
 from .text import tokenize
 
 DROPPED = 0.1
@@ -58,15 +59,31 @@ def load_autoencoder(file: Path) -> PortraitAutoencoder:
     return autoencoder.eval()
 
 
+def of_file(path: Path) -> str:
+    """A short name for a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()[:12]
+
+
+def stamps(folder: Path, subset: str = "train") -> list[str]:
+    """A name for the content of each shard, in the order of `open_pictures`: what is kept on disk is kept under it, so
+    that shards rendered anew under old names do not meet what was made of the old ones."""
+    return [of_file(shard) for shard in sorted(folder.glob(f"{subset}-*.tar"))]
+
+
 @torch.no_grad()
-def cached_latents(pictures: Pictures, vae: Path, cache: Path, device: torch.device) -> torch.Tensor:
+def cached_latents(
+    pictures: Pictures, shards: Sequence[str], vae: Path, cache: Path, device: torch.device
+) -> torch.Tensor:
     """Latents of all pictures and of their mirror images, half [N, 2, 4, 32, 32], kept on disk under the autoencoder's
-    own hash, a file a shard, so that an interrupted run goes on."""
+    and the shard's content (`shards`, of `stamps`), a file a shard, so that an interrupted run goes on."""
     autoencoder = load_autoencoder(vae).to(device, memory_format=torch.channels_last)
-    name = hashlib.sha256(vae.read_bytes()).hexdigest()[:12]
-    pieces = []
-    for start, pixels in zip(pictures.starts.tolist(), pictures.pixels, strict=True):
-        file = cache / f"latents-{name}-{start}-{len(pixels)}.npy"
+    name, pieces = of_file(vae), []
+    for start, pixels, shard in zip(pictures.starts.tolist(), pictures.pixels, shards, strict=True):
+        file = cache / f"latents-{name}-{shard}.npy"
         if not file.is_file():
             parts = []
             for indices in torch.arange(start, start + len(pixels)).split(16):
@@ -81,10 +98,11 @@ def cached_latents(pictures: Pictures, vae: Path, cache: Path, device: torch.dev
     return torch.cat(pieces)
 
 
-def cached_weights(pictures: Pictures, cache: Path) -> torch.Tensor:
-    """What each place of a latent counts in the loss, half [N, 32, 32] of mean 1, kept on disk: a face is a tenth of
-    the picture and most of what it is judged by."""
-    file = cache / f"weights-{len(pictures)}.npy"
+def cached_weights(pictures: Pictures, shards: Sequence[str], cache: Path) -> torch.Tensor:
+    """What each place of a latent counts in the loss, half [N, 32, 32] of mean 1, kept on disk under the shards'
+    content and the weight of each label: a face is a tenth of the picture and most of what it is judged by."""
+    told = "".join(shards).encode() + weight_table().numpy().tobytes()
+    file = cache / f"weights-{hashlib.sha256(told).hexdigest()[:12]}.npy"
     if not file.is_file():
         parts = []
         for indices in torch.arange(len(pictures)).split(64):

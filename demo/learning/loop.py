@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,17 +107,50 @@ class Averaged:
             average.copy_(kept)
 
 
-def save_state(path: Path, budget: Budget, parts: dict[str, object]) -> None:
-    """All of a run, atomically. `parts` holds what has a `state_dict`, and Averaged."""
-    state = {name: part.values if isinstance(part, Averaged) else part.state_dict() for name, part in parts.items()}
-    state["clock"] = {"step": budget.step, "spent": budget.spent}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: torch.save(state, file))
+class State:
+    """A run on disk, beside its result. `parts` holds what has a `state_dict`, and Averaged; `recipe` what every piece
+    must have in common, so that the pieces make one run."""
+
+    def __init__(self, out: Path, budget: Budget, parts: Mapping[str, object], recipe: Mapping[str, object]):
+        self.path = out.with_suffix(".state.pt")
+        self.budget, self.parts, self.recipe = budget, parts, recipe
+
+    def save(self) -> None:
+        """All of the run, atomically."""
+        state = {name: p.values if isinstance(p, Averaged) else p.state_dict() for name, p in self.parts.items()}
+        state["clock"] = {"step": self.budget.step, "spent": self.budget.spent}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, lambda file: torch.save(state | {"recipe": dict(self.recipe)}, file))
+
+    def resume(self) -> bool:
+        """Put back what `save` wrote; False if there is nothing. SystemExit with one sentence if it does not fit."""
+        if not self.path.is_file():
+            return False
+        otherwise = "--restart begins anew, another --out leaves that run alone."
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            for name, value in state.get("recipe", {}).items():  # older states have none
+                if self.recipe.get(name, value) != value:
+                    raise SystemExit(
+                        f"{self.path} was begun with {name} {value} and now it is {self.recipe[name]}: give the same "
+                        f"to go on; {otherwise}"
+                    )
+            put_back(state, self.budget, self.parts)
+            return True
+        except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            raise SystemExit(
+                f"{self.path} does not fit the model and data of this run ({type(error).__name__}), so it cannot go "
+                f"on: {otherwise}"
+            ) from error
 
 
-def load_state(path: Path, budget: Budget, parts: dict[str, object]) -> None:
-    """Put back what `save_state` wrote, into the same shapes."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+def recipe(options: argparse.Namespace, pictures: Sized) -> dict[str, object]:
+    """What decides which pictures and which noise a step sees."""
+    return {"batch": options.batch, "seed": options.seed, "pictures": len(pictures)}
+
+
+def put_back(state: Mapping, budget: Budget, parts: Mapping[str, object]) -> None:
+    """A state into the same shapes."""
     budget.step, budget.spent = state["clock"]["step"], state["clock"]["spent"]
     for name, part in parts.items():
         if isinstance(part, Averaged):
@@ -202,6 +236,8 @@ def advance(
     """Call `step`, which trains once and gives its losses, to the end of the budget or of this piece of it; a line and
     a `save` as their times come, and both at the end."""
     due_line, due_save = Every(line_seconds), Every(save_seconds)
+    if budget.done:
+        log.say("The budget is spent: more --minutes (or --steps) train on, --restart begins anew.")
     budget.start()
     while not (budget.done or budget.paused):
         log.add(**step())
@@ -257,7 +293,8 @@ def add_arguments(parser: argparse.ArgumentParser, minutes: float, batch: int, r
     parser.add_argument("--minutes", type=float, default=minutes, help="training time in all (default %(default)s)")
     parser.add_argument("--steps", type=int, help="train so many steps instead, whatever time they take")
     parser.add_argument("--pause", type=float, help="stop after so many minutes (steps, with --steps)")
-    parser.add_argument("--resume", action="store_true", help="go on from the state beside --out, if there is one")
+    parser.add_argument("--restart", action="store_true", help="begin anew, not from the state beside --out")
+    parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # said what is now the rule
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--rate", type=float, default=rate, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)

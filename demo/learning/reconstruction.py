@@ -76,15 +76,15 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
     average = Averaged(list(trainer.parameters()), 0.998)
     budget = Budget(options.minutes, options.steps, options.pause)
     parts = {"trainer": trainer, "optimizer": optimizer, "average": average}
-    state = options.out.with_suffix(".state.pt")
-    if options.resume and state.is_file():
-        loop.load_state(state, budget, parts)
+    state = loop.State(options.out, budget, parts, loop.recipe(options, pictures))
+    if not options.restart:
+        state.resume()
     log = loop.Log(options.out.with_suffix(".log"))
     log.say(f"{len(pictures)} pictures, {sum(p.numel() for p in trainer.parameters()) / 1e6:.2f}M parameters, {device}")
     loop.advance(
         budget, log, options.batch, optimizer, average,
         lambda: step(trainer, optimizer, pictures, budget, options, device),
-        lambda: finish(trainer, average, pictures, budget, parts, options, device),
+        lambda: finish(trainer, average, pictures, state, options, device),
         line_seconds=20, save_seconds=240,
     )  # fmt: skip
 
@@ -116,13 +116,12 @@ def finish(
     trainer: Trainer,
     average: Averaged,
     pictures: Pictures,
-    budget: Budget,
-    parts: dict[str, object],
+    state: loop.State,
     options: argparse.Namespace,
     device: torch.device,
 ) -> None:
     """Save the state, the averaged weights as the result, and a sheet of pictures over their reconstructions."""
-    loop.save_state(options.out.with_suffix(".state.pt"), budget, parts)
+    state.save()
     average.swap()
     result = exported(trainer.autoencoder, pictures, device)
     average.swap()

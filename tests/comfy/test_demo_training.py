@@ -3,6 +3,8 @@ where an uninterrupted one does."""
 
 from __future__ import annotations
 
+from functools import partialmethod
+
 import comfy.model_management
 import comfy.sd
 import comfy.supported_models
@@ -14,8 +16,9 @@ import torch
 from omniportrait.demo import architecture
 from omniportrait.demo.autoencoder import MARK, PortraitAutoencoder
 from omniportrait.demo.learning import denoising, loop, reconstruction
-from omniportrait.demo.learning.examples import load_autoencoder
-from omniportrait.demo.learning.pictures import open_pictures
+from omniportrait.demo.learning import pictures as learning_pictures
+from omniportrait.demo.learning.examples import cached_latents, cached_weights, load_autoencoder, stamps
+from omniportrait.demo.learning.pictures import open_pictures, pixel_weights, to_float
 from omniportrait.demo.learning.text import tokenize
 from omniportrait.demo.random_weights import vae_state
 
@@ -134,21 +137,94 @@ class SmallAutoencoder(PortraitAutoencoder):
         super().__init__(wide, deep, fine, wide_blocks, deep_blocks)
 
 
-@pytest.mark.parametrize("kind", ["vae", "base"])
-def test_resumed_run_ends_where_a_whole_one_does(kind, data, vae_file, tmp_path, monkeypatch):
+@pytest.fixture
+def small_training(data, vae_file, monkeypatch):
+    """kind ("vae" or "base"), file and further options to a training of at most four steps."""
     monkeypatch.setattr(denoising, "UNET", SMALL)
     monkeypatch.setattr(reconstruction, "PortraitAutoencoder", SmallAutoencoder)
-    module = {"vae": reconstruction, "base": denoising}[kind]
+    monkeypatch.setattr(denoising.Denoiser, "sample", partialmethod(denoising.Denoiser.sample, count=2))  # of the sheet
     pictures = open_pictures(data)
-    results = []
-    for name, pieces in (("whole", [[]]), ("pieces", [["--pause", "2"], ["--resume"]])):
-        out = tmp_path / f"{name}.safetensors"
-        common = ["--data", str(data), "--out", str(out), "--steps", "4", "--batch", "2", "--device", "cpu"]
-        common += ["--vae", str(vae_file)] if kind == "base" else []
-        for piece in pieces:
-            module.train(module.arguments().parse_args([*common, *piece]), pictures)
-        results.append(safetensors.torch.load_file(out))
-        assert "100.0% step 4" in out.with_suffix(".log").read_text()
-    whole, pieces = results
-    assert whole.keys() == pieces.keys()
-    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+
+    def train(kind: str, out, *more: str):
+        module = {"vae": reconstruction, "base": denoising}[kind]
+        given = ["--data", str(data), "--out", str(out), "--steps", "4", "--batch", "2", "--device", "cpu", *more]
+        given += ["--vae", str(vae_file)] if kind == "base" and "--vae" not in more else []
+        module.train(module.arguments().parse_args(given), pictures)
+        return safetensors.torch.load_file(out)
+
+    return train
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", ["vae", "base"])
+def test_resumed_run_ends_where_a_whole_one_does(kind, small_training, tmp_path):
+    """The same command goes on; once it is done it changes nothing, and --restart ends there again."""
+    whole = small_training(kind, tmp_path / "whole.safetensors")
+    out = tmp_path / "pieces.safetensors"
+    log = out.with_suffix(".log")
+    begun = small_training(kind, out, "--pause", "2")
+    pieces = small_training(kind, out)
+    assert not equal(begun, whole) and equal(pieces, whole)
+    assert log.read_text().count("100.0% step 4") == 1 and "budget is spent" not in log.read_text()
+    assert equal(small_training(kind, out), whole) and "budget is spent" in log.read_text()
+    assert equal(small_training(kind, out, "--restart"), whole) and log.read_text().count("100.0% step 4") == 2
+
+
+def test_a_state_of_another_run_is_refused(small_training, vae_file, tmp_path):
+    """Other batches and another autoencoder would train on something else in the middle; another model has other
+    shapes. The state stays as it was."""
+    out = tmp_path / "base.safetensors"
+    small_training("base", out, "--pause", "1")
+    state = out.with_suffix(".state.pt")
+    before = state.read_bytes()
+    other_vae = tmp_path / "other.safetensors"
+    loop.write_tensors(other_vae, {k: v + 0.01 for k, v in safetensors.torch.load_file(vae_file).items()})
+    wrong = {"begun with batch 2 and now it is 3": ["--batch", "3"], "begun with seed 0": ["--seed", "1"]}
+    wrong["begun with autoencoder"] = ["--vae", str(other_vae)]
+    for sentence, more in wrong.items():
+        with pytest.raises(SystemExit, match=sentence):
+            small_training("base", out, *more)
+    assert state.read_bytes() == before
+
+    autoencoder = out.with_name("vae.safetensors")
+    autoencoder.with_suffix(".state.pt").write_bytes(before)
+    with pytest.raises(SystemExit, match="does not fit the model and data"):
+        small_training("vae", autoencoder)
+
+    old = torch.load(state, weights_only=True)
+    del old["recipe"]  # as states were written once
+    torch.save(old, state)
+    small_training("base", out)
+    assert "100.0% step 4" in out.with_suffix(".log").read_text()
+
+
+def test_what_is_kept_follows_the_shards_and_the_weights(vae_file, tmp_path, monkeypatch):
+    """New shards under old names, of as many pictures, and another table of weights are not answered from old files."""
+    cpu, cache = torch.device("cpu"), tmp_path / "cache"
+
+    def kept():
+        pictures, shards_now = open_pictures(tmp_path), stamps(tmp_path)
+        latents = cached_latents(pictures, shards_now, vae_file, cache, cpu)
+        return pictures, latents, cached_weights(pictures, shards_now, cache)
+
+    shards.write_shard(tmp_path, 2)
+    _, first, weights = kept()
+    files = {file.name: file.stat().st_mtime_ns for file in cache.iterdir()}
+    assert torch.equal(kept()[1], first), "the second call should read the files"
+    assert {file.name: file.stat().st_mtime_ns for file in cache.iterdir()} == files
+
+    shards.write_shard(tmp_path, 2, seed=1)
+    pictures, again, _ = kept()
+    with torch.no_grad():
+        own = load_autoencoder(vae_file).encode(to_float(pictures.batch(torch.arange(2))[0]))
+    error = (again[:, 0].float() - own).abs().mean()
+    assert error < 0.1 * (first[:, 0].float() - own).abs().mean()
+
+    monkeypatch.setattr(learning_pictures, "FACE_WEIGHT", 5.0)
+    raw = pixel_weights(pictures.batch(torch.arange(2))[1])
+    mean = torch.nn.functional.avg_pool2d(raw, 8)[:, 0]
+    torch.testing.assert_close(kept()[2].float(), mean / mean.mean(), atol=2e-3, rtol=2e-3)
+    assert not torch.equal(kept()[2], weights)

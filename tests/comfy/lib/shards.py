@@ -28,9 +28,9 @@ def record(index: int) -> dict:
     }
 
 
-def write_shard(folder: Path, count: int, name: str = "train-000000") -> None:
+def write_shard(folder: Path, count: int, name: str = "train-000000", seed: int = 0) -> None:
     """Pictures of smooth random colours, labels in vertical bands 0 to 8 from left to right."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     labels = np.broadcast_to(np.arange(SIZE) * 9 // SIZE, (SIZE, SIZE)).astype(np.uint8)
     with tarfile.open(folder / f"{name}.tar", "w") as archive:
         for index in range(count):
