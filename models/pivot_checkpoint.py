@@ -1,7 +1,8 @@
 """The pivot encoder's file: one safetensors file, known by what its metadata says and not by its name.
 
 Metadata (all strings): format, format_version, base_family, text_dims (JSON list), tower (JSON object with the fields
-of TowerConfig), fusion, training_step. Every value is checked before a tensor is loaded: the file comes from anywhere.
+of TowerConfig; CLIP's mean and std where they are absent), fusion, training_step. Every value is checked before a
+tensor is loaded: the file comes from anywhere.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _TOWER_LIMITS = {
     "head_width": (4, 512),
     "mlp_ratio": (0.25, 8.0),
 }
+_COLOUR_LIMITS = {"mean": (0.0, 1.0), "std": (0.01, 1.0)}
 _TEXT_LIMITS = (8, 8192)
 _MAX_TEXT_ENCODERS = 3
 _MAX_PATCHES = 4096
@@ -212,7 +214,7 @@ def _text_dims(name: str, metadata: dict) -> tuple[int, ...]:
 def _tower(name: str, metadata: dict) -> TowerConfig:
     given = _json(name, metadata, "tower")
     known = {field.name for field in fields(TowerConfig)}
-    if not isinstance(given, dict) or set(given) != known:
+    if not isinstance(given, dict) or not known - set(_COLOUR_LIMITS) <= set(given) <= known:
         raise _bad(name, "tower", f"an object with {', '.join(sorted(known))} and nothing else")
     for key, (low, high) in _TOWER_LIMITS.items():
         number = type(given[key]) is int or (key == "mlp_ratio" and type(given[key]) is float)
@@ -220,12 +222,22 @@ def _tower(name: str, metadata: dict) -> TowerConfig:
             raise _bad(name, f"tower.{key}", f"a number from {low} to {high}")
     if type(given["quick_gelu"]) is not bool:
         raise _bad(name, "tower.quick_gelu", "true or false")
+    for key in _COLOUR_LIMITS.keys() & given.keys():
+        given[key] = _colour(name, key, given[key])
     tower = TowerConfig(**given)
     if tower.width % tower.head_width:
         raise _bad(name, "tower.width", "a multiple of tower.head_width")
     if not tower.patch_size <= tower.image_size or (tower.image_size // tower.patch_size) ** 2 > _MAX_PATCHES:
         raise _bad(name, "tower.patch_size", f"such that the image has from 1 to {_MAX_PATCHES} patches")
     return tower
+
+
+def _colour(name: str, key: str, values: object) -> tuple[float, ...]:
+    low, high = _COLOUR_LIMITS[key]
+    three = isinstance(values, list) and len(values) == 3 and all(type(value) in (int, float) for value in values)
+    if not three or not all(low <= value <= high for value in values):
+        raise _bad(name, f"tower.{key}", f"three numbers from {low} to {high}")
+    return tuple(map(float, values))
 
 
 def _check_shapes(name: str, file, keys: list[str], config: PivotConfig) -> torch.dtype:

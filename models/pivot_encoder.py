@@ -31,7 +31,10 @@ FACE_MARGIN = 1.4
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """What open_clip's VisionTransformer is built from. The defaults are ViT-L/14 as LAION trained it."""
+    """What open_clip's VisionTransformer is built from. The defaults are ViT-L/14's.
+
+    mean, std: of red, green and blue in 0..1, by which pictures were normalised when the tower was first trained.
+    """
 
     image_size: int = 224
     patch_size: int = 14
@@ -40,6 +43,8 @@ class TowerConfig:
     head_width: int = 64
     mlp_ratio: float = 4.0
     quick_gelu: bool = False
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ class PivotEncoder(nn.Module):
 
     def reference(self, pixels: torch.Tensor) -> torch.Tensor:
         """e_ref [B, text_width] float32 of pixels [B, 3, S, S]."""
+        pixels = renormalised(pixels, self.config.tower)
         pooled = self.tower(pixels.to(self.tower.conv1.weight.dtype)).float()
         with torch.autocast(pooled.device.type, enabled=False):
             return torch.cat([projection(pooled) for projection in self.projections], dim=-1)
@@ -148,6 +154,12 @@ class PivotEncoder(nn.Module):
         ValueError if the checkpoint is of another tower than the config.
         """
         visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+        if not visual:
+            found = "transformers names them" if any("vision_model." in key for key in state) else "of another kind"
+            raise ValueError(
+                f"These weights are {found}, but must be open_clip's, whose image tower is called visual: use "
+                "open_clip_pytorch_model.bin or open_clip_model.safetensors of the same model."
+            )
         proj = visual.pop("proj", None)
         try:
             self.tower.load_state_dict(visual)
@@ -179,6 +191,16 @@ def _build_tower(config: TowerConfig) -> nn.Module:
     return tower
 
 
+def renormalised(pixels: torch.Tensor, tower: TowerConfig) -> torch.Tensor:
+    """Pixels [B, 3, S, S] as `prepare_face` gives them, in CLIP's mean and deviation, in the tower's own instead."""
+    if (tower.mean, tower.std) == (CLIP_MEAN, CLIP_STD):
+        return pixels
+    clip_mean, clip_std, mean, std = (
+        pixels.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD, tower.mean, tower.std)
+    )
+    return (pixels * clip_std + clip_mean - mean) / std
+
+
 def prepare_face(
     crop: torch.Tensor,
     size: int,
@@ -192,7 +214,7 @@ def prepare_face(
     mask: [B, S, S] of the face, whose bounds stand in for a missing face box.
     face_box: x0, y0, x1, y1 in pixels of the crop. With neither, the whole crop.
     Returns [B, 3, size, size]; differentiable in the crop. The background is kept as it is: FastComposer fills it with
-    noise, which the paper does not mention.
+    noise, which the paper does not mention. A tower of another mean and deviation than CLIP's converts it itself.
     """
     from kornia.geometry.transform import resize
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omniportrait.models import pivot_checkpoint
 from omniportrait.models.pivot_checkpoint import PivotHeader, load, read_header, save
-from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig
+from omniportrait.models.pivot_encoder import CLIP_MEAN, CLIP_STD, PivotConfig, PivotEncoder, TowerConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -96,6 +96,15 @@ def test_the_header_is_what_the_format_says(tmp_path):
     save(tmp_path / NAME, encoder(), step=7)
     with safe_open(tmp_path / NAME, framework="pt") as file:
         assert file.metadata() == metadata()
+
+
+def test_the_normalisation_is_in_the_file_and_clips_where_it_is_not(tmp_path):
+    own = replace(CONFIG, tower=replace(TOWER, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2)))
+    save(tmp_path / NAME, encoder(own), step=0)
+    assert read_header(tmp_path / NAME).config == own and load(tmp_path / NAME)[0].config == own
+    older = {name: value for name, value in asdict(TOWER).items() if name not in ("mean", "std")}
+    assert read_header(write(tmp_path / "older.safetensors", tower=json.dumps(older))).config == CONFIG
+    assert (TOWER.mean, TOWER.std) == (CLIP_MEAN, CLIP_STD)
 
 
 def test_the_name_of_the_file_does_not_matter(tmp_path):
@@ -239,6 +248,12 @@ HOSTILE = {
     "ratio infinite": (dict(tower=tower(mlp_ratio=float("inf"))), "tower.mlp_ratio"),
     "width no multiple": (dict(tower=tower(width=20)), "tower.width must be a multiple"),
     "activation a number": (dict(tower=tower(quick_gelu=1)), "tower.quick_gelu"),
+    "mean of two": (dict(tower=tower(mean=[0.5, 0.5])), "tower.mean must be three numbers"),
+    "mean no list": (dict(tower=tower(mean=0.5)), "tower.mean must be three numbers"),
+    "mean not a number": (dict(tower=tower(mean=[0.5, 0.5, float("nan")])), "tower.mean must be three numbers"),
+    "mean boolean": (dict(tower=tower(mean=[True, 0.5, 0.5])), "tower.mean must be three numbers"),
+    "deviation zero": (dict(tower=tower(std=[0.5, 0.0, 0.5])), "tower.std must be three numbers"),
+    "deviation infinite": (dict(tower=tower(std=[float("inf")] * 3)), "tower.std must be three numbers"),
 }
 
 
