@@ -2,17 +2,20 @@
 
 Each photograph has a text file of the same name with its caption, or a line in captions.jsonl:
 {"file": "a/1.jpg", "caption": "a woman in a forest", "subject": "woman"}. The pack's own face finder makes box and
-mask. Interrupted, the same command goes on: a shard that is there is left as it is.
+mask. Shards that are there are left as they are, and their photographs out: so an interrupted command goes on, and
+photographs that came later get new shards. Delete the folder to make all anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import runpy
 import sys
 from pathlib import Path
 
 if "omniportrait" not in sys.modules:
-    import _package  # noqa: F401
+    runpy.run_path(str(Path(__file__).with_name("_package.py")))
 
 
 def main() -> None:
@@ -29,12 +32,14 @@ def main() -> None:
     parser.add_argument("--facexlib", type=Path, nargs="*", default=[], metavar="FOLDER", help="where its files lie")
     parser.add_argument("--workers", type=int, default=4)
     given = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        made, kept, reasons = make_shards(options_of(given))
+        made = make_shards(options_of(given))
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    print(skip_table(reasons))
-    print(f"{kept} photographs in {made} new shards in {given.out}: train with --data {given.out}")
+    print(skip_table(made.reasons))
+    before = f"; {made.before} were in older shards already, which stay as they are" if made.before else ""
+    print(f"{made.kept} photographs in {made.shards} new shards in {given.out}{before}: train with --data {given.out}")
 
 
 if __name__ == "__main__":

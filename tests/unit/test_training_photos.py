@@ -63,9 +63,9 @@ def test_folder_of_photographs_becomes_shards_that_training_reads(tmp_path, monk
     photo(tmp_path / "in", "d", caption="a castle")
     (tmp_path / "in" / "e.jpg").write_bytes(b"not a picture")
     (tmp_path / "in" / "e.txt").write_text("a man")
-    made, kept, reasons = make(tmp_path, monkeypatch, FACE, size=3, people=True)
-    assert (made, kept) == (2, 3)
-    assert reasons == {photos.NO_CAPTION: 1, index.NO_NOUN: 1, index.BROKEN_PICTURE: 1}
+    made = make(tmp_path, monkeypatch, FACE, size=3, people=True)
+    assert (made.shards, made.kept, made.before) == (1, 3, 0)
+    assert made.reasons == {photos.NO_CAPTION: 1, index.NO_NOUN: 1, index.BROKEN_PICTURE: 1}
     entries = [e for shard in index.expand((str(tmp_path / "out"),)) for e in index.load(shard, tmp_path / "cache")]
     assert [(e.problem, e.width, e.height, e.identity) for e in entries] == [("", 320, 240, who) for who in "aab"]
     described = entries[0].description()
@@ -73,7 +73,8 @@ def test_folder_of_photographs_becomes_shards_that_training_reads(tmp_path, monk
     samples = Samples(entries, [(64, 64)] * 3, Data(workers=0), None, 16, 0)
     mask = samples.mask(entries[0], 0, (0, 0, 320, 240))
     assert float(mask[4, 3]) > 0.9 and float(mask[0, 0]) == 0.0  # in the face; in the corner
-    assert make(tmp_path, monkeypatch, FACE, size=3, people=True)[:2] == (0, 0)  # nothing is made twice
+    again = make(tmp_path, monkeypatch, FACE, size=3, people=True)
+    assert (again.shards, again.kept, again.before) == (0, 0, 3)  # nothing is made twice
 
 
 @pytest.mark.parametrize(
@@ -86,19 +87,107 @@ def test_folder_of_photographs_becomes_shards_that_training_reads(tmp_path, monk
 )
 def test_photographs_without_one_clear_face_are_left_out(tmp_path, monkeypatch, boxes, reason):
     photo(tmp_path / "in", "a")
-    assert make(tmp_path, monkeypatch, *boxes)[1:] == (0, {reason: 1})
+    made = make(tmp_path, monkeypatch, *boxes)
+    assert made.kept == 0 and made.reasons == {reason: 1} and not list((tmp_path / "out").iterdir())
 
 
 def test_faces_far_behind_do_not_count(tmp_path, monkeypatch):
     photo(tmp_path / "in", "a")
-    assert make(tmp_path, monkeypatch, FACE, (240, 10, 255, 30))[1] == 1
+    assert make(tmp_path, monkeypatch, FACE, (240, 10, 255, 30)).kept == 1
 
 
 def test_captions_may_come_from_one_file(tmp_path, monkeypatch):
     photo(tmp_path / "in", "x/a", caption=None)
     line = {"file": "x/a.png", "caption": "Anna in a park", "subject": "Anna"}
     (tmp_path / "in" / "captions.jsonl").write_text(json.dumps(line) + "\n")
-    assert make(tmp_path, monkeypatch, FACE)[1] == 1
+    assert make(tmp_path, monkeypatch, FACE).kept == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_captions_in_utf_8_with_or_without_its_mark(tmp_path, monkeypatch, encoding):
+    path = photo(tmp_path / "in", "a", caption=None)
+    path.with_suffix(".txt").write_bytes("Zoë, a woman in a café".encode(encoding))
+    line = {"file": "b.png", "caption": "Zoë in a café", "subject": "Zoë"}
+    photo(tmp_path / "in", "b", caption=None)
+    (tmp_path / "in" / "captions.jsonl").write_bytes(json.dumps(line, ensure_ascii=False).encode(encoding))
+    assert make(tmp_path, monkeypatch, FACE).kept == 2
+    (shard,) = index.expand((str(tmp_path / "out"),))
+    captions = [entry.description()["caption"] for entry in index.load(shard, tmp_path / "cache")]
+    assert captions == ["Zoë, a woman in a café", "Zoë in a café"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_caption_files_in_other_encodings_are_named_and_counted(tmp_path, monkeypatch, caplog, encoding):
+    photo(tmp_path / "in", "a")
+    photo(tmp_path / "in", "b", caption=None).with_suffix(".txt").write_bytes("a woman in a café".encode(encoding))
+    made = make(tmp_path, monkeypatch, FACE)
+    assert made.kept == 1 and made.reasons == {photos.NOT_TEXT: 1}
+    assert str(Path("in", "b.txt")) in caplog.text
+
+
+def test_bad_lines_of_the_captions_file_are_named_and_counted(tmp_path, monkeypatch, caplog):
+    good = json.dumps({"file": "a.png", "caption": "a woman"}).encode()
+    bad = [
+        b"{", b"[]", b"3", b'{"file": "b.png"}', b'{"file": 3, "caption": "a woman"}', b"\xff\xfe",
+        b'{"file": "b.png", "caption": ["a woman"]}', b'{"file": "b.png", "caption": "a woman", "subject": 4}',
+    ]  # fmt: skip
+    for name in "ab":
+        photo(tmp_path / "in", name, caption=None)
+    (tmp_path / "in" / "captions.jsonl").write_bytes(b"\n".join([good, b"", *bad]))
+    made = make(tmp_path, monkeypatch, FACE)
+    assert made.kept == 1 and made.reasons == {photos.BAD_LINE: len(bad), photos.NO_CAPTION: 1}
+    assert all(f"line {number} is not" in caplog.text for number in range(3, 3 + len(bad)))
+
+
+def contents(folder: Path) -> dict[str, list[str]]:
+    """Keys and captions of every shard."""
+    shards = index.expand((str(folder / "out"),))
+    return {
+        Path(shard).name: [(e.key, e.description()["caption"]) for e in index.load(shard, folder / "cache")]
+        for shard in shards
+    }
+
+
+def test_photographs_that_come_later_get_shards_of_their_own(tmp_path, monkeypatch):
+    for name in "bcd":
+        photo(tmp_path / "in", name, f"a woman {name}")
+    make(tmp_path, monkeypatch, FACE, size=2)
+    before = contents(tmp_path)
+    photo(tmp_path / "in", "a", "a woman a")  # sorts before the others
+    made = make(tmp_path, monkeypatch, FACE, size=2)
+    assert (made.shards, made.kept, made.before) == (1, 1, 3)
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+    told = [caption[-1] for samples in after.values() for _, caption in samples]
+    assert told == ["b", "c", "d", "a"] and len({key for samples in after.values() for key, _ in samples}) == 4
+
+
+def test_interrupted_command_goes_on(tmp_path, monkeypatch):
+    for name in "abcd":
+        photo(tmp_path / "in", name, f"a woman {name}")
+    sample_of = photos.sample_of
+
+    def interrupted(photo_, *rest):
+        if photo_.name == "d.png":
+            raise KeyboardInterrupt
+        return sample_of(photo_, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(photos, "sample_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, patch, FACE, size=2)
+    assert list(contents(tmp_path)) == ["train-000000.tar"]
+    made = make(tmp_path, monkeypatch, FACE, size=2)
+    assert (made.shards, made.kept, made.before) == (1, 2, 2)
+    assert [caption[-1] for samples in contents(tmp_path).values() for _, caption in samples] == list("abcd")
+
+
+def test_shards_of_another_make_are_not_added_to(tmp_path, monkeypatch):
+    photo(tmp_path / "in", "a")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train-000000.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match="choose another --out"):
+        make(tmp_path, monkeypatch, FACE)
 
 
 def test_photographs_lose_their_exif_and_stand_upright(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +21,9 @@ import torch.nn.functional as F
 from ...models.face.crop import crop_square, square_around
 from ...models.face.detector import AUTO, Backend, DetectedFace, choose_backend, find_faces
 from ...models.face.mask import face_oval, near_face
-from .index import BROKEN_PICTURE, NO_NOUN, TWO_FACES, BadSample, has_word
+from .index import BROKEN_PICTURE, NO_NOUN, TWO_FACES, BadSample, has_word, write_whole
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 SUBJECTS = (
@@ -29,6 +33,8 @@ SUBJECTS = (
 """Nouns that are looked for in a caption; the one that comes first in it is the subject."""
 
 NO_CAPTION = "no caption"
+NOT_TEXT = "the caption is not UTF-8 text"
+BAD_LINE = "a line of captions.jsonl that cannot be used"
 NO_FACE = "no face found"
 NOT_UPRIGHT = "the face is not upright"
 SMALL_FACE = "the face is too small"
@@ -42,12 +48,14 @@ CROP = 2.0
 
 @dataclass(frozen=True)
 class Photo:
-    """caption, subject: as given, or None."""
+    """name: its path in the folder. caption, subject: as given, or None. problem: why it is of no use, or ""."""
 
     path: Path
+    name: str
     caption: str | None
     subject: str | None
     identity: str
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,42 +78,87 @@ def options_of(given: argparse.Namespace) -> Options:
     return Options(given.photos, given.out, subjects, given.people, given.size, given.max_side, facexlib, given.workers)
 
 
-def list_photos(options: Options) -> list[Photo]:
+def list_photos(options: Options, reasons: Counter[str]) -> list[Photo]:
     """Every photograph under the folder, in order, with its caption. ValueError if there is none."""
     root = options.photos
-    told = {}
-    if (table := root / "captions.jsonl").is_file():
-        for line in table.read_text(encoding="utf-8").splitlines():
-            if line.strip():
-                entry = json.loads(line)
-                told[entry["file"]] = entry
+    told = read_table(root / "captions.jsonl", reasons)
     photos = []
     for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
-        entry = told.get(path.relative_to(root).as_posix(), {})
-        text = path.with_suffix(".txt")
-        caption = entry.get("caption") or (text.read_text(encoding="utf-8").strip() if text.is_file() else None)
+        name, text, problem = path.relative_to(root).as_posix(), path.with_suffix(".txt"), ""
+        caption, subject = told.get(name, (None, None))
+        if not caption and text.is_file():
+            try:
+                caption = text.read_bytes().decode("utf-8-sig").strip()
+            except UnicodeDecodeError:
+                problem = NOT_TEXT
+                log.warning("%s is not UTF-8 text: save it as UTF-8.", text)
         identity = path.parent.relative_to(root).as_posix() if options.people and path.parent != root else ""
-        photos.append(Photo(path, caption or None, entry.get("subject"), identity))
+        photos.append(Photo(path, name, caption or None, subject, identity, problem))
     if not photos:
         raise ValueError(f"There are no photographs in {root}: give a folder with jpg, png or webp files.")
     return photos
 
 
-def make_shards(options: Options) -> tuple[int, int, Counter[str]]:
-    """Write the shards that are not there yet: how many, photographs in them, and what was skipped by reason."""
-    photos = list_photos(options)
-    backend = choose_backend(AUTO, options.facexlib)
+def read_table(table: Path, reasons: Counter[str]) -> dict[str, tuple[str, str | None]]:
+    """Captions and subjects of captions.jsonl by file, if there is one. Lines of no use are named and counted."""
+    told: dict[str, tuple[str, str | None]] = {}
+    for number, line in enumerate(table.read_bytes().split(b"\n") if table.is_file() else [], 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line.decode("utf-8-sig"))
+            file, caption, subject = entry["file"], entry["caption"], entry.get("subject")
+            if not all(isinstance(each, str) for each in (file, caption, subject or "")):
+                raise TypeError
+            told[file] = (caption, subject)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            reasons[BAD_LINE] += 1
+            log.warning('%s, line %d is not {"file": …, "caption": …} in UTF-8.', table, number)
+    return told
+
+
+def made_before(out: Path) -> tuple[set[str], int]:
+    """Photographs in the shards that are there, and the next shard's number. ValueError for shards of another make."""
+    names: set[str] = set()
+    shards = sorted(out.glob("train-*.tar"))
+    for shard in shards:
+        try:
+            names.update(json.loads(shard.with_suffix(".photos.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            raise ValueError(
+                f"{shard} does not say which photographs are in it ({shard.stem}.photos.json): choose another --out."
+            ) from None
+    return names, 1 + max((int(shard.stem[6:]) for shard in shards if shard.stem[6:].isdigit()), default=-1)
+
+
+@dataclass(frozen=True)
+class Made:
+    """shards: how many are new. kept: photographs in them. before: photographs that older shards hold already."""
+
+    shards: int
+    kept: int
+    before: int
+    reasons: Counter[str]
+
+
+def make_shards(options: Options) -> Made:
+    """Write shards of the photographs that no shard holds yet; those that are there stay as they are.
+
+    So an interrupted command goes on, and photographs that came later get shards of their own.
+    """
     reasons: Counter[str] = Counter()
+    photos = list_photos(options, reasons)
+    before, number = made_before(options.out)
+    new = [photo for photo in photos if photo.name not in before]
+    backend = choose_backend(AUTO, options.facexlib)
     made = kept = 0
     with ThreadPoolExecutor(max(1, options.workers)) as pool:  # torch and Pillow work outside Python's lock
-        for number, start in enumerate(range(0, len(photos), options.size)):
-            path = options.out / f"train-{number:06d}.tar"
-            if path.exists():
-                continue
-            part = photos[start : start + options.size]
-            kept += write_shard(path, _bounded_map(pool, part, options, backend), start, reasons)
-            made += 1
-    return made, kept, reasons
+        for start in range(0, len(new), options.size):
+            part = new[start : start + options.size]
+            path = options.out / f"train-{number + made:06d}.tar"
+            names = write_shard(path, part, _bounded_map(pool, part, options, backend), reasons)
+            kept, made = kept + len(names), made + bool(names)
+    return Made(made, kept, len(photos) - len(new), reasons)
 
 
 def _bounded_map(pool: ThreadPoolExecutor, photos: Sequence[Photo], options: Options, backend: Backend) -> Iterator:
@@ -122,28 +175,34 @@ def attempt(photo: Photo, options: Options, backend: Backend) -> dict | str:
         return str(bad)
 
 
-def write_shard(path: Path, samples: Iterable[dict | str], first: int, reasons: Counter[str]) -> int:
-    """A shard as a whole or not at all; returns how many samples it has."""
-    import os
-
+def write_shard(
+    path: Path, photos: Sequence[Photo], samples: Iterable[dict | str], reasons: Counter[str]
+) -> list[str]:
+    """A shard as a whole or not at all, and beside it the names of the photographs in it, which are returned."""
     import webdataset
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    kept = 0
+    names: list[str] = []
     with webdataset.TarWriter(str(part)) as tar:
-        for number, sample in enumerate(samples, first):
+        for photo, sample in zip(photos, samples, strict=True):
             if isinstance(sample, str):
                 reasons[sample] += 1
                 continue
-            tar.write({"__key__": f"{number:07d}"} | sample)
-            kept += 1
+            tar.write({"__key__": f"{path.stem[6:]}{len(names):06d}"} | sample)
+            names.append(photo.name)
+    if not names:
+        part.unlink()
+        return names
+    write_whole(path.with_suffix(".photos.json"), json.dumps(names, indent=0).encode())  # first: no shard without it
     os.replace(part, path)
-    return kept
+    return names
 
 
 def sample_of(photo: Photo, options: Options, backend: Backend) -> dict:
     """The files of one photograph's sample. BadSample for one that cannot be used."""
+    if photo.problem:
+        raise BadSample(photo.problem)
     if photo.caption is None:
         raise BadSample(NO_CAPTION)
     subject = photo.subject or find_noun(photo.caption, options.subjects)
@@ -176,7 +235,7 @@ def open_photo(path: Path, max_side: int) -> torch.Tensor:
     try:
         with Image.open(path) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # whatever Pillow's readers come upon
         raise BadSample(BROKEN_PICTURE) from None
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255
