@@ -1,5 +1,9 @@
 """Loads the repository as the package `omniportrait` for a command of this folder that was started as a file of its own
-(by a launcher, by another Python than run.py's, or again by a worker on Windows or macOS)."""
+(by a launcher, by another Python than run.py's, or again by a worker on Windows or macOS).
+
+Such a worker runs the command's file, under another name, before it unpickles anything, and has run.py's search path,
+where this folder is not: so the commands run this file by its path and do not import it.
+"""
 
 from __future__ import annotations
 

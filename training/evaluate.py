@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import runpy
 import sys
 from pathlib import Path
 
 if "omniportrait" not in sys.modules:
-    import _package  # noqa: F401
+    runpy.run_path(str(Path(__file__).with_name("_package.py")))
 
 
 def main() -> None:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 
 if "omniportrait" not in sys.modules:
-    import _package  # noqa: F401
+    runpy.run_path(str(Path(__file__).with_name("_package.py")))
 
 if __name__ == "__main__":
     from omniportrait.training.pivot.command import main

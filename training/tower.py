@@ -7,11 +7,12 @@ It stands in for OpenCLIP's weights where a tower is too small for them, as the 
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from pathlib import Path
 
 if "omniportrait" not in sys.modules:
-    import _package  # noqa: F401
+    runpy.run_path(str(Path(__file__).with_name("_package.py")))
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -184,16 +183,19 @@ def test_only_the_last_layers_learn_where_asked(made, base, tmp_path):
 # Bad data
 
 
-def spoil(world: Path, out: Path, good: int) -> None:
-    """The samples of a shard with all pictures after the first `good` cut short."""
+def spoil(world: Path, out: Path, good: int, nameless: int = 0) -> None:
+    """The samples of a shard with all pictures after the first `good` cut short, and the first captions without a
+    noun."""
     out.mkdir()
     number = 0
     with tarfile.open(world / "train-000000.tar") as source, tarfile.open(out / "train-000000.tar", "w") as target:
         for member in source:
             content = source.extractfile(member).read()
             if member.name.endswith(".jpg"):
-                number += 1
+                number += 1  # each sample's first file
                 content = content if number <= good else content[: len(content) // 2]
+            if member.name.endswith(".json") and number <= nameless:
+                content = json.dumps(json.loads(content) | {"caption": "a forest"}).encode()
             member.size = len(content)
             target.addfile(member, io.BytesIO(content))
 
@@ -202,8 +204,9 @@ def test_bad_pictures_are_left_out_of_the_batch_and_counted(made, base, tmp_path
     spoil(made / "world", tmp_path / "bad", good=7)
     shards = {"data.shards": [str(tmp_path / "bad")], "data.reference": "own"}
     trainer, curve = trained(config_of(made, tmp_path / "run", batch=9, micro_batch=3, steps=2, **shards), base)
-    assert trainer.reasons() == {index.BROKEN_PICTURE: 4}  # two in each of two epochs
-    assert json.loads((tmp_path / "run" / "skipped.json").read_text()) == {index.BROKEN_PICTURE: 4}
+    assert trainer.reasons() == {index.BROKEN_PICTURE: 2}  # samples, though each was read in both epochs
+    assert json.loads((tmp_path / "run" / "skipped.json").read_text()) == {index.BROKEN_PICTURE: 2}
+    assert [each["skipped"] for each in curve.steps] == [2, 2]
     # The mean is over the good ones: a run that never knew the bad ones, sample by sample, has the same loss.
     expected = alone(trainer, base, skip=index.BROKEN_PICTURE)
     assert curve.losses()[0] == pytest.approx(expected, rel=1e-5)
@@ -221,7 +224,7 @@ def alone(trainer: Trainer, base, skip: str) -> float:
             assert sample.problem == skip
             continue
         with torch.no_grad():
-            inputs = gather([sample], base, Counter())
+            inputs = gather([sample], base)
             values.append(float(losses(fresh, inputs, base, trainer.config.objective, trainer.config.seed).total))
     return sum(values) / len(values)
 
@@ -229,9 +232,18 @@ def alone(trainer: Trainer, base, skip: str) -> float:
 def test_run_stops_when_over_half_is_bad(made, base, tmp_path):
     spoil(made / "world", tmp_path / "bad", good=3)
     shards = {"data.shards": [str(tmp_path / "bad")], "data.reference": "own"}
-    with pytest.raises(SystemExit, match="samples were bad") as stopped:
-        trained(config_of(made, tmp_path / "run", steps=50, **shards), base)
-    assert index.BROKEN_PICTURE in str(stopped.value)
+    with pytest.raises(SystemExit, match="67% of the samples were bad") as stopped:
+        trained(config_of(made, tmp_path / "run", batch=3, micro_batch=3, steps=50, **shards), base)
+    assert f"6  {index.BROKEN_PICTURE}" in str(stopped.value)
+
+
+def test_index_and_reading_are_judged_together(made, base, tmp_path):
+    """Four of nine have no noun, two more break when they are read: neither is over half by itself."""
+    spoil(made / "world", tmp_path / "bad", good=7, nameless=4)
+    shards = {"data.shards": [str(tmp_path / "bad")], "data.reference": "own"}
+    with pytest.raises(SystemExit, match=r"67% .* \(4 of 9 by the index, and of the others 40%") as stopped:
+        trained(config_of(made, tmp_path / "run", batch=5, micro_batch=5, steps=50, **shards), base)
+    assert f"4  {index.NO_NOUN}" in str(stopped.value) and f"2  {index.BROKEN_PICTURE}" in str(stopped.value)
 
 
 def test_shard_that_vanishes_stops_the_run_with_its_reason(made, base, tmp_path):

@@ -23,6 +23,7 @@ from omniportrait.training.pivot.samples import MicroBatches, Samples, crop_wind
 from PIL import Image
 
 BOX = [16, 8, 40, 40]
+ENDLESS = float("inf")
 GOOD = {"caption": "a woman in a forest", "subject": "woman", "face_box": BOX}
 
 
@@ -98,13 +99,36 @@ def test_index_names_what_is_wrong(tmp_path, reason):
     assert [entry.problem for entry in entries_of(tmp_path, shard)] == ["", reason, ""]
 
 
-@pytest.mark.parametrize("content", [b"[]", b"{", b'{"caption": 3, "subject": 4}', b'{"caption": "a woman"}', b"\xff"])
+def test_box_may_reach_over_the_edge(tmp_path):
+    (entry,) = entries_of(tmp_path, write(tmp_path / "a.tar", [sample(face_box=[-20, -3.5, 40, 90])]))
+    assert entry.problem == ""
+
+
+@pytest.mark.parametrize("occurrence", ["1", 1.5, None, -1, True, [0], 10**30, ENDLESS])
+def test_odd_occurrences_are_named(tmp_path, occurrence):
+    (entry,) = entries_of(tmp_path, write(tmp_path / "a.tar", [sample(occurrence=occurrence)]))
+    assert entry.problem == index.BAD_OCCURRENCE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]", b"{", b'{"caption": 3, "subject": 4}', b'{"caption": "a woman"}', b"\xff", b"null", b"[" * 100_000,
+        b'{"caption": "a woman \\ud800", "subject": "woman", "face_box": [0, 0, 9, 9]}',
+    ],
+)  # fmt: skip
 def test_odd_descriptions_are_no_traceback(tmp_path, content):
     (entry,) = entries_of(tmp_path, write(tmp_path / "a.tar", [sample() | {"json": content}]))
     assert entry.problem in (index.NO_DESCRIPTION, index.NO_NOUN)
 
 
-@pytest.mark.parametrize("box", [[1, 2, 3], [5, 5, 5, 9], "0 0 9 9", [0, 0, "9", 9]])
+@pytest.mark.parametrize(
+    "box",
+    [
+        [1, 2, 3], [5, 5, 5, 9], "0 0 9 9", [0, 0, "9", 9], [0, 0, ENDLESS, 9], [-ENDLESS, 0, 9, 9], [0, 0, 9, 10**400],
+        [0, 0, float("nan"), 9], [0, 0, 1e9, 1e9], [-65, 0, 9, 9], [70, 8, 90, 40], [8, -30, 40, 0], [0, 0, True, True],
+    ],
+)  # fmt: skip
 def test_odd_boxes_are_no_boxes(tmp_path, box):
     (entry,) = entries_of(tmp_path, write(tmp_path / "a.tar", [sample(face_box=box)]))
     assert entry.problem == index.NO_BOX
@@ -129,9 +153,36 @@ def test_shard_that_vanishes_or_shrinks_in_mid_run(tmp_path):
     assert samples[Slot(1, 0, 0)].problem == ""
     shard = tmp_path / "train-000000.tar"
     shard.write_bytes(shard.read_bytes()[:2000])
-    assert samples[Slot(1, 0, 0)].problem == index.BROKEN_SHARD
+    assert samples[Slot(1, 0, 0)].problem == index.CHANGED_SHARD
     shard.unlink()
     assert samples[Slot(0, 0, 0)].problem == index.BROKEN_SHARD
+
+
+def test_shard_rewritten_in_mid_run_gives_no_sample_of_another_place(tmp_path):
+    """The new samples lie where the index has the old ones, so they would be read without a complaint."""
+    people = [sample(i, identity=0) for i in range(2)]
+    samples = opened(tmp_path, people, Data(workers=0, reference="identity"))
+    assert samples[Slot(0, 0, 0)].problem == ""
+    write(tmp_path / "train-000000.tar", people[::-1])
+    assert samples[Slot(0, 0, 0)].problem == samples[Slot(1, 0, 0)].problem == index.CHANGED_SHARD
+
+
+def test_compressed_shards_are_refused_not_misread(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
+        tar.add(write(tmp_path / "b.tar", [sample()]), "0.jpg")
+    assert [entry.problem for entry in entries_of(tmp_path, tmp_path / "a.tar")] == [index.BROKEN_SHARD]
+
+
+def test_shard_that_could_not_be_read_once_is_tried_again(tmp_path, monkeypatch):
+    shard = write(tmp_path / "a.tar", [sample()])
+
+    def fails(*_, **__):
+        raise OSError("the network is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index.tarfile, "open", fails)
+        assert [entry.problem for entry in entries_of(tmp_path, shard)] == [index.BROKEN_SHARD]
+    assert [entry.problem for entry in entries_of(tmp_path, shard)] == [""]
 
 
 def test_shard_cut_short_keeps_its_first_samples(tmp_path):
@@ -274,6 +325,42 @@ def test_reference_of_its_own_is_taken(tmp_path):
     with Image.open(io.BytesIO(files["reference.jpg"])) as file:
         pixels = torch.from_numpy(np.array(file)).movedim(-1, 0)
     assert torch.equal(found.face, seen_face(pixels, (0, 0, 32, 32), 16))
+
+
+def test_reference_with_a_box_of_no_use_is_seen_whole(tmp_path):
+    files = sample(0, reference_box=[0, 0, 1e9, 1e9]) | {"reference.jpg": encoded(picture(9), "JPEG", quality=95)}
+    found = opened(tmp_path, [files])[Slot(0, 0, 0)]
+    with Image.open(io.BytesIO(files["reference.jpg"])) as file:
+        pixels = torch.from_numpy(np.array(file)).movedim(-1, 0)
+    assert torch.equal(found.face, seen_face(pixels, (0, 0, 64, 64), 16))
+
+
+STILL = dict.fromkeys(("zoom_chance", "rotate_chance", "flip_chance", "elastic_chance", "colour_chance"), 0.0)
+STILL |= {"box": 0.0, "blur_chance": 0.0, "grey_chance": 0.0}
+
+
+def test_background_of_the_reference_may_become_noise(tmp_path):
+    """The face stays, all else changes from epoch to epoch; masks come from the picture that is the reference."""
+    from omniportrait.training.pivot.config import Augmentation
+
+    people = [sample(i, identity=0) | {"mask.png": encoded(np.roll(mask(), 9 * i))} for i in range(2)]
+    data = Data(workers=0, reference="identity")
+
+    def faces(chance: float) -> list[torch.Tensor]:
+        settings_ = Augmentation(**STILL, background_chance=chance)
+        samples = opened(tmp_path, people, data, augmentation=settings_, side=64)
+        return [samples[Slot(0, epoch, 0)].face for epoch in range(12)]
+
+    clean, noisy, sometimes = faces(0.0), faces(1.0), faces(0.5)
+    # The tower sees a square of 1.4 faces, 45 pixels, as 64: rows 8 to 40 of the picture, columns 25 to 49.
+    left, top, scale = round((16 + 40 - 45) / 2), round((8 + 40 - 45) / 2), 64 / 45
+    inside = (slice(None), slice(round((12 - top) * scale), round((36 - top) * scale)),
+              slice(round((29 - left) * scale), round((45 - left) * scale)))  # fmt: skip
+    for plain, changed in zip(clean, noisy, strict=True):
+        assert torch.equal(plain, clean[0]) and torch.allclose(changed[inside], plain[inside], atol=1e-4)
+        assert (changed[:, :, :20] - plain[:, :, :20]).abs().mean() > 0.3
+    assert not torch.equal(noisy[0], noisy[1])
+    assert 0 < sum(torch.equal(face, clean[0]) for face in sometimes) < 12
 
 
 def test_reference_is_another_picture_of_the_same_person(tmp_path):

@@ -31,6 +31,8 @@ def test_demo_recipe_reads_the_portrait_world():
     config = settings.read("demo")
     assert config.data.face_labels == (1, 3, 5, 6) and config.data.reference == "identity"
     assert config.architecture == "demo" and config.family == "generic"
+    # Moles have a side there, so a mirrored face is another person's; and the tower needs no protection from copying.
+    assert config.augmentation.flip_chance == config.augmentation.background_chance == 0.0
 
 
 def test_settings_survive_a_file(tmp_path):
@@ -50,6 +52,7 @@ def test_settings_survive_a_file(tmp_path):
         ({"data.cached": 1}, "data.cached is 1, but must be true or false"),
         ({"objective.maps": "min"}, "objective.maps is 'min', but must be one of max, none, ratio"),
         ({"tower": 3}, "must be a block"),
+        ({"tower.mean": "grey"}, "tower.mean is 'grey', but must be a number"),
     ],
 )
 def test_wrong_settings_are_named(override, said):
@@ -68,6 +71,13 @@ def test_what_a_run_cannot_do_without(missing):
     settings.read("sd15", given).check()
     with pytest.raises(ValueError, match=missing):
         settings.read("sd15", {k: v for k, v in given.items() if k != missing}).check()
+
+
+@pytest.mark.parametrize("wrong", [{"tower.mean": [0.5]}, {"tower.std": [0.5, 0, 0.5]}, {"tower.mean": [0, 0, 128]}])
+def test_normalisation_is_three_numbers(wrong):
+    given = {"checkpoint": "a", "out": "b", "data.shards": ["c"]}
+    with pytest.raises(ValueError, match="must be three numbers"):
+        settings.read("sd15", given | wrong).check()
 
 
 def test_command_line_settings():
@@ -247,4 +257,5 @@ def test_zoom_enlarges_and_rotation_turns():
 
 def test_default_config_is_sd15s_recipe():
     recipe = settings.read("sd15")
-    assert recipe == Config(micro_batch=recipe.micro_batch)
+    assert recipe == Config(micro_batch=recipe.micro_batch, pretrained_tag="ViT-L-14/laion2b_s32b_b82k")
+    assert recipe.augmentation.background_chance == settings.read("sdxl").augmentation.background_chance == 0.5

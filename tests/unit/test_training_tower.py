@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
 import pytest
 import torch
+from omniportrait import run
 from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder
 from omniportrait.training.pivot import config as settings
+from omniportrait.training.pivot import contrast as contrast_module
 from omniportrait.training.pivot.contrast import TEMPERATURE, contrast, teach
+from omniportrait.training.pivot.index import BROKEN_PICTURE, BadSample
 from PIL import Image
 from safetensors.torch import load_file
 
+SCRIPT = run.ROOT / "training" / "tower.py"
 TOWER = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 8}
 
 
@@ -59,6 +65,61 @@ def test_tower_learns_and_an_encoder_starts_from_it(tmp_path):
     state = load_file(tmp_path / "tower.safetensors")
     encoder.load_pretrained_tower(state)
     assert torch.equal(encoder.tower.conv1.weight, state["visual.conv1.weight"])
+
+
+def lesson(tmp_path, **changed) -> settings.Config:
+    people(tmp_path / "train-000000.tar", 4)
+    given = {"data.shards": [str(tmp_path)], "out": str(tmp_path), "tower": TOWER, "batch": 4, "steps": 25}
+    given |= {"data.workers": 0, "precision": "fp32", "data.cache": str(tmp_path / "cache")}
+    return settings.read("demo", given | changed)
+
+
+def test_no_face_is_mirrored_whatever_the_config_says(tmp_path, monkeypatch):
+    seen = []
+    real = contrast_module.seen_face
+
+    def look(picture, box, side, augmentation, random):
+        seen.append(augmentation)
+        return real(picture, box, side, augmentation, random)
+
+    monkeypatch.setattr(contrast_module, "seen_face", look)
+    config = lesson(tmp_path, steps=1, **{"augmentation.flip_chance": 1.0, "augmentation.zoom": 1.7})
+    teach(config, tmp_path / "tower.safetensors", 1.0, print)
+    assert {(each.flip_chance, each.zoom) for each in seen} == {(0.0, 1.7)}
+
+
+def test_pictures_that_cannot_be_read_end_it_in_one_sentence(tmp_path, monkeypatch):
+    def broken(*_):
+        raise BadSample(BROKEN_PICTURE)
+
+    monkeypatch.setattr(contrast_module, "decode", broken)
+    with pytest.raises(ValueError, match="No pictures could be read"):
+        teach(lesson(tmp_path), tmp_path / "tower.safetensors", 1.0, print)
+    assert not (tmp_path / "tower.safetensors").exists()
+
+
+def test_workers_that_are_spawned_find_the_package(tmp_path):
+    """As on Windows and macOS, when the command is started through run.py, which hides this folder's files."""
+    lesson(tmp_path)
+    (tmp_path / "small.yaml").write_text(json.dumps({"tower": TOWER, "data": {"workers": 1}, "precision": "fp32"}))
+    words = ["--config", str(tmp_path / "small.yaml"), "--data", str(tmp_path), "--people", "4", "--steps", "2"]
+    started = (
+        "import multiprocessing, runpy, sys\n"
+        "from omniportrait_start import run\n"
+        "multiprocessing.set_start_method('spawn')\n"
+        "run.load_pack()\n"
+        f"sys.argv = [{str(SCRIPT)!r}, *{[*words, '--out', str(tmp_path / 'tower.safetensors')]!r}]\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    (tmp_path / "omniportrait_start.py").write_text(
+        "import importlib.util\n"
+        f"spec = importlib.util.spec_from_file_location('omniportrait_run', {str(run.ROOT / 'run.py')!r})\n"
+        "run = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(run)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", started], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "among 4" in done.stdout and (tmp_path / "tower.safetensors").is_file()
 
 
 def test_too_few_people_are_refused(tmp_path):

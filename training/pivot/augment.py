@@ -23,6 +23,12 @@ def moved_box(box: Box, share: float, random: torch.Generator) -> Box:
     return middle_x - half_x, middle_y - half_y, middle_x + half_x, middle_y + half_y
 
 
+def over_noise(face: torch.Tensor, mask: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """A face [3, S, S] in 0..1 before noise instead of its background; mask: [1, H, W], 1 where the face is."""
+    inside = F.interpolate(mask[None], face.shape[-2:], mode="area")[0]
+    return torch.lerp(torch.rand(face.shape, generator=random), face, inside)
+
+
 def augment(face: torch.Tensor, settings: Augmentation, random: torch.Generator) -> torch.Tensor:
     """A face [3, S, S] in 0..1, changed as the settings say; the same generator state gives the same picture."""
     chance = torch.rand(7, generator=random).tolist()

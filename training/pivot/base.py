@@ -20,11 +20,8 @@ from ...guidance.sampler_patch import classic
 from ...guidance.tokens import check_clip, clean_subject, find_subject
 from ...guidance.unet import check_supported, default_block
 from .config import Config
-from .index import LATE_NOUN, NO_NOUN, BadSample
+from .index import LATE_NOUN, NO_NOUN, TOKENS, BadSample
 from .loss import pooled
-
-TOKENS = 77
-"""Columns that are kept of a caption: one chunk of CLIP's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +58,31 @@ class Base:
     """UNet, text encoders and VAE of one checkpoint, frozen and on their devices."""
 
     def __init__(self, model: object, clip: object, vae: object, config: Config) -> None:
-        import comfy.model_management
-
         check_supported(model)
         check_clip(clip)
         model = classic(model)
         self.model, self.clip, self.vae = model, clip, vae
-        comfy.model_management.load_models_gpu([model], force_full_load=True)
         self.net = model.model
-        self.net.requires_grad_(False).eval()
         self.device = model.load_device
-        self.unet = WholePass(self.net, config.checkpointing, self.device)
+        self.checkpointing = config.checkpointing
         self.half = config.precision == "bf16"
+        self._unet: WholePass | None = None
         self._empty: Text | None = None
+
+    def unet(self) -> WholePass:
+        """The UNet, on its device as a whole."""
+        if self._unet is None:
+            import comfy.model_management
+
+            comfy.model_management.load_models_gpu([self.model], force_full_load=True)
+            self.net.requires_grad_(False).eval()
+            self._unet = WholePass(self.net, self.checkpointing, self.device)
+        return self._unet
+
+    def let_go(self) -> None:
+        """Before ComfyUI runs another model: it may have to move the UNet off the GPU, whose memory the private tree
+        would hold. Making the tree anew takes milliseconds."""
+        self._unet = None
 
     @property
     def text_width(self) -> int:
@@ -110,6 +119,7 @@ class Base:
         return self._empty
 
     def _encoded(self, tokens: dict, column: int) -> Text:
+        self.let_go()
         rows, more = self.clip.encode_from_tokens_scheduled(tokens)[0]
         vector = more.get("pooled_output")
         vector = torch.zeros(0) if vector is None else vector[0].float().cpu()
@@ -118,6 +128,7 @@ class Base:
     @torch.no_grad()
     def latents(self, pictures: torch.Tensor) -> torch.Tensor:
         """z of pictures [B, 3, H, W] uint8: [B, C, H / 8, W / 8] in the UNet's scale, CPU float32."""
+        self.let_go()
         images = pictures.movedim(1, -1).float() / 255
         return self.net.process_latent_in(self.vae.encode(images)).float().cpu()
 
@@ -135,6 +146,7 @@ class Base:
         latents, noise: [B, C, h, w]. timesteps: [B] whole numbers. rows: [B, 77, D]. vectors: [B, P]. columns: m of
         each sample.
         """
+        unet = self.unet()
         latents, noise = latents.to(self.device), noise.to(self.device)
         sigma = self.sigma(timesteps)
         x = self.net.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise.clone(), latents)
@@ -150,7 +162,7 @@ class Base:
         recording = install_recorders(options, sites, plain_attention)
         keep_graph(recording, options, sites.cross)
         with self._autocast():
-            denoised = self.unet.denoised(x, sigma, arguments, options)
+            denoised = unet.denoised(x, sigma, arguments, options)
         recording.close()
         predicted = (x - denoised) / sigma.view(-1, 1, 1, 1)  # the noise, however the model was taught
         return Prediction(predicted, pooled(token_maps(recording, columns)))

@@ -7,11 +7,24 @@ import logging
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import config as settings
 from .config import Config
 
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+WAIT = timedelta(days=1)
+"""For each other: one process downloads and indexes all shards, and shares of the cache are not equally long."""
+RANDOM_TOWER = (
+    "WARNING: the image tower's %.0f million weights begin at random, which no recipe of ours is for: stop, and pass "
+    "--set pretrained=open_clip_pytorch_model.bin with the file of OpenCLIP's ViT-L/14."
+)
 EPILOG = """examples:
   python run.py train pivot-encoder --config sd15 --checkpoint realisticVision.safetensors --data shards --out runs/me
   python run.py train pivot-encoder --config sdxl … --dry-run        memory and hours from a few real steps
@@ -75,7 +88,7 @@ def main(script: Path) -> int:
 
 
 def train(config: Config, options: argparse.Namespace) -> None:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     from ... import run
 
@@ -83,41 +96,54 @@ def train(config: Config, options: argparse.Namespace) -> None:
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     # Before ComfyUI, which computes on the device that this process has been given.
     mixed = "bf16" if config.precision == "bf16" else "no"
-    accelerator = Accelerator(mixed_precision=mixed, cpu=bool(run.device_arguments()))
+    patient = InitProcessGroupKwargs(timeout=WAIT)
+    accelerator = Accelerator(mixed_precision=mixed, cpu=bool(run.device_arguments()), kwargs_handlers=[patient])
     run.use_comfyui()
     from .base import load_base
-    from .dataset import open_dataset, read_index, skip_table, with_cache
+    from .dataset import open_dataset, read_index, with_cache
     from .estimate import estimate
-    from .report import Reporter
     from .state import states
     from .trainer import Trainer
 
     folder = Path(config.out).expanduser()
     if states(folder) and not (options.resume or options.dry_run):
         raise ValueError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out.")
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        settings.write(config, folder / "config.yaml")
     if accelerator.is_local_main_process:
         read_index(config)  # before the others: it downloads and writes the index
     accelerator.wait_for_everyone()
     base = load_base(config)
-    data = open_dataset(config)
-    if config.data.cached:
-        data = with_cache(data, config, base, accelerator)
-    trainer = Trainer(config, accelerator, base, data, options.minutes)
+    trainer = Trainer(config, accelerator, base, open_dataset(config), options.minutes)
+    resumed = options.resume and not options.dry_run and trainer.resume()
+    if accelerator.is_main_process:
+        if resumed:
+            print(f"Going on from step {trainer.clock.step}.")
+        elif config.pretrained_tag and not config.pretrained:
+            log.warning(RANDOM_TOWER, sum(w.numel() for w in trainer.encoder.tower.parameters()) / 1e6)
     if options.dry_run:
         report = estimate(trainer)
         if accelerator.is_main_process:
             print(report)
         return
-    if options.resume and trainer.resume() and accelerator.is_main_process:
-        print(f"Going on from step {trainer.clock.step}.")
-    reporter = None
     if accelerator.is_main_process:
-        reporter = Reporter(config, base, trainer.encoder, trainer.average, data.samples, trainer.clock.step)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings.write(config, folder / "config.yaml")
+    if config.data.cached:
+        trainer.data = with_cache(trainer.data, config, base, accelerator)
+    work(trainer, options.stop_at)
+
+
+def work(trainer: Trainer, stop_at: int | None) -> None:
+    """The run itself, with all that it shows."""
+    from .dataset import skip_table
+    from .report import Reporter
+
+    accelerator, reporter = trainer.accelerator, None
+    if accelerator.is_main_process:
+        reporter = Reporter(
+            trainer.config, trainer.base, trainer.encoder, trainer.average, trainer.data.samples, trainer.clock.step
+        )
     try:
-        path = trainer.run(reporter, options.stop_at)
+        path = trainer.run(reporter, stop_at)
         if reporter is not None:
             reporter.sheets(trainer.clock.step)
     finally:

@@ -44,7 +44,9 @@ class Augmentation:
     """Probabilities of each change to the reference face (FastComposer's), and their sizes.
 
     box: the face box moves and grows by up to this share of its side. zoom: up to this factor.
-    rotate: degrees. colour: share by which brightness, contrast and saturation change.
+    rotate: degrees. colour: share by which brightness, contrast and saturation change. background_chance: that all
+    outside the face's mask becomes noise. FastComposer does so always, also at inference; here the encoder has to know
+    faces as they come, so it is a chance.
     """
 
     box: float = 0.1
@@ -58,6 +60,7 @@ class Augmentation:
     colour_chance: float = 0.5
     blur_chance: float = 0.5
     grey_chance: float = 0.1
+    background_chance: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,11 @@ class Config:
     """One run. checkpoint: the base model's file. out: the run's folder. architecture: "demo" registers the embedded
     model with ComfyUI first.
 
-    family: sd15, sdxl or generic. pretrained: an open_clip checkpoint of the tower, or None. trainable_layers: None is
-    all. batch: global; micro_batch: a process's share of one forward. rate_end: final share of the rate, reached by a
-    cosine; 1 is constant. ema: decay, 0 is off. keep: how many states stay on disk.
+    family: sd15, sdxl or generic. pretrained: an open_clip checkpoint of the tower, or None. pretrained_tag: which one
+    of open_clip's it is, as MODEL/TAG, which decides how pictures are normalised for it, where no open_clip_config.json
+    lies beside it. trainable_layers: None is all. batch: global; micro_batch: a process's share of one forward.
+    rate_end: final share of the rate, reached by a cosine; 1 is constant. ema: decay, 0 is off. keep: how many states
+    stay on disk.
     """
 
     checkpoint: str = ""
@@ -89,6 +94,7 @@ class Config:
     family: Literal["sd15", "sdxl", "generic"] = "sd15"
     tower: TowerConfig = field(default_factory=TowerConfig)
     pretrained: str | None = None
+    pretrained_tag: str | None = None
     fusion: Literal["linear", "mlp"] = "linear"
     trainable_layers: int | None = None
     steps: int = 80_000
@@ -123,6 +129,10 @@ class Config:
         for name in ("steps", "batch", "micro_batch", "keep", "save_every", "report_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        for name in ("mean", "std"):
+            values = getattr(self.tower, name)
+            if len(values) != 3 or not all(0 <= value <= 1 for value in values) or (name == "std" and not all(values)):
+                raise ValueError(f"tower.{name} is {list(values)}, but must be three numbers from 0 to 1.")
         if self.data.resolution % 64 or self.data.bucket_step % 64:
             raise ValueError("data.resolution and data.bucket_step must be multiples of 64 pixels.")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig
+from ...models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig, renormalised
 from .config import Augmentation, Config, Data
 from .dataset import read_index
 from .index import BadSample, Entry, write_whole
@@ -51,11 +52,12 @@ class Comparison(nn.Module):
 
     def __init__(self, tower: TowerConfig) -> None:
         super().__init__()
+        self.config = tower
         self.tower = PivotEncoder(PivotConfig("generic", (8,), tower)).tower
         self.head = nn.Sequential(nn.Linear(tower.width, tower.width), nn.GELU(), nn.Linear(tower.width, WIDTH))
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.head(self.tower(faces)).float(), dim=-1)
+        return F.normalize(self.head(self.tower(renormalised(faces, self.config))).float(), dim=-1)
 
 
 def contrast(ones: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -69,7 +71,9 @@ def contrast(ones: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, fl
 def teach(config: Config, out: Path, minutes: float, say: Callable[[str], None]) -> float:
     """Train for so long, or for config.steps, and write the tower; returns the last steps' share of found partners.
 
-    ValueError where fewer than a batch of people have two pictures.
+    Nothing is mirrored, whatever the config says: a mole on the other cheek is another person's, and a pair of which
+    one is mirrored would teach the tower not to see that.
+    ValueError where fewer than a batch of people have two pictures, or where no picture can be read.
     """
     entries, _ = read_index(config)
     groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
@@ -78,7 +82,8 @@ def teach(config: Config, out: Path, minutes: float, say: Callable[[str], None])
     people = [group for (_, identity), group in groups.items() if identity and len(group) > 1]
     if len(people) < config.batch:
         raise ValueError(f"Only {len(people)} people have an identity and two pictures; a batch needs {config.batch}.")
-    pairs = Pairs(people, config.data, config.augmentation, config.tower.image_size, config.seed)
+    augmentation = replace(config.augmentation, flip_chance=0.0)
+    pairs = Pairs(people, config.data, augmentation, config.tower.image_size, config.seed)
     plan = Plan([(1, 1)] * len(people), [(1, 1)], config.batch, config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -94,13 +99,15 @@ def teach(config: Config, out: Path, minutes: float, say: Callable[[str], None])
             recent = [*recent[-19:], _step(model, optimizer, torch.stack(faces).to(device), config, clock)]
         clock.step += 1
         clock.spent += clock.own_time()
-        if clock.step % 20 == 0 or clock.share >= 1:
+        if recent and (clock.step % 20 == 0 or clock.share >= 1):
             value, accuracy = (sum(each) / len(recent) for each in zip(*recent, strict=True))
             say(f"step {clock.step}, {clock.spent:.0f} s: loss {value:.3f}, found {accuracy:.1%}")
         if clock.share >= 1:
             break
+    if not recent:
+        raise ValueError("No pictures could be read: check the shards, of which the index lists more than there are.")
     _write(model.tower, out)
-    return sum(accuracy for _, accuracy in recent) / max(len(recent), 1)
+    return sum(accuracy for _, accuracy in recent) / len(recent)
 
 
 def _step(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import cache
@@ -64,15 +65,29 @@ def open_dataset(config: Config) -> Dataset:
 
 def with_cache(data: Dataset, config: Config, base: Base, accelerator: object) -> Dataset:
     """The same samples with latents and text states from the cache, which the processes fill together."""
+    process, processes = accelerator.process_index, accelerator.num_processes
+    everything = range(len(data.samples.entries))
+    files = _fill(data, config, base, cache_folder(config), everything, process, processes)
+    accelerator.wait_for_everyone()
+    return _with(data, files)
+
+
+def with_part(data: Dataset, config: Config, base: Base, folder: Path, numbers: Iterable[int]) -> Dataset:
+    """The same samples, of which only those numbers are cached, in a folder of this process's own."""
+    return _with(data, _fill(data, config, base, folder, numbers, 0, 1))
+
+
+def _fill(data: Dataset, config: Config, base: Base, *place: object) -> dict[Path, list[int]]:
     old = data.samples
     targets = cache.Targets(old.entries, old.homes, old.data, None, old.side, old.seed)
-    process, processes = accelerator.process_index, accelerator.num_processes
-    files = cache.fill(targets, base, config.checkpoint, cache_folder(config), process, processes)
-    accelerator.wait_for_everyone()
-    ready = cache.Cache(files, old.entries)
-    return Dataset(
-        Samples(old.entries, old.homes, old.data, old.augmentation, old.side, old.seed, ready), data.plan, data.problems
-    )
+    return cache.fill(targets, base, Path(config.checkpoint).expanduser(), *place)
+
+
+def _with(data: Dataset, files: dict[Path, list[int]]) -> Dataset:
+    old = data.samples
+    ready = cache.Cache(files, len(old.entries))
+    samples = Samples(old.entries, old.homes, old.data, old.augmentation, old.side, old.seed, ready)
+    return replace(data, samples=samples)
 
 
 def skip_table(reasons: Counter[str]) -> str:

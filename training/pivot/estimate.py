@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import statistics
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import torch
 
+from .dataset import cache_folder, with_part
 from .trainer import Trainer
 
 STEPS = 5
@@ -14,10 +18,19 @@ STEPS = 5
 
 
 def estimate(trainer: Trainer) -> str:
-    """Run a few steps of the run and say what it will take; nothing is written but the cache."""
+    """Run a few steps of the run and say what it will take. Nothing is written to the run's folder; of the cache only
+    what these steps need is made, and thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = _measured(trainer, Path(folder))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+
+def _measured(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
     config, device = trainer.config, trainer.base.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    cache = _try_cache(trainer, scratch) if config.data.cached else []
     seconds = []
     batches = trainer.batches(0, STEPS)
     trainer.clock.start()
@@ -29,8 +42,9 @@ def estimate(trainer: Trainer) -> str:
     learning = sum(w.numel() for w in trainer.encoder.parameters() if w.requires_grad)
     moments = 12 if trainer.average.values else 8  # bytes: AdamW keeps two numbers a weight, the average one
     total = sum(w.numel() for w in trainer.encoder.parameters())
-    rows = [
+    return [
         ("samples", f"{samples}, {trainer.data.problems.total()} left out by the index"),
+        *cache,
         ("aspect buckets", f"{len(trainer.data.plan.members)}"),
         ("encoder", f"{total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn"),
         ("batch", f"{config.batch} = {trainer.accelerator.num_processes} process(es) x "
@@ -41,8 +55,21 @@ def estimate(trainer: Trainer) -> str:
                     f"{config.steps * config.batch / samples:.1f} epochs"),
         ("a state on disk", f"{(4 * total + moments * learning) / 2**30:.2f} GiB; {config.keep} are kept"),
     ]  # fmt: skip
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+
+def _try_cache(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
+    """Give the trainer a cache of the first steps' samples; what the whole one will take."""
+    accelerator, samples = trainer.accelerator, trainer.data.samples
+    process, processes = accelerator.process_index, accelerator.num_processes
+    steps = [trainer.data.plan.batch(step).share(process, processes) for step in range(STEPS)]
+    numbers = sorted({slot.sample for slots in steps for slot in slots})
+    start = time.monotonic()
+    trainer.data = with_part(trainer.data, trainer.config, trainer.base, scratch, numbers)
+    each = (time.monotonic() - start) / len(numbers)
+    size = sum(file.stat().st_size for file in scratch.rglob("*.bin")) / len(numbers)
+    total = len(samples.entries)
+    return [("the cache", f"{total * each / processes / 3600:.2f} hours once, {total * size / 2**30:.2f} GiB in "
+                          f"{cache_folder(trainer.config)}")]  # fmt: skip
 
 
 def _memory(device: torch.device) -> float:

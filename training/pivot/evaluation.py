@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections import Counter, defaultdict
+import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +67,8 @@ class Evaluation:
 
     def __init__(self, base: Base, config: Config, entries: list[Entry], options: argparse.Namespace) -> None:
         self.base, self.options, self.entries = base, options, entries
+        self.scratch: tempfile.TemporaryDirectory | None = None
+        """Lives as long as this."""
         sizes = bucket_sizes(config.data.resolution, config.data.bucket_step, config.data.max_aspect)
         self.homes = [nearest(entry.width, entry.height, sizes) for entry in entries]
         self.config = config
@@ -80,12 +83,15 @@ class Evaluation:
 
     @classmethod
     def open(cls, options: argparse.Namespace) -> Evaluation:
-        out = str(Path(options.out or "evaluation.json").parent)
-        overrides = {"checkpoint": options.checkpoint, "data.shards": options.data, "out": out, "data.cached": False}
+        overrides = {"checkpoint": options.checkpoint, "data.shards": options.data, "data.cached": False}
+        scratch = None if options.out else tempfile.TemporaryDirectory()  # for the index and downloads
+        overrides["out"] = str(Path(options.out).parent) if options.out else scratch.name
         config = settings.read(options.config, overrides)
         config = replace(config, precision="fp32", checkpointing=False)
         entries, _ = read_index(config)
-        return cls(load_base(config), config, entries, options)
+        made = cls(load_base(config), config, entries, options)
+        made.scratch = scratch
+        return made
 
     @torch.no_grad()
     def measure(self, path: Path | None) -> dict:
@@ -113,7 +119,7 @@ class Evaluation:
         for person in self.people:
             found = self._with_reference(person, person.views[: self.options.views], side)
             for sample in found:  # pictures may differ in size
-                inputs = gather([sample], self.base, Counter())
+                inputs = gather([sample], self.base)
                 maps = attention(self.base, encoder or plain, inputs, self.options.seed)
                 values.setdefault(person.name, []).append(float(iou(maps, inputs.masks)[0]))
         return values
@@ -142,7 +148,7 @@ class Evaluation:
             found = self._with_reference(person, person.views[: self.options.portraits], side)
             rivals = [n for n in references if n != person.name and nouns[n] == nouns[person.name]]
             for place, sample in enumerate(found):
-                inputs = gather([sample], self.base, Counter())
+                inputs = gather([sample], self.base)
                 seed = self.options.seed + 1000 * place
                 made = portraits(
                     self.base, encoder or plain, inputs, self.options.steps, self.options.cfg, seed

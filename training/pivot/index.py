@@ -17,11 +17,13 @@ import json
 import os
 import re
 import tarfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from glob import glob
 from pathlib import Path
 
 PICTURES = ("jpg", "jpeg", "webp")
+TOKENS = 77
+"""Columns that are kept of a caption: one chunk of CLIP's."""
 
 NO_PICTURE = "no picture"
 NO_DESCRIPTION = "no readable description (json)"
@@ -35,6 +37,13 @@ EMPTY_MASK = "the face mask is empty"
 SMALL_PICTURE = "the picture is too small"
 LATE_NOUN = "the noun comes too late in the caption"
 BROKEN_SHARD = "the shard cannot be read"
+CHANGED_SHARD = "the shard has changed since the run began"
+BAD_OCCURRENCE = "the occurrence of the noun is no whole number from 0"
+
+PASSING = (BROKEN_SHARD, CHANGED_SHARD)
+"""Reasons that another day may not have, so they are never kept on disk."""
+FORMAT = 2
+"""Of the index files; others are made anew."""
 
 
 class BadSample(Exception):
@@ -45,7 +54,8 @@ class BadSample(Exception):
 class Entry:
     """One sample. members: extension to (offset, size) in the shard's file. width, height: of the picture, pixels.
 
-    identity: what its JSON says, as text, or "". problem: why it is of no use, or "".
+    identity: what its JSON says, as text, or "". problem: why it is of no use, or "". stamp: size and time of the shard
+    when it was indexed.
     """
 
     shard: str
@@ -55,12 +65,15 @@ class Entry:
     height: int = 0
     identity: str = ""
     problem: str = ""
+    stamp: tuple[int, int] = (0, 0)
 
     def read(self, extension: str) -> bytes:
-        """A member's bytes. BadSample if the shard has gone or become shorter."""
+        """A member's bytes. BadSample if the shard has gone, or is not the one that was indexed."""
         offset, size = self.members[extension]
         try:
             with open(self.shard, "rb") as file:
+                if stamp_of(os.fstat(file.fileno())) != self.stamp:
+                    raise BadSample(CHANGED_SHARD)
                 file.seek(offset)
                 content = file.read(size)
         except OSError:
@@ -75,7 +88,20 @@ class Entry:
         return next(name for name in (*PICTURES, "png") if name in self.members)
 
     def description(self) -> dict:
-        return json.loads(self.read("json"))
+        """What its JSON says. BadSample if that is no object."""
+        if "json" not in self.members:
+            raise BadSample(NO_DESCRIPTION)
+        try:
+            described = json.loads(self.read("json"))
+        except (ValueError, RecursionError):
+            raise BadSample(NO_DESCRIPTION) from None
+        if not isinstance(described, dict):
+            raise BadSample(NO_DESCRIPTION)
+        return described
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
 def expand(patterns: tuple[str, ...]) -> list[str]:
@@ -111,21 +137,23 @@ def load(shard: str, cache: Path) -> list[Entry]:
     """
     try:
         path = Path(download(shard, cache)) if is_remote(shard) else Path(shard)
-        stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+        stamp = stamp_of(path.stat())
     except OSError:
         return [Entry(shard, "", {}, problem=BROKEN_SHARD)]
     store = cache / "index" / f"{digest(str(path))}.json"
     if store.is_file():
         stored = json.loads(store.read_text(encoding="utf-8"))
-        if stored["stamp"] == stamp:
-            return [Entry(**each) for each in stored["entries"]]
-    entries = scan(path)
-    write_whole(store, json.dumps({"stamp": stamp, "entries": [asdict(each) for each in entries]}).encode())
+        if stored.get("format") == FORMAT and tuple(stored["stamp"]) == stamp:
+            return [Entry(**(each | {"stamp": stamp})) for each in stored["entries"]]
+    entries = scan(path, stamp)
+    if not any(entry.problem in PASSING for entry in entries):
+        content = {"format": FORMAT, "stamp": stamp, "entries": [asdict(each) for each in entries]}
+        write_whole(store, json.dumps(content).encode())
     return entries
 
 
 def download(url: str, cache: Path) -> str:
-    """The local copy of a remote shard; anything that webdataset opens (https, s3, gs, pipe:). OSError if it fails."""
+    """The local copy of a remote shard; anything that webdataset opens (https, gs, pipe:). OSError if it fails."""
     from webdataset.gopen import gopen
 
     path = cache / "downloads" / f"{digest(url)}-{re.sub(r'[^A-Za-z0-9._-]', '_', url.rsplit('/', 1)[-1])[-80:]}"
@@ -138,19 +166,19 @@ def download(url: str, cache: Path) -> str:
     return str(path)
 
 
-def scan(path: Path) -> list[Entry]:
+def scan(path: Path, stamp: tuple[int, int]) -> list[Entry]:
     """Every sample of a local shard, checked as far as its headers go."""
     grouped: dict[str, dict[str, tuple[int, int]]] = {}
     broken = False
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, "r:") as archive:  # not compressed: members are read where they lie
             for member in archive:
                 if member.isfile():
                     key, extension = split_name(member.name)
                     grouped.setdefault(key, {})[extension] = (member.offset_data, member.size)
-    except (OSError, tarfile.TarError):
+    except (OSError, EOFError, ValueError, tarfile.TarError):
         broken = True
-    entries = [_checked(Entry(str(path), key, members)) for key, members in grouped.items()]
+    entries = [_checked(Entry(str(path), key, members, stamp=stamp)) for key, members in grouped.items()]
     return entries + [Entry(str(path), "", {}, problem=BROKEN_SHARD)] * broken
 
 
@@ -165,8 +193,8 @@ def _checked(entry: Entry) -> Entry:
     try:
         width, height, identity = _inspect(entry)
     except BadSample as bad:
-        return Entry(entry.shard, entry.key, entry.members, problem=str(bad))
-    return Entry(entry.shard, entry.key, entry.members, width, height, identity)
+        return replace(entry, problem=str(bad))
+    return replace(entry, width=width, height=height, identity=identity)
 
 
 def _inspect(entry: Entry) -> tuple[int, int, str]:
@@ -175,37 +203,45 @@ def _inspect(entry: Entry) -> tuple[int, int, str]:
     members = entry.members
     if not any(name in members for name in PICTURES) and not ("png" in members and "mask.png" in members):
         raise BadSample(NO_PICTURE)
-    try:
-        described = entry.description()
-        caption, subject = described["caption"], described["subject"]
-        identity = str(described.get("identity", ""))
-    except (KeyError, ValueError, TypeError, AttributeError):
-        raise BadSample(NO_DESCRIPTION) from None
-    if not isinstance(caption, str) or not isinstance(subject, str) or not has_word(caption, subject):
+    described = entry.description()
+    caption, subject = described.get("caption"), described.get("subject")
+    if not _is_text(caption) or not _is_text(subject) or not has_word(caption, subject):
         raise BadSample(NO_NOUN)
+    occurrence = described.get("occurrence", 0)
+    if type(occurrence) is not int or not 0 <= occurrence < TOKENS:
+        raise BadSample(BAD_OCCURRENCE)
     if described.get("faces", 1) != 1:
         raise BadSample(TWO_FACES)
-    if not is_box(described.get("face_box")):
-        raise BadSample(NO_BOX)
     if "mask.png" not in members and "png" not in members:
         raise BadSample(NO_MASK)
     try:
         width, height = Image.open(io.BytesIO(entry.read(entry.picture))).size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except BadSample:
+        raise
+    except Exception:  # whatever Pillow's readers come upon
         raise BadSample(BROKEN_PICTURE) from None
-    return width, height, identity
+    if not is_box(described.get("face_box"), width, height):
+        raise BadSample(NO_BOX)
+    return width, height, str(described.get("identity", ""))
+
+
+def _is_text(value: object) -> bool:
+    """JSON may hold half a surrogate pair, which no tokenizer takes."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def has_word(caption: str, subject: str) -> bool:
     return bool(subject.strip()) and re.search(rf"\b{re.escape(subject.strip())}\b", caption, re.IGNORECASE) is not None
 
 
-def is_box(box: object) -> bool:
-    """Four numbers that span an area."""
-    return (
-        isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)
-        and box[2] > box[0] and box[3] > box[1]
-    )  # fmt: skip
+def is_box(box: object, width: int, height: int) -> bool:
+    """Four numbers that span an area which touches the picture and lies no farther outside than it is large."""
+    if not isinstance(box, list) or len(box) != 4 or any(type(value) not in (int, float) for value in box):
+        return False
+    return all(
+        -side <= low < high <= 2 * side and low < side and high > 0
+        for low, high, side in ((box[0], box[2], width), (box[1], box[3], height))
+    )
 
 
 def digest(*parts: str) -> str:

@@ -9,10 +9,25 @@ from pathlib import Path
 from ...models.pivot_encoder import PivotEncoder
 from .base import Base
 from .config import Config
+from .index import write_whole
 from .sheets import sheet
 from .state import Average
 
 log = logging.getLogger(__name__)
+
+
+def cut_log(path: Path, start: int) -> None:
+    """Drop what a log says of the steps after `start`, which a resumed run takes again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= start:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short when the run was killed
+    write_whole(path, "".join(kept).encode())
 
 
 class Reporter:
@@ -27,6 +42,7 @@ class Reporter:
         self.config, self.base, self.encoder, self.average, self.samples = config, base, encoder, average, samples
         self.folder = Path(config.out).expanduser()
         self.folder.mkdir(parents=True, exist_ok=True)
+        cut_log(self.folder / "log.jsonl", start)
         self.curves = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
         self.bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, disable=None)
         self.sums: dict[str, float] = {}
@@ -39,7 +55,7 @@ class Reporter:
         self.bar.update()
         if step % self.config.log_every:
             return
-        means = {name: value / self.count for name, value in self.sums.items()} | {"skipped": numbers["skipped"]}
+        means = {name: value / self.count for name, value in self.sums.items()}
         self.sums, self.count = {}, 0
         self.bar.set_postfix_str(f"loss {means['loss']:.4f}, localisation {means['localisation']:.4f}", refresh=False)
         for name, value in means.items():
@@ -66,5 +82,3 @@ class Reporter:
     def close(self) -> None:
         self.bar.close()
         self.curves.close()
-
-

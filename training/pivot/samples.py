@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ...models.face.crop import square_around, take
 from ...models.pivot_encoder import prepare_face
-from .augment import augment, moved_box
+from .augment import augment, moved_box, over_noise
 from .config import Augmentation, Data
 from .index import BROKEN_MASK, BROKEN_PICTURE, EMPTY_MASK, BadSample, Entry, is_box
 from .plan import Plan, Slot, seeded
@@ -81,12 +81,11 @@ class Samples(torch.utils.data.Dataset):
         if own is not None:
             picture = fit(own, window, self.homes[slot.sample])
         face = self.face(slot, entry, described, own)
-        occurrence = int(described.get("occurrence", 0))
-        words = described["caption"], described["subject"], occurrence
+        words = described["caption"], described["subject"], described.get("occurrence", 0)
         return Sample(picture, mask, face, *words, 1.0, "", slot, ready)
 
-    def mask(self, entry: Entry, number: int, window: tuple[int, int, int, int]) -> torch.Tensor:
-        """The face's share of each latent cell of the cropped picture. BadSample without a face in it."""
+    def face_pixels(self, entry: Entry) -> torch.Tensor:
+        """[height, width] of a picture: 1 where the face is."""
         name = "mask.png" if "mask.png" in entry.members else "png"
         try:
             pixels = decode(entry.read(name), "L")[0]
@@ -98,6 +97,11 @@ class Samples(torch.utils.data.Dataset):
             face = (pixels > 127).float()
         if face.shape != (entry.height, entry.width):
             face = F.interpolate(face[None, None], (entry.height, entry.width), mode="nearest-exact")[0, 0]
+        return face
+
+    def mask(self, entry: Entry, number: int, window: tuple[int, int, int, int]) -> torch.Tensor:
+        """The face's share of each latent cell of the cropped picture. BadSample without a face in it."""
+        face = self.face_pixels(entry)
         x0, y0, x1, y1 = window
         width, height = self.homes[number]
         cells = (height // SHRINK, width // SHRINK)
@@ -109,27 +113,31 @@ class Samples(torch.utils.data.Dataset):
     def face(self, slot: Slot, entry: Entry, described: dict, own: torch.Tensor | None) -> torch.Tensor:
         """[3, S, S] of the reference: the sample's own file, another picture of the person, or the picture itself."""
         random = seeded(self.seed, slot.epoch, slot.position, "reference")
-        picture, box = own, described["face_box"]
+        picture, box, shown = own, described["face_box"], entry
         others = self.people.get((entry.shard, entry.identity), []) if self.data.reference == "identity" else []
         others = [number for number in others if number != slot.sample]
         if "reference.jpg" in entry.members:
             picture = decode(entry.read("reference.jpg"))
-            box = described.get("reference_box")
-            box = box if is_box(box) else [0, 0, picture.shape[2], picture.shape[1]]
+            box, shown = described.get("reference_box"), None
+            size = picture.shape[2], picture.shape[1]
+            box = box if is_box(box, *size) else [0, 0, *size]
         elif others:
-            chosen = self.entries[others[int(torch.randint(len(others), (), generator=random))]]
-            picture, box = decode(chosen.read(chosen.picture)), chosen.description()["face_box"]
+            shown = self.entries[others[int(torch.randint(len(others), (), generator=random))]]
+            picture, box = decode(shown.read(shown.picture)), shown.description()["face_box"]
         elif picture is None:
             picture = decode(entry.read(entry.picture))
-        return seen_face(picture, tuple(box), self.side, self.augmentation, random)
+        chance = self.augmentation.background_chance if self.augmentation and shown else 0.0
+        noisy = chance > 0 and float(torch.rand((), generator=random)) < chance
+        mask = self.face_pixels(shown) if noisy else None
+        return seen_face(picture, tuple(box), self.side, self.augmentation, random, mask)
 
 
 def seen_face(
     picture: torch.Tensor, box: tuple[float, float, float, float], side: int, augmentation: Augmentation | None = None,
-    random: torch.Generator | None = None,
+    random: torch.Generator | None = None, mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What the tower sees of the face at `box` in a picture [3, H, W] uint8: [3, side, side] by `prepare_face`, as at
-    inference, augmented where settings are given."""
+    inference, augmented where settings are given. mask: [H, W], the face; all else becomes noise."""
     if augmentation is not None:
         box = moved_box(box, augmentation.box, random)
     square = square_around(box, REFERENCE_ROOM)
@@ -137,6 +145,8 @@ def seen_face(
     scale = min(1.0, 2 * REFERENCE_ROOM * side / crop.shape[-1])
     if scale < 1:
         crop = F.interpolate(crop[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
+    if mask is not None and mask.any():
+        crop = over_noise(crop, take(mask[None], square), random)
     if augmentation is not None:
         crop = augment(crop, augmentation, random)
     scale = crop.shape[-1] / (square[2] - square[0])
@@ -150,7 +160,7 @@ def decode(content: bytes, mode: str = "RGB") -> torch.Tensor:
 
     try:
         pixels = np.array(Image.open(io.BytesIO(content)).convert(mode))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # whatever Pillow's readers come upon
         raise BadSample(BROKEN_PICTURE) from None
     return torch.from_numpy(pixels).movedim(-1, 0) if pixels.ndim == 3 else torch.from_numpy(pixels)[None]
 

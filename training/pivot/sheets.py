@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 import torch.nn.functional as F
 
@@ -56,6 +54,7 @@ def portraits(
     chance = draw(inputs, base.timesteps, ALWAYS, seed)
     rows, pooled = conditioned(encoder, inputs, chance, base)
     rows, pooled, empty = rows.cpu(), pooled.cpu(), base.empty_text()
+    base.let_go()
     made = []
     for number, latent in enumerate(torch.zeros_like(inputs.latents)):
         def entry(text: torch.Tensor, vector: torch.Tensor) -> list:
@@ -81,7 +80,7 @@ def picture_of(samples: Samples, sample: Sample) -> torch.Tensor:
 def sheet(base: Base, encoder: PivotEncoder, samples: Samples, config: Config) -> torch.Tensor:
     """[3, rows * H, 5 * W] in 0..1: face, picture, attention, mask, portrait; one sample a row."""
     found = fixed_samples(samples, config.report_samples)
-    inputs = gather(found, base, Counter())
+    inputs = gather(found, base)
     training = encoder.training
     encoder.eval()
     maps, made = attention(base, encoder, inputs), portraits(base, encoder, inputs, config.report_steps)

@@ -55,6 +55,8 @@ def save_state(folder: Path, step: int, state: dict, keep: int) -> None:
     """Write the state of a step as a whole or not at all, then drop all but the last `keep`."""
     path = folder / "states" / f"{step:09d}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob("*.part"):  # by a process that was killed while it wrote
+        left.unlink()
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         torch.save(state | {"step": step}, file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from .samples import SHRINK, Sample
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """A micro-batch on the CPU. latents: [B, C, h, w]. masks: [B, h, w]. faces: [B, 3, S, S]. rows: [B, 77, D].
-    pooled: [B, P]. columns: m of each. weights: [B], 0 for bad samples."""
+    pooled: [B, P]. columns: m of each. weights: [B], 0 for bad samples. problems: their reasons by number."""
 
     latents: torch.Tensor
     masks: torch.Tensor
@@ -29,6 +28,7 @@ class Inputs:
     columns: list[int]
     weights: torch.Tensor
     slots: list[Slot]
+    problems: dict[int, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +42,9 @@ class Draw:
     face_only: torch.Tensor
 
 
-def gather(samples: Sequence[Sample], base: Base, skipped: Counter[str]) -> Inputs:
-    """Tensors of a micro-batch, from the cache or computed now; counts bad samples by reason in `skipped`."""
-    empty = base.empty_text()
+def gather(samples: Sequence[Sample], base: Base) -> Inputs:
+    """Tensors of a micro-batch, from the cache or computed now."""
+    empty, problems = base.empty_text(), {}
     rows, pooled, columns, weights = [], [], [], []
     for sample in samples:
         text, problem = empty, sample.problem
@@ -61,7 +61,7 @@ def gather(samples: Sequence[Sample], base: Base, skipped: Counter[str]) -> Inpu
             pooled.append(text.pooled)
             columns.append(text.column)
         if problem:
-            skipped[problem] += 1
+            problems[sample.slot.sample] = problem
         weights.append(0.0 if problem else sample.weight)
     height, width = samples[0].mask.shape
     latents = torch.zeros(len(samples), base.channels, height, width)
@@ -73,7 +73,7 @@ def gather(samples: Sequence[Sample], base: Base, skipped: Counter[str]) -> Inpu
         latents[seen] = base.latents(torch.stack([samples[i].picture for i in seen]))
     return Inputs(
         latents, torch.stack([s.mask for s in samples]), torch.stack([s.face for s in samples]), torch.stack(rows),
-        torch.stack(pooled), columns, torch.tensor(weights), [s.slot for s in samples],
+        torch.stack(pooled), columns, torch.tensor(weights), [s.slot for s in samples], problems,
     )  # fmt: skip
 
 

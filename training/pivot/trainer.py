@@ -9,18 +9,19 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ...models.pivot_encoder import FAMILIES, PivotConfig, PivotEncoder
 from . import state as disk
 from .base import Base
 from .config import Config
 from .dataset import Dataset, skip_table
+from .index import digest
+from .pretrained import make_encoder
 from .samples import MicroBatches, Sample, loader
 from .step import Inputs, gather, losses
 
@@ -28,33 +29,8 @@ log = logging.getLogger(__name__)
 
 JUDGED_AFTER = 64
 """Samples that have to be seen before a run may stop because over half of them are bad."""
-
-
-def make_encoder(config: Config, text_width: int) -> PivotEncoder:
-    """A new encoder, the same for the same seed, with the pretrained tower if the config names one."""
-    dims = FAMILIES[config.family] or (text_width,)
-    if sum(dims) != text_width:
-        raise ValueError(
-            f"The config is for {config.family}, whose text is {sum(dims)} wide, but this checkpoint's is "
-            f"{text_width}: choose the config of its family."
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        encoder = PivotEncoder(PivotConfig(config.family, dims, config.tower, config.fusion))
-    if config.pretrained:
-        encoder.load_pretrained_tower(_read_tower(Path(config.pretrained).expanduser()))
-    encoder.train_layers(config.trainable_layers)
-    return encoder
-
-
-def _read_tower(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}: pretrained must be an open_clip checkpoint of the image tower.")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(str(path))
-    return torch.load(path, map_location="cpu", weights_only=True)
+REMEMBERED = 1024
+"""How many samples are judged at most, the older ones counting less: data that vanish late are noticed soon."""
 
 
 @dataclass
@@ -103,8 +79,10 @@ class Trainer:
         self.average = disk.Average(self.encoder, config.ema)
         self.model, self.optimizer = accelerator.prepare(self.encoder, optimizer)
         self.clock = Clock(config.steps, minutes)
-        self.skipped: Counter[str] = Counter()
-        self.seen = self.bad = 0
+        self.skipped: dict[int, str] = {}
+        """Why samples were bad, by number."""
+        self.seen = self.bad = 0.0
+        """How many samples, lately."""
         self.folder = Path(config.out).expanduser()
 
     # The loop
@@ -141,11 +119,12 @@ class Trainer:
     def step(self, parts: list[list[Sample]]) -> dict[str, float]:
         """One optimiser step on a global batch, of which `parts` are this process's micro-batches; what to report."""
         config, clock, accelerator = self.config, self.clock, self.accelerator
-        inputs = [gather(part, self.base, self.skipped) for part in parts]
+        inputs = [gather(part, self.base) for part in parts]
+        for each in inputs:
+            self.skipped |= each.problems
         good, seen = sum(float(each.weights.sum()) for each in inputs), sum(len(each.slots) for each in inputs)
         good, seen = self._sum(good, seen)
-        self.seen, self.bad = self.seen + int(seen), self.bad + int(seen - good)
-        self._judge()
+        self._judge(seen, seen - good)
         rate = learning_rate(config, clock.step, clock.share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -164,7 +143,7 @@ class Trainer:
         return {
             "loss": total / max(good, 1), "denoising": denoising / max(good, 1),
             "localisation": localisation / max(located, 1), "gradient": float(norm), "rate": rate,
-            "skipped": float(self.bad), "seconds": spent,
+            "skipped": seen - good, "seconds": spent,
         }  # fmt: skip
 
     def _backward(self, inputs: list[Inputs], good: float) -> list[float]:
@@ -189,27 +168,37 @@ class Trainer:
 
     # Bad samples
 
-    def _judge(self) -> None:
-        """Stop, in every process at the same step, when over half of what was read is bad."""
-        if self.seen >= min(JUDGED_AFTER, len(self.data.samples.entries)) and self.bad > self.seen / 2:
+    def _judge(self, seen: float, bad: float) -> None:
+        """Stop, in every process at the same step, when over half of all samples are bad: those that the index left
+        out, and of the others the share that was bad lately."""
+        kept = min(1.0, REMEMBERED / (self.seen + seen))
+        self.seen, self.bad = kept * (self.seen + seen), kept * (self.bad + bad)
+        left, read = self.data.problems.total(), len(self.data.samples.entries)
+        share = (left + read * self.bad / self.seen) / (left + read)
+        if self.seen >= min(JUDGED_AFTER, read) and share > 0.5:
             raise SystemExit(
-                f"{self.bad} of {self.seen} samples were bad, so the run stops; mend the shards.\n"
+                f"{share:.0%} of the samples were bad ({left} of {left + read} by the index, and of the others "
+                f"{self.bad / self.seen:.0%} when they were read), so the run stops; mend the shards.\n"
                 + skip_table(self.reasons())
             )
 
     def reasons(self) -> Counter[str]:
-        """Skipped samples of all processes by reason, the index's among them. Every process has to call."""
-        total = Counter(self.data.problems)
-        for counted in gather_object([dict(self.skipped)]):
-            total.update(counted)
-        return total
+        """Skipped samples by reason, the index's among them, each counted once. Every process has to call."""
+        return self.data.problems + Counter(self._all_skipped().values())
+
+    def _all_skipped(self) -> dict[int, str]:
+        together: dict[int, str] = {}
+        for each in gather_object([self.skipped]):
+            together |= each
+        return together
 
     # On disk
 
     def save(self) -> Path:
         """State, export and the table of reasons; every process has to call."""
-        reasons = self.reasons()
+        skipped = self._all_skipped()
         if self.accelerator.is_main_process:
+            reasons = self.data.problems + Counter(skipped.values())
             state = {
                 "encoder": self.encoder.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -217,7 +206,8 @@ class Trainer:
                 "spent": self.clock.spent,
                 "seen": self.seen,
                 "bad": self.bad,
-                "reasons": dict(reasons - self.data.problems),
+                "skipped": skipped,
+                "terms": self.terms(),
             }
             disk.save_state(self.folder, self.clock.step, state, self.config.keep)
             disk.write_encoder(self.folder, self.encoder, self.average, self.clock.step)
@@ -226,16 +216,40 @@ class Trainer:
         return self.folder / disk.EXPORT
 
     def resume(self) -> bool:
-        """Go on from the newest state of the run's folder, if there is one."""
+        """Go on from the newest state of the run's folder, if there is one.
+
+        ValueError if it is of a run with other terms.
+        """
         found = disk.load_state(self.folder)
         if found is None:
             return False
+        now = self.terms()
+        for name, before in found.get("terms", {}).items():
+            if before != now[name]:
+                raise ValueError(
+                    f"The run in {self.folder} was begun with {name} {before}, but is to go on with {now[name]}: give "
+                    "what it had, or choose another --out."
+                )
         self.encoder.load_state_dict(found["encoder"])
         self.optimizer.load_state_dict(found["optimizer"])
         for value, saved in zip(self.average.values, found["average"], strict=True):
             value.copy_(saved)
         self.clock.step, self.clock.spent = found["step"], found["spent"]
         self.seen, self.bad = found["seen"], found["bad"]
-        if self.accelerator.is_main_process:
-            self.skipped.update(found["reasons"])
+        self.skipped = dict(found.get("skipped", {}))
         return True
+
+    def terms(self) -> dict[str, object]:
+        """What a run cannot change on its way, as plain values: what its order hangs on, and its weights' shapes."""
+        config, samples = self.config, self.data.samples
+        order = [(e.key, e.width, e.height, home) for e, home in zip(samples.entries, samples.homes, strict=True)]
+        return {
+            "seed": config.seed,
+            "batch": config.batch,
+            "encoder": json.dumps(asdict(self.encoder.config)),
+            "trainable_layers": config.trainable_layers,
+            "ema": config.ema,
+            "data.reference": config.data.reference,
+            "data.face_labels": list(config.data.face_labels),
+            "data": f"{len(order)} samples ({digest(json.dumps(order))})",
+        }
