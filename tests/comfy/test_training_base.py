@@ -96,6 +96,21 @@ def test_attention_is_the_softmax_over_the_text_for_each_samples_own_token(base)
     torch.testing.assert_close(base.predict(**given).maps.detach(), mean, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_weights_that_comfyui_moves_for_another_model_are_let_go_and_found_again(vae, checkpointing):
+    base = make_base("sd15", vae, checkpointing=checkpointing)
+    given = inputs(base)
+    before = base.predict(**given).noise
+    tree = base.unet().unet
+    base.latents(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert not list(tree.parameters()) and list(base.net.diffusion_model.parameters())
+    with torch.no_grad():  # off the device and back to it: the same numbers in another place
+        for weight in base.net.diffusion_model.parameters():
+            place, weight.data = weight.data, weight.data.clone()
+            place.fill_(float("nan"))
+    assert torch.equal(base.predict(**given).noise, before)
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_gradients_reach_the_text_the_same_with_checkpointing(family, vae):
     """Both of Eq. 5's terms, with the same weights; nothing of the model gets a gradient."""

@@ -38,15 +38,18 @@ SMALL = {
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def make_world(folder: Path) -> Path:
     """A folder with a base model and a shard of three people in three pictures each."""
-    folder = tmp_path_factory.mktemp("training")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(architecture, "UNET", architecture.UNET | {"model_channels": 32})
         random_weights.write(random_weights.checkpoint(), folder / "base.safetensors")
     render(Shard(folder / "world" / "train-000000.tar", first=0, count=3, views=2, size=64, seed=0))
     return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return make_world(tmp_path_factory.mktemp("training"))
 
 
 def config_of(made: Path, out: Path, **changes) -> settings.Config:
@@ -72,9 +75,12 @@ class Curve:
         return [each["loss"] for each in self.steps]
 
 
-def trained(config: settings.Config, base, stop_at: int | None = None, resume=False, minutes=None, cached=False):
+def trained(
+    config: settings.Config, base, stop_at: int | None = None, resume=False, minutes=None, cached=False,
+    accelerator=None,
+):  # fmt: skip
     """(trainer, its curve) after a run in this process."""
-    accelerator = Accelerator(cpu=True)
+    accelerator = accelerator or Accelerator(cpu=True)
     data = open_dataset(config)
     data = with_cache(data, config, base, accelerator) if cached else data
     trainer = Trainer(config, accelerator, base, data, minutes)
@@ -121,6 +127,41 @@ def test_resumed_run_gives_the_same_weights(reference, made, base, tmp_path):
         assert torch.equal(ours, theirs)
 
 
+def test_resumed_run_with_a_worker_and_the_cache_gives_the_same_weights(made, base, tmp_path):
+    more = {"data.workers": 1, "data.cache": str(tmp_path / "cache")}
+    whole, _ = trained(config_of(made, tmp_path / "whole", **more), base, cached=True)
+    config = config_of(made, tmp_path / "pieces", **more)
+    trained(config, base, stop_at=3, cached=True)
+    resumed, _ = trained(config, base, resume=True, cached=True)
+    for ours, theirs in zip(weights(resumed), weights(whole), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch": 2}, "begun with batch 4, but is to go on with 2"),
+        ({"seed": 7}, "begun with seed 0, but is to go on with 7"),
+        ({"ema": 0.5}, "begun with ema 0.9"),
+        ({"data.reference": "own"}, "begun with data.reference identity"),
+        ({"data.resolution": 128}, "begun with data 9 samples"),
+        ({"data.face_labels": [1]}, "begun with data.face_labels"),
+        ({"trainable_layers": 0}, "begun with trainable_layers None"),
+        ({"fusion": "mlp"}, "begun with encoder .*linear.*mlp"),
+    ],
+)
+def test_run_does_not_go_on_with_other_terms(reference, made, base, change, said):
+    with pytest.raises(ValueError, match=said):
+        trained(config_of(made, reference[0], **change), base, resume=True)
+
+
+def test_run_goes_on_with_what_may_change(reference, made, base, tmp_path):
+    shutil.copytree(reference[0] / "states", tmp_path / "run" / "states")
+    shutil.copytree(made / "world", tmp_path / "moved")
+    free = {"rate": 1e-4, "steps": 5, "micro_batch": 1, "data.shards": [str(tmp_path / "moved")]}
+    assert trained(config_of(made, tmp_path / "run", **free), base, resume=True)[0].clock.step == 5
+
+
 def test_micro_batches_and_cache_change_nothing(reference, made, base, tmp_path):
     """The cache is in half precision."""
     _, curve = trained(config_of(made, tmp_path, micro_batch=4), base, cached=True)
@@ -132,13 +173,19 @@ def test_micro_batches_and_cache_change_nothing(reference, made, base, tmp_path)
 
 
 def test_two_processes_walk_the_curve_of_one(reference, made, tmp_path):
+    """Also where the two are killed after three steps, of which only two are in a state, and go on."""
     environment = os.environ | {"COMFYUI_PATH": str(run.find_comfyui()), "OMP_NUM_THREADS": "1"}
     settings_ = [f"{n}={json.dumps(v)}" for n, v in SMALL.items()]
     command = [sys.executable, str(SCRIPT), "--config", "demo", "--checkpoint", made / "base.safetensors"]
     command += ["--data", made / "world", "--out", tmp_path, "--processes", "2"]
     command += [word for setting in settings_ for word in ("--set", setting)]
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for more in (["--stop-at", "2"], ["--resume"]):
+        words = list(map(str, [*command, *more]))
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if not disk.states(tmp_path)[1:]:
+            with (tmp_path / "log.jsonl").open("a") as log:
+                log.write('{"step": 3, "loss": 9.9}\n')
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     torch.testing.assert_close([line["loss"] for line in lines], reference[2].losses(), **CLOSE)
@@ -146,7 +193,7 @@ def test_two_processes_walk_the_curve_of_one(reference, made, tmp_path):
     # tower's). The fusion's bias begins at 0 and has had real gradients from the first step.
     ours, theirs = disk.load_state(tmp_path)["encoder"]["fusion.bias"], reference[1].encoder.fusion.bias.detach()
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-3
-    assert "pivot_encoder.safetensors after 4 steps" in done.stdout
+    assert "Going on from step 2" in done.stdout and "pivot_encoder.safetensors after 4 steps" in done.stdout
     assert (tmp_path / "tensorboard").is_dir() and (tmp_path / "sheets" / "000000004.jpg").is_file()
 
 

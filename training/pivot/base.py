@@ -82,7 +82,11 @@ class Base:
     def let_go(self) -> None:
         """Before ComfyUI runs another model: it may have to move the UNet off the GPU, whose memory the private tree
         would hold. Making the tree anew takes milliseconds."""
-        self._unet = None
+        if self._unet is not None:
+            for module in self._unet.unet.modules():  # checkpointing makes circles, which are not freed at once
+                module._parameters.clear()
+                module._buffers.clear()
+            self._unet = None
 
     @property
     def text_width(self) -> int:
