@@ -71,8 +71,10 @@ def command(folder, monkeypatch):
 
 
 @pytest.fixture
-def train(folder, command):
-    words = ["--config", "sd15", "--checkpoint", folder / "sd15.safetensors", "--data", folder / "shards"]
+def train(folder, command, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(folder))
+    words = ["--config", "sd15", "--checkpoint", "~/sd15.safetensors", "--data", folder / "shards"]
     words += ["--out", folder / "run", *(word for each in SETTINGS for word in ("--set", each))]
     pretrained = ("--set", f"pretrained={folder / 'open_clip_pytorch_model.bin'}")
     return lambda *more, start=pretrained: command("pivot_encoder", *words, *start, *more)

@@ -35,6 +35,15 @@ def test_interval_is_over_people_not_pictures():
     assert tight["low"] < tight["mean"] < tight["high"] and tight["high"] - tight["low"] < 0.005
 
 
+def test_without_out_nothing_is_left_where_it_was_started(evaluated, tmp_path, monkeypatch):
+    _, found = evaluated
+    options = argparse.Namespace(**(vars(found.options) | {"out": None}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "load_base", lambda _: found.base)
+    again = Evaluation.open(options)
+    assert len(again.people) == len(found.people) and not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import os
 import tarfile
 import threading
 from collections import Counter
@@ -268,6 +269,20 @@ def test_remote_shards_are_the_same_as_local_ones(tmp_path):
     ]
     assert found[0].read("jpg") == sample(1)["jpg"]
     assert [entry.problem for entry in missing] == [index.BROKEN_SHARD]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX shell")
+def test_shards_may_be_the_output_of_a_command(tmp_path):
+    for name in ("a-0", "a-1"):
+        write(tmp_path / f"{name}.tar", [sample(1)])
+    shards = index.expand((f"pipe:cat {tmp_path}/a-{{0..2}}.tar",))
+    problems = [[entry.problem for entry in index.load(shard, tmp_path / "cache")] for shard in shards]
+    assert problems == [[""], [""], [index.BROKEN_SHARD]]
+
+
+def test_sources_that_cannot_be_read_are_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read from s3://.*pipe:"):
+        index.expand(("s3://bucket/train-{000..001}.tar",))
 
 
 # Samples

@@ -112,6 +112,7 @@ def expand(patterns: tuple[str, ...]) -> list[str]:
     found: list[str] = []
     for pattern in patterns:
         if is_remote(pattern):
+            _check_scheme(pattern)
             found += expand_urls(pattern)
             continue
         folder = Path(pattern).expanduser()
@@ -128,6 +129,17 @@ def expand(patterns: tuple[str, ...]) -> list[str]:
 
 def is_remote(shard: str) -> bool:
     return "://" in shard or shard.startswith("pipe:")
+
+
+def _check_scheme(url: str) -> None:
+    from webdataset.gopen import gopen_schemes
+
+    scheme = url.partition(":")[0]
+    if scheme not in gopen_schemes or scheme.startswith("_"):
+        raise ValueError(
+            f"Shards cannot be read from {scheme}://, but from http, https, gs and the output of a command: write for "
+            'example "pipe:aws s3 cp s3://bucket/train-{000..099}.tar -".'
+        )
 
 
 def load(shard: str, cache: Path) -> list[Entry]:
