@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from comfy_api.latest import io
 
+from ..guidance.passes import GuidedPass
 from ..guidance.settings import Settings
 from .schema import advanced
 
@@ -180,6 +183,34 @@ def _open_choices() -> list[io.Input]:
             options=["auto", "on", "off"],
             default=DEFAULT.checkpointing,
             tooltip="Trade time for memory in the guided pass. auto switches it on when memory is short.",
+        ),
+    ]
+
+
+def cost_inputs() -> list[io.Input]:
+    """What trades time for likeness. Optional: graphs and API calls from before these inputs go on as they were."""
+    return [
+        advanced(
+            io.Combo.Input(
+                "guided_pass",
+                options=list(get_args(GuidedPass)),
+                default=DEFAULT.guided_pass,
+                optional=True,
+                tooltip="What the pass that guides sees. full: everything, beside the sampler's own call, which stays "
+                "bit-equal. shared: everything, inside the sampler's own call: faster, equal up to rounding. half: "
+                "everything at half resolution. crop: only the face and its surroundings, when the face is small.",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "every",
+                default=DEFAULT.every,
+                min=1,
+                max=10,
+                optional=True,
+                tooltip="Make the gradient at every so many steps and hold it in between. 1 is the paper; 2 halves "
+                "the time that guiding takes.",
+            )
         ),
     ]
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..guidance.people import ByHand
 from ..guidance.sampler_patch import patch
 from ..models.face import FaceReference
-from .guidance_inputs import paper_inputs, settings_from, strength_inputs
+from .guidance_inputs import cost_inputs, paper_inputs, settings_from, strength_inputs
 from .schema import CATEGORY, FaceReferenceSocket, searchable
 
 
@@ -46,6 +46,7 @@ class RBGuidance(io.ComfyNode):
                         "is in the picture "
                         "being made.",
                     ),
+                    *cost_inputs(),
                 ],
                 outputs=[
                     io.Model.Output(

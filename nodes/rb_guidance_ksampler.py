@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..guidance.sampler_patch import patch
 from ..guidance.trace import Trace
-from .guidance_inputs import paper_inputs, settings_from, strength_inputs
+from .guidance_inputs import cost_inputs, paper_inputs, settings_from, strength_inputs
 from .schema import CATEGORY, searchable
 
 
@@ -77,6 +77,7 @@ class RBGuidanceKSampler(io.ComfyNode):
                     ),
                     *strength_inputs(),
                     *paper_inputs(),
+                    *cost_inputs(),
                 ],
                 outputs=[
                     io.Latent.Output("latent", display_name="latent", tooltip="The denoised latent."),
