@@ -84,6 +84,9 @@ class Trainer:
         self.seen = self.bad = 0.0
         """How many samples, lately."""
         self.folder = Path(config.out).expanduser()
+        entries, homes = data.samples.entries, data.samples.homes
+        order = [(each.key, each.width, each.height, home) for each, home in zip(entries, homes, strict=True)]
+        self.order = f"{len(order)} samples ({digest(json.dumps(order))})"
 
     # The loop
 
@@ -241,8 +244,7 @@ class Trainer:
 
     def terms(self) -> dict[str, object]:
         """What a run cannot change on its way, as plain values: what its order hangs on, and its weights' shapes."""
-        config, samples = self.config, self.data.samples
-        order = [(e.key, e.width, e.height, home) for e, home in zip(samples.entries, samples.homes, strict=True)]
+        config = self.config
         return {
             "seed": config.seed,
             "batch": config.batch,
@@ -251,5 +253,5 @@ class Trainer:
             "ema": config.ema,
             "data.reference": config.data.reference,
             "data.face_labels": list(config.data.face_labels),
-            "data": f"{len(order)} samples ({digest(json.dumps(order))})",
+            "data": self.order,
         }
