@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _judge import Judge
-from _portraits import ROOT, Case, Studio, Variant, defaults, digest
+from _portraits import ROOT, SAMPLING, Case, Studio, Variant, defaults, digest
 from omniportrait.demo.measures.separation import THRESHOLDS
 from omniportrait.demo.measures.text import WEIGHTS
 from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS
@@ -30,9 +30,10 @@ def arguments(name: str, identities: int, prompts: int) -> argparse.ArgumentPars
     parser.add_argument("--thresholds", type=Path, default=THRESHOLDS, metavar="FILE", help="of `make measures`")
     parser.add_argument(
         "--set", type=assignment, action="append", default=[], metavar="NAME=VALUE",
-        help="an input of RB-Guidance KSampler, for all variants, as gain=200 or steps=20",
+        help="an input of RB-Guidance KSampler, for all variants, as gain=200 or steps=20 (default: sampler, "
+        "scheduler, steps and cfg of the demo's workflow, the node's own for the rest)",
     )  # fmt: skip
-    parser.add_argument("--part", default="1/1", metavar="I/N", help="this process does every N-th person, no page")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th person; no page")
     parser.add_argument("--smoke", action="store_true", help="2 people, 1 prompt, 4 steps; writes no page")
     parser.add_argument("--store", type=Path, default=ROOT / "output" / "portraits", metavar="FOLDER")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / f"{name}.md", metavar="FILE")
@@ -119,11 +120,12 @@ class Campaign:
 
     def _row(self, case: Case, variant: Variant, key: str) -> dict:
         inputs = self.studio.inputs | dict(variant.inputs)
-        guided = not variant.rendered and inputs["strength"] > 0
+        guided = variant.source == "generated" and inputs["strength"] > 0
         unguided = self.studio.portrait(case, variant.unguided) if guided else None
         numbers = self.judge(
-            case, self.studio.portrait(case, variant), unguided, guided and bool(inputs["background_masking"])
-        )
+            case, self.studio.portrait(case, variant), unguided, guided and bool(inputs["background_masking"]),
+            drawn=variant.source == "drawn",
+        )  # fmt: skip
         row = {"key": key, "variant": variant.name, "person": case.person, "prompt": case.prompt, **numbers}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as file:
@@ -138,11 +140,11 @@ class Campaign:
 
     def told_settings(self) -> str:
         """What the portraits of a page have in common."""
-        inputs, told = self.studio.inputs, ("sampler_name", "steps", "cfg")
-        changed = "".join(f", {name} {value}" for name, value in self.options.set if name not in told)
+        inputs = self.studio.inputs
+        changed = "".join(f", {name} {value}" for name, value in self.options.set if name not in SAMPLING)
         return (
-            f"{inputs['sampler_name']}, {inputs['steps']} steps, cfg {inputs['cfg']}{changed}; everything else as the "
-            "nodes have it by default"
+            f"{inputs['sampler_name']}, {inputs['scheduler']}, {inputs['steps']} steps, cfg {inputs['cfg']:g}{changed}"
+            "; everything else as the nodes have it by default"
         )
 
 

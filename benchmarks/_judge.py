@@ -41,12 +41,14 @@ class Face:
 
 
 class Judge:
-    """text, cuts: files of `make measures`."""
+    """text, cuts: files of `make measures`. self.cuts: for pictures out of the autoencoder; drawn_cuts: for renders,
+    on which a mole is darker."""
 
     def __init__(self, text: Path = WEIGHTS, cuts: Path = THRESHOLDS) -> None:
-        self.text, self.cuts = TextMeasure.load(text), thresholds(cuts)
+        self.text = TextMeasure.load(text)
+        self.cuts, self.drawn_cuts = thresholds(cuts, generated=True), thresholds(cuts)
         self.embedder = FaceEmbedder()
-        self.key = digest(of_file(text), self.cuts, of_source(*MEASURES, Path(__file__)))
+        self.key = digest(of_file(text), self.cuts, self.drawn_cuts, of_source(*MEASURES, Path(__file__)))
         self.known = lru_cache(maxsize=4)(self._known)
 
     def _known(self, person: int) -> tuple[Face, KnownMoles] | None:
@@ -72,17 +74,20 @@ class Judge:
         places = model.blocks[:-LAST_PLACES](stem)[0]
         return Face(found, landmarks, model(chips)[0], places)
 
-    def __call__(self, case: Case, made: Made, unguided: Made | None, masked: bool) -> dict[str, float | None]:
+    def __call__(
+        self, case: Case, made: Made, unguided: Made | None, masked: bool, drawn: bool = False
+    ) -> dict[str, float | None]:
         """A number for each of COLUMNS; None where there is none to give.
 
         distance: Euclidean, of the embeddings; same: it is below the calibrated cut. similarity: mean cosine of inner
         features, place by place. kept: share of the reference's moles that are seen; contrast: their mean darkness in
         deviations of the skin. text: share of the HEADS whose word is right. change: mean absolute difference to
-        the unguided picture outside of both faces, in 1/255. iou: of M_gen and the face's oval, if `masked`. Without a
-        face, `same`, `kept`, `iou`, the expression and the subject count as missed.
+        the unguided picture outside of both faces, in 1/255. iou: of M_gen and the face's oval, if `masked`. `drawn`:
+        the picture is a render, which no autoencoder has touched. Without a face, `same`, `kept`, `iou`, the expression
+        and the subject count as missed.
         """
         known, moles = self.known(case.person)
-        face = self.look(made.picture)
+        face, cuts = self.look(made.picture), self.drawn_cuts if drawn else self.cuts
         row: dict[str, float | None] = dict.fromkeys(COLUMNS)
         row |= {"face": float(face is not None), "same": 0.0, "seconds": made.seconds or None}
         if len(moles.radii):
@@ -91,11 +96,11 @@ class Judge:
             row["iou"] = 0.0
         if face is not None:
             distance = float((face.vector - known.vector).norm())
-            row |= {"distance": distance, "same": float(distance < self.cuts["identity"])}
+            row |= {"distance": distance, "same": float(distance < cuts["identity"])}
             row["similarity"] = float(F.cosine_similarity(face.places, known.places, dim=0).mean())
             if len(moles.radii):
                 dark = contrasts(made.picture, moles.carried(face.landmarks))
-                row |= {"kept": float((dark > self.cuts["detail"]).float().mean()), "contrast": float(dark.mean())}
+                row |= {"kept": float((dark > cuts["detail"]).float().mean()), "contrast": float(dark.mean())}
             if masked:
                 row["iou"] = iou(made.mask, face_oval(face.found, made.mask.shape[-1]) > 0.5)
         row |= self._text(case, made.picture, face)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import comfy.model_management
 import comfy.sd
@@ -45,6 +46,8 @@ SIZE = 256
 """Side of the portraits; what the embedded model was trained on."""
 SOURCES = ("guidance", "models", "nodes", "demo/world", "demo/autoencoder.py", "demo/architecture.py")
 """Code that a picture depends on."""
+SAMPLING = ("sampler_name", "scheduler", "steps", "cfg")
+"""What the demo's workflow says better than the node's defaults, which are the paper's for SD1.5."""
 OWN = ("model", "vae", "seed", "positive", "negative", "latent_image", "denoise")
 """The sampler's inputs that no variant may set."""
 
@@ -65,12 +68,13 @@ class Case:
 @dataclass(frozen=True)
 class Variant:
     """A way to make a portrait. encoder: a pivot encoder's file, or None for the plain word. inputs: those of the
-    RB-Guidance KSampler that differ from the studio's. rendered: not generated, but drawn by the portrait world."""
+    RB-Guidance KSampler that differ from the studio's. source: `drawn` is not generated, but drawn by the portrait
+    world; `copied` is that, encoded and decoded by the base model's autoencoder."""
 
     name: str
     encoder: Path | None = None
     inputs: Mapping[str, object] = field(default_factory=dict)
-    rendered: bool = False
+    source: Literal["generated", "drawn", "copied"] = "generated"
 
     @property
     def unguided(self) -> Variant:
@@ -139,6 +143,14 @@ def defaults() -> dict[str, object]:
     return settings | inputs
 
 
+@lru_cache
+def sampling() -> dict[str, object]:
+    """How the embedded model is sampled everywhere: SAMPLING of the demo's workflow."""
+    workflow = json.loads((ROOT / "workflows" / "api" / "omniportrait_demo.json").read_text(encoding="utf-8"))
+    (own,) = (n["inputs"] for n in workflow.values() if n["class_type"] == "OmniPortraitRBGuidanceKSampler")
+    return {name: own[name] for name in SAMPLING}
+
+
 def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -159,10 +171,10 @@ def of_source(*places: str | Path) -> str:
 
 class Studio:
     """A base model, and what all variants have in common. inputs: of the RB-Guidance KSampler, where they shall differ
-    from the node's own. store: the folder of finished pictures."""
+    from `sampling` and the node's own. store: the folder of finished pictures."""
 
     def __init__(self, checkpoint: Path, store: Path, inputs: Mapping[str, object]) -> None:
-        self.checkpoint, self.store, self.inputs = checkpoint, store, {**defaults(), **inputs}
+        self.checkpoint, self.store, self.inputs = checkpoint, store, {**defaults(), **sampling(), **inputs}
         self._source = of_source(*SOURCES, Path(__file__))
         self._encoders: dict[Path, object] = {}
 
@@ -181,8 +193,11 @@ class Studio:
 
     def key(self, variant: Variant) -> str:
         """Equal for equal pictures: a digest of all that they depend on but the case."""
-        if variant.rendered:
+        if variant.source == "drawn":
             return digest("rendered", SIZE, of_source("demo/world", Path(__file__)))
+        if variant.source == "copied":
+            source = of_source("demo/world", "demo/autoencoder.py", "demo/architecture.py", Path(__file__))
+            return digest("copied", SIZE, of_file(self.checkpoint), torch.__version__, source)
         inputs = self.inputs | dict(variant.inputs)
         if inputs["strength"] == 0:
             inputs = {name: inputs[name] for name in ("strength", "steps", "cfg", "sampler_name", "scheduler")}
@@ -197,12 +212,17 @@ class Studio:
         """From its file, or made now and kept."""
         file = self.file(case, variant)
         if not file.is_file():
-            made = self._drawn(case) if variant.rendered else self._make(case, variant)
+            made = self._make(case, variant) if variant.source == "generated" else self._drawn(case, variant.source)
             made.save(file)
         return Made.load(file)
 
-    def _drawn(self, case: Case) -> Made:
-        picture = torch.from_numpy(drawn(case).picture.copy()).movedim(-1, 0).float() / 255
+    def _drawn(self, case: Case, source: str) -> Made:
+        image = torch.from_numpy(drawn(case).picture.copy())[None].float() / 255
+        if source == "copied":
+            vae = self._loaded[2]
+            (latent,) = node(core.VAEEncode, vae=vae, pixels=image)
+            (image,) = node(core.VAEDecode, vae=vae, samples=latent)
+        picture = image[0].movedim(-1, 0).clamp(0, 1).cpu()
         return Made(picture, torch.zeros(SIZE, SIZE, dtype=torch.bool), 0.0)
 
     def _make(self, case: Case, variant: Variant) -> Made:

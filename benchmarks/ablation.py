@@ -6,8 +6,9 @@
     python run.py bench ablation --also "gain 200: gain=200 clip=0.5"       # one more row
     python run.py bench ablation --smoke                            # a handful, for CI
 
-Every variant starts from the same noise and runs through the pack's own nodes. Resumable: pictures and numbers are
-kept in output/portraits, and a second call makes what is missing. Writes docs/ablation.md and its contact sheet.
+Every variant starts from the same noise and runs through the pack's own nodes, sampled as the demo's workflow samples;
+`--set` has the last word. Resumable: pictures and numbers are kept in output/portraits, and the same call makes what is
+missing; after all parts, the call without `--part` finds everything made and writes docs/ablation.md and its sheet.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from omniportrait.demo.measures.text import HEADS  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
 FULL, TRUTH = "full", "drawn by the portrait world"
+COPY = "drawn, through the autoencoder"
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,17 @@ same noise. Means over the people with 95% intervals, by resampling the people {
 
 - **full** is the pack with its trained pivot encoder and RB-Guidance at the `calibrated` strength. Each other row
   leaves out or changes one thing; *literal strength* is Eq. 8 to 11 as printed. *{truth}* is no generated picture but a
-  render of the same person as the prompt asks: what the measures give a perfect portrait.
+  render of the same person as the prompt asks: what the measures give a perfect portrait. *{copy}* is that render
+  encoded and decoded by the model's own autoencoder: the most that any picture of this model can reach.
 - **distance**: of the face to the reference portrait's in an embedding that no training has seen (lower is nearer);
-  **same person**: it is below the calibrated cut of {identity:g}. A picture without a face is not the same person, and
+  **same person**: it is below the cut of {identity:g}. A picture without a face is not the same person, and
   has no distance.
 - **crop similarity**: mean cosine, place by place over the aligned face, of that network's inner features: how alike
   the faces look rather than who they are. It stands for the paper's CLIP-I, for whose weights there is no room here.
 - **moles kept**: of the reference's moles, those whose place is darker than the skin around it by more than
   {detail:g} deviations; **mole contrast**: the mean of that number.
+- Both cuts are those [calibrated](measures.md) on renders that went through the autoencoder, as every generated picture
+  did; *{truth}*, which did not, has its own ({drawn_identity:g} and {drawn_detail:g}).
 - **text**: expression, subject, garment, its colour and background, as two classifiers of pictures see them.
 - **background change**: mean absolute difference to the same variant without RB-Guidance, outside of both faces.
 - **mask IoU**: M_gen of the last guided step and the face's oval in the finished picture.
@@ -115,7 +120,7 @@ def variants(options: argparse.Namespace) -> list[Variant]:
     ]
     if options.encoder_without_lloc:
         rows.insert(1, Variant("without L_loc", options.encoder_without_lloc))
-    return [*rows, Variant(TRUTH, rendered=True)]
+    return [*rows, Variant(COPY, source="copied"), Variant(TRUTH, source="drawn")]
 
 
 def named(text: str) -> tuple[str, dict[str, object]]:
@@ -155,9 +160,10 @@ def page(campaign: Campaign, results: Mapping[str, Sequence[Mapping]], sheet: st
     )
     differences.pop(FULL)
     return PAGE.format(
-        command=command("ablation"), full=FULL, truth=TRUTH, draws=DRAWS, missing=absent, sheet=sheet,
+        command=command("ablation"), full=FULL, truth=TRUTH, copy=COPY, draws=DRAWS, missing=absent, sheet=sheet,
         people=len({row["person"] for row in everything}), prompts=len({row["prompt"] for row in everything}),
         settings=campaign.told_settings(), device=device_name(), **campaign.judge.cuts,
+        **{f"drawn_{name}": cut for name, cut in campaign.judge.drawn_cuts.items()},
         values=table(TABLE, values, False), differences=table(TABLE, differences, True),
         text=table(TEXT, values, False),
     )  # fmt: skip

@@ -4,10 +4,12 @@
     python run.py bench sweeps --inputs gain u                  # some of them
     python run.py bench sweeps --values gain=0.1,1,10 --set clip=0          # other values, with the cap off
     python run.py bench sweeps --encoders eta0=a.safetensors eta0.002=b.safetensors     # trainings, one a value
+    python run.py bench sweeps --part 1/2                       # every second person, in one of two processes; no page
     python run.py bench sweeps --smoke                          # a handful, for CI
 
-Runs and results are shared with the ablation: nothing is made twice, and an interrupted sweep goes on where it was.
-Writes docs/sweeps.md and a plot for each input.
+Runs and results are shared with the ablation: nothing is made twice, and an interrupted sweep goes on where it was by
+the same command. After the parts, the same call without `--part` finds everything made and writes docs/sweeps.md and a
+plot for each input. Sampler, scheduler, steps and cfg are those of the demo's workflow; `--set` has the last word.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from _campaign import Campaign, arguments, command, converted  # noqa: E402
 from _intervals import Interval, difference_of, mean_of  # noqa: E402
-from _portraits import Variant, defaults  # noqa: E402
+from _portraits import Variant, defaults, sampling  # noqa: E402
 
 SWEEPS: dict[str, tuple[object, ...]] = {
     "u": (0.2, 0.4, 0.6, 0.8, 1.0),
@@ -193,7 +195,7 @@ def page(campaign: Campaign, sweeps: Mapping[str, Mapping[object, Variant]], res
         rows = {value: results[variant.name] for value, variant in by_value.items()}
         values = {value: {c: mean_of(each, c) for c in SHOWN} for value, each in rows.items()}
         gains = {value: {c: difference_of(each, off, c) for c in SHOWN} for value, each in rows.items()}
-        default = campaign.studio.feature_block if name == "feature_block" else defaults().get(name)
+        default = campaign.studio.feature_block if name == "feature_block" else {**defaults(), **sampling()}.get(name)
         file = images / f"sweep_{name.replace(' ', '_')}.png"
         plot(file, name, values, means_off, default)
         if name in COSTS:

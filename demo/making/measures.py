@@ -1,5 +1,7 @@
-"""Train the text measure on rendered portraits and calibrate all measures on held-out ones:
-`python run.py make measures --data FOLDER --out demo/weights --minutes N`. Writes docs/measures.md.
+"""Train the text measure on rendered portraits and calibrate all measures on held-out ones, as they are and through the
+autoencoder: `python run.py make measures --data FOLDER --vae FILE`. Writes docs/measures.md.
+
+Short rather than resumable: interrupted in training it begins again; once that is done, `--minutes 0` only calibrates.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from omniportrait.demo.measures.text import WEIGHTS, TextMeasure
 from omniportrait.demo.measures.text_training import train
 
 PAGE = Path(__file__).parents[2] / "docs" / "measures.md"
+DEMO = WEIGHTS.parent / "omniportrait_demo.safetensors"
+INSIDE = "first_stage_model."
 CARD = {
     "model": "OmniPortrait demo: which background, garment, colour, expression and subject a picture shows",
     "source": "trained on the demo's own renders alone (demo/making/measures.py)",
@@ -31,7 +35,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train-*.tar and held_out-*.tar")
     parser.add_argument("--out", type=Path, default=WEIGHTS.parent, help="folder of the weights and thresholds")
     parser.add_argument("--minutes", type=float, default=8.0, help="training time; 0: only calibrate what is there")
-    parser.add_argument("--vae", type=Path, help="autoencoder of `make vae`: calibrate on its copies too")
+    parser.add_argument(
+        "--vae", type=Path, default=DEMO, help="of `make vae`, or a checkpoint of `make base` (default: the one here)"
+    )
     parser.add_argument("--page", type=Path, default=PAGE, help="where the tables go")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
@@ -42,8 +48,7 @@ def main() -> None:
         model = train(pictures, Budget(options.minutes), pick_device(options.device), options.seed)
         recipe = f"{len(pictures)} renders, {options.minutes:g} minutes of training, seed {options.seed}"
         model.save(file, {**CARD, "recipe": recipe})
-    copies = {} if options.vae is None else {"autoencoder's copies": load_autoencoder(options.vae)}
-    found = calibrate(held_out(options.data), TextMeasure.load(file), copies)
+    found = calibrate(held_out(options.data), TextMeasure.load(file), load_autoencoder(options.vae))
     cuts = json.dumps(found.thresholds(), indent=1) + "\n"
     write_whole(options.out / THRESHOLDS.name, lambda out: out.write(cuts.encode()))
     options.page.parent.mkdir(parents=True, exist_ok=True)
@@ -58,9 +63,12 @@ def held_out(folder: Path) -> Renders:
 
 
 def load_autoencoder(file: Path) -> PortraitAutoencoder:
+    """Of its own file, or out of a checkpoint."""
     from safetensors.torch import load_file
 
     state = load_file(str(file))
+    inside = {name.removeprefix(INSIDE): value for name, value in state.items() if name.startswith(INSIDE)}
+    state = {name: value.float() for name, value in (inside or state).items()}
     model = PortraitAutoencoder.shaped_like(state)
     model.load_state_dict(state)
     return model.eval()

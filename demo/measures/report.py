@@ -14,7 +14,8 @@ from .text import HEADS, TextMeasure
 
 FRONTAL = 20.0
 """Degrees of yaw up to which a mole on the cheek is surely seen."""
-RENDERS, DETECTED, EXACT = "renders", "landmarks found by the detector", "exact landmarks"
+RENDERS, COPIES = "renders", "autoencoder's copies"
+DETECTED, EXACT = "landmarks found by the detector", "exact landmarks"
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,18 @@ class Calibration:
     classes: Mapping[str, tuple[str, ...]]
 
     def thresholds(self) -> dict[str, float]:
-        """The cuts to use on any picture: those of renders with found landmarks."""
-        return {
-            "identity": round(self.identity[f"{RENDERS}, {DETECTED}"].threshold, 3),
-            "detail": round(self.moles[f"{RENDERS}, {DETECTED}"].separation.threshold, 3),
-        }
+        """The cuts to use, with found landmarks: on renders, and on what comes out of the autoencoder."""
+        cuts = {}
+        for name, ending in ((RENDERS, ""), (COPIES, "_generated")):
+            cuts["identity" + ending] = round(self.identity[f"{name}, {DETECTED}"].threshold, 3)
+            cuts["detail" + ending] = round(self.moles[f"{name}, {DETECTED}"].separation.threshold, 3)
+        return cuts
 
 
-def calibrate(renders: Renders, model: TextMeasure, copies: Mapping[str, PortraitAutoencoder]) -> Calibration:
-    """Every measure on held-out renders, and on their copies by each autoencoder."""
+def calibrate(renders: Renders, model: TextMeasure, autoencoder: PortraitAutoencoder) -> Calibration:
+    """Every measure on held-out renders, and on their copies by the autoencoder."""
     identity, exact, moles, text, missed = {}, {}, {}, {}, {}
-    sets = {RENDERS: renders} | {name: copied(renders, autoencoder) for name, autoencoder in copies.items()}
-    for name, pictures in sets.items():
+    for name, pictures in ((RENDERS, renders), (COPIES, copied(renders, autoencoder))):
         found = pictures.found_landmarks()
         missed[name] = sum(five is None for five in found)
         for which, landmarks in ((EXACT, pictures.exact_landmarks()), (DETECTED, found)):

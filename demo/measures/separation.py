@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 THRESHOLDS = Path(__file__).parents[1] / "weights" / "measures.json"
-"""What demo/making/measures.py found on held-out renders: {"identity": distance, "detail": contrast}."""
+"""What demo/making/measures.py found on held-out renders: "identity", a distance, and "detail", a contrast; and both
+with "_generated", found on the same renders through the autoencoder, out of which every generated picture comes."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ def best_threshold(low: torch.Tensor, high: torch.Tensor) -> tuple[float, float]
     return cuts[best].item(), accuracy[best].item()
 
 
-def thresholds(file: str | Path = THRESHOLDS) -> dict[str, float]:
-    """The calibrated cuts: faces nearer than "identity" are one person, a contrast above "detail" is a mole."""
-    return json.loads(Path(file).read_text())
+def thresholds(file: str | Path = THRESHOLDS, generated: bool = False) -> dict[str, float]:
+    """The calibrated cuts: faces nearer than "identity" are one person, a contrast above "detail" is a mole. Those of
+    renders, or those of `generated` pictures: an autoencoder takes away much of a mole. SystemExit if they are not
+    there."""
+    known, ending = json.loads(Path(file).read_text()), "_generated" if generated else ""
+    try:
+        return {name: known[name + ending] for name in ("identity", "detail")}
+    except KeyError as missing:
+        raise SystemExit(f"{file} holds no {missing}: write it anew by `python run.py make measures`.") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 import comfy.sd
 import comfy.supported_models
 import pytest
+import safetensors.torch
 import torch
 from omniportrait import run
 
@@ -19,7 +20,7 @@ import ablation  # noqa: E402
 import sweeps  # noqa: E402
 from _campaign import Campaign  # noqa: E402
 from _judge import COLUMNS, Judge  # noqa: E402
-from _portraits import SIZE, Case, Made, Studio, Variant, sitter  # noqa: E402
+from _portraits import SIZE, Case, Made, Studio, Variant, drawn, sitter  # noqa: E402
 from omniportrait.demo import random_weights  # noqa: E402
 from omniportrait.demo.measures.text import TextMeasure  # noqa: E402
 from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS  # noqa: E402
@@ -41,7 +42,8 @@ def files(tmp_path_factory) -> Path:
     words = {name: sorted({getattr(p, name) for p in HELD_OUT_PROMPTS}) for name in ("expression", "colour")}
     words |= {name: sorted({getattr(p, name) for p in HELD_OUT_PROMPTS}) for name in ("garment", "background")}
     TextMeasure(words | {"subject": ["man", "woman"]}).save(folder / "text.safetensors", {})
-    (folder / "cuts.json").write_text(json.dumps({"identity": 0.5, "detail": 0.5}))
+    cuts = {"identity": 0.5, "detail": 0.5, "identity_generated": 0.5, "detail_generated": 0.5}
+    (folder / "cuts.json").write_text(json.dumps(cuts))
     return folder
 
 
@@ -96,6 +98,54 @@ def test_two_variants_resume_without_making_anything_twice(files, registered, tm
     assert Campaign(chosen).measure(rows) == first
     other = Campaign(options(files, tmp_path, "--set", "gain=41"))
     assert other.key(rows[0]) != campaign.key(rows[0]) and other.key(rows[1]) == campaign.key(rows[1])
+
+
+def test_the_embedded_model_is_sampled_as_the_demo_samples_it(files, registered, tmp_path):
+    """Said on the page; --set has the last word."""
+    workflow = json.loads((Path(run.__file__).parent / "workflows" / "api" / "omniportrait_demo.json").read_text())
+    (own,) = (n["inputs"] for n in workflow.values() if n["class_type"] == "OmniPortraitRBGuidanceKSampler")
+    chosen = options(files, tmp_path)
+    chosen.set = []
+    campaign = Campaign(chosen)
+    for name in ("sampler_name", "scheduler", "steps", "cfg"):
+        assert campaign.studio.inputs[name] == own[name]
+    assert campaign.told_settings().startswith("dpmpp_2m, karras, 25 steps, cfg 4;")
+    chosen.set = [("steps", 7), ("scheduler", "normal"), ("gain", 9.0)]
+    assert Campaign(chosen).told_settings().startswith("dpmpp_2m, normal, 7 steps, cfg 4, gain 9.0;")
+
+
+def test_a_render_through_the_autoencoder(files, registered, tmp_path):
+    """`copied` is the drawn picture encoded and decoded by the checkpoint's own VAE, and is kept apart from it."""
+    studio = Campaign(options(files, tmp_path)).studio
+    clean, copy = (studio.portrait(CASE, Variant(source, source=source)).picture for source in ("drawn", "copied"))
+    assert torch.equal(clean, as_picture(drawn(CASE)))
+    state = safetensors.torch.load_file(files / "base.safetensors")
+    inside = "first_stage_model."
+    vae = comfy.sd.VAE(sd={k.removeprefix(inside): v for k, v in state.items() if k.startswith(inside)})
+    with torch.inference_mode():
+        again = vae.decode(vae.encode(clean[None].movedim(1, -1)))[0].movedim(-1, 0).cpu()
+    torch.testing.assert_close(copy, again, atol=0.02, rtol=0)
+    assert (copy - clean).abs().mean() > 0.02
+    assert Studio(files / "base.safetensors", tmp_path, {}).key(Variant("x", source="copied")) == studio.key(
+        Variant("y", source="copied")
+    ), "how it is sampled does not touch a render"
+
+
+def test_generated_pictures_have_cuts_of_their_own(files, tmp_path):
+    """A mole that the autoencoder has paled counts by the cut that was calibrated on copies."""
+    person = next(i for i in range(20) if sum(d["kind"] == "mole" for d in sitter(i).record["details"]) > 1)
+    cuts = {"identity": -1.0, "detail": 99.0, "identity_generated": 9.0, "detail_generated": -99.0}
+    file = tmp_path / "cuts.json"
+    file.write_text(json.dumps(cuts))
+    judge = Judge(files / "text.safetensors", file)
+    made = Made(as_picture(sitter(person)), torch.zeros(SIZE, SIZE, dtype=torch.bool), 0.0)
+    generated, drawn_one = (judge(Case(person, 0), made, None, False, drawn=flag) for flag in (False, True))
+    assert generated["kept"] == generated["same"] == 1.0 and drawn_one["kept"] == drawn_one["same"] == 0.0
+    assert generated["contrast"] == drawn_one["contrast"] and generated["distance"] == drawn_one["distance"]
+
+    file.write_text(json.dumps({"identity": 0.5, "detail": 0.5}))
+    with pytest.raises(SystemExit, match="holds no 'identity_generated'"):
+        Judge(files / "text.safetensors", file)
 
 
 def as_picture(portrait) -> torch.Tensor:

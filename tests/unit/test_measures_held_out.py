@@ -122,8 +122,11 @@ def test_the_command_trains_calibrates_and_writes_the_page(tmp_path, monkeypatch
     assert set(TextMeasure.load(tmp_path / "text_measure.safetensors").classes) == set(HEADS)
     cuts = thresholds(tmp_path / "measures.json")
     assert 0.2 < cuts["identity"] < 0.8 and cuts["detail"] > 0
+    generated = thresholds(tmp_path / "measures.json", generated=True)
+    assert 0.2 < generated["identity"] < 0.8 and generated != cuts
     page = (tmp_path / "page.md").read_text()
     assert "6 rendered portraits of 2 people" in page and "| renders, exact landmarks |" in page
+    assert "| autoencoder's copies, exact landmarks |" in page
     row = next(line for line in page.splitlines() if line.startswith("| renders, landmarks found by the detector |"))
     assert row.split("|")[4].strip() == "1.000"  # two people in real photographs are told apart
     assert page in capsys.readouterr().out
