@@ -93,6 +93,7 @@ def contenders(lower_block: int) -> list[Contender]:
     return [
         Contender("plain KSampler", lambda model, vae: model),
         Contender("RB-Guidance", ours()),
+        Contender("RB-Guidance, strength 0", ours(strength=0.0)),
         Contender("RB-Guidance, checkpointing", ours(checkpointing="on")),
         Contender(f"RB-Guidance, feature block {lower_block}", ours(block=lower_block)),
         Contender("RB-Guidance, gradient at every 2nd sigma", ours(every=2)),
@@ -107,13 +108,12 @@ def contenders(lower_block: int) -> list[Contender]:
 
 @dataclass
 class Times:
-    """One run. calls: (sigma, seconds) of each prediction. whole: seconds of the sampling. reference: of its features,
-    and encode: of the VAE before them. peak: bytes above what was in use before."""
+    """One run. calls: (sigma, seconds) of each prediction. whole: seconds of the sampling. reference: of the
+    reference's features, without the VAE, which is a small one here. peak: bytes above what was in use before."""
 
     calls: list[tuple[float, float]] = field(default_factory=list)
     whole: float = 0.0
     reference: float = 0.0
-    encode: float = 0.0
     peak: int = 0
 
 
@@ -155,6 +155,9 @@ def timed_run(contender: Contender, model: object, vae: object, side: int, steps
         times.calls.append((float(sigma[0]), seconds))
         return result
 
+    def add_reference(seconds: float) -> None:
+        times.reference += seconds
+
     watched.wrappers = {
         kind: {key: list(values) for key, values in table.items()} for kind, table in watched.wrappers.items()
     }
@@ -166,10 +169,7 @@ def timed_run(contender: Contender, model: object, vae: object, side: int, steps
         if contender.naive:
             stack.callback(setattr, guided_run, "PrivatePass", guided_run.PrivatePass)
             guided_run.PrivatePass = NaivePass
-        for name in ("reference", "encode"):
-            watch = {"reference": "compute", "encode": "encode_reference"}[name]
-            add = lambda seconds, name=name: setattr(times, name, getattr(times, name) + seconds)  # noqa: E731
-            stack.enter_context(stopwatch(dift, watch, add, device))
+        stack.enter_context(stopwatch(dift, "compute", add_reference, device))
         used = reset_peak(device)
         start = now(device)
         small.sample(watched, positive, **options)
