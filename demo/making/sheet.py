@@ -1,4 +1,4 @@
-"""`python run.py make sheet --checkpoint FILE --out docs/samples.jpg`: 64 samples of the demo model over all classes.
+"""`python run.py make sheet --checkpoint FILE`: 64 samples of the demo model over all classes, docs/images/samples.jpg.
 
 Every expression, garment, colour and background of the portrait world comes up; the captions go into a text file
 beside the picture, in reading order. Sampled by ComfyUI itself.
@@ -73,7 +73,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="run.py make sheet", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=run.ROOT / "demo/weights/omniportrait_demo.safetensors")
-    parser.add_argument("--out", type=Path, default=Path("docs/samples.jpg"))
+    parser.add_argument("--out", type=Path, default=run.ROOT / "docs/images/samples.jpg")
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--cfg", type=float, default=4.0)
