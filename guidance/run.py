@@ -16,16 +16,15 @@ from dataclasses import dataclass
 
 import torch
 
-from . import features as dift
 from . import region
 from .energy import feature_energy, limit, masked_rms
-from .features import Key, ReferenceFeatures
 from .listener import KEY, RUN_KEY, Listener
 from .passes import face_box
 from .people import ByHand, Person, assign_people, positive_keys
 from .private_pass import PrivatePass
-from .rows import Rows, face_maps, failed, plain_attention, private_options, run_rows
-from .schedule import Clock, guided, sigma_of
+from .references import References
+from .rows import Rows, face_maps, failed, run_rows
+from .schedule import Clock, guided
 from .settings import Settings
 from .shared_pass import may_split, split_call
 from .trace import Trace, Unread
@@ -80,37 +79,12 @@ class GuidedRun:
         self._held: Made | None = None
         self._hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
         self._schedule: list[float] = []
-        self._t0_sigma = sigma_of(self.patcher.get_model_object("model_sampling"), settings.t0)
-        self._references: dict[Key, ReferenceFeatures] = {}
-        self._rows: dict[Person, tuple[Key, torch.Tensor]] = {}
-        self._latents: dict[tuple, torch.Tensor] = {}
-        self._keys: dict[Person, tuple] = {}
-        self._prepare_references(vae, noise)
+        everybody = (person for people in self.people.values() for person in people)
+        self._references = References(everybody, self.patcher, vae, self.block, settings, noise)
 
     def __deepcopy__(self, memo: dict) -> GuidedRun:
         """Older cores deep-copy model_options; a run is one and stays one."""
         return self
-
-    def _prepare_references(self, vae: object, noise: torch.Tensor) -> None:
-        """VAE-encode now: loading the VAE in mid-sampling could push the UNet out of memory."""
-        side = max(min(noise.shape[-2:]) // 8 * 8, 8)
-        for person in {p for people in self.people.values() for p in people}:
-            key = dift.person_key(
-                self.patcher, vae, person.face, person.conditioning, person.token, self.block, side, self.settings
-            )
-            self._keys[person] = key
-            known = None if self.settings.reference_noise == "matched" else dift.cached(Key(key, self._t0_sigma))
-            if known is not None:
-                self._references[Key(key, self._t0_sigma)] = known
-            elif key not in self._latents:
-                latent = dift.encode_reference(vae, person.face, side * 8)
-                if latent.shape[1] != noise.shape[1]:
-                    raise ValueError(
-                        f"This VAE makes latents of {latent.shape[1]} channels but the model samples "
-                        f"{noise.shape[1]}; connect "
-                        "the VAE that belongs to the model's checkpoint."
-                    )
-                self._latents[key] = latent
 
     def wants(self, sigma: torch.Tensor, schedule: torch.Tensor | None) -> bool:
         """Whether Eq. 11 guides at this sigma: t <= u T. schedule: the sigmas of the whole run, if known."""
@@ -319,7 +293,8 @@ class GuidedRun:
             # again.
             guider.inner_model.current_patcher.apply_hooks(hooks=cond.get("hooks"))
             self._private = self._pass(guider.inner_model, x.device)
-        references = [self._reference(guider.inner_model, person, x.device) for person in people]
+        base = guider.inner_model
+        references = [self._references.rows(self._private, base, person, self._sigma, x.device) for person in people]
         box = face_box(self._held.found) if self.settings.guided_pass == "crop" and self._held else None
         rows = self._shared.pop(cond["uuid"], None) or run_rows(
             self._private, cond, *heard, x, sigma, (RUN_KEY,), self.settings.guided_pass, box
@@ -399,34 +374,6 @@ class GuidedRun:
             )[0]
         c_in = base.model_sampling.calculate_input(sigma, torch.ones_like(rows.x[:, :1, :1, :1]))
         return at_x.float() * scale / c_in
-
-    def _reference(self, base: torch.nn.Module, person: Person, device: torch.device) -> torch.Tensor | None:
-        """[N, C] reference features inside the reference's face, made at the first guided step (`matched`: at each) or
-        taken from the cache; None where the VAE made no finite latent of it."""
-        sigma = self._sigma if self.settings.reference_noise == "matched" else self._t0_sigma
-        key = Key(self._keys[person], sigma)
-        if key not in self._references:
-            latent = self._latents[key.person].clone().to(device)  # kept: memory may run out below, and be tried again
-            if not latent.isfinite().all():
-                return None
-            arguments = dift.reference_arguments(base, person.conditioning, latent)
-            made = dift.cached(key) or dift.compute(
-                self._private,
-                latent,
-                sigma,
-                person.face,
-                arguments,
-                person.record,
-                self.settings,
-                private_options({}),
-                plain_attention,
-            )
-            if made.features.isfinite().all():
-                dift.remember(key, made)
-            self._references[key] = made
-        if self._rows.get(person, (None,))[0] != key:
-            self._rows[person] = key, self._references[key].rows(device)
-        return self._rows[person][1]
 
     # What the run leaves behind: the trace, for people.
 
