@@ -5,8 +5,9 @@
     COMFYUI_PATH=/path/to/ComfyUI python run.py bench matrix --smoke      # the same on another core
 
 Resumable: results are appended to a JSON-lines file as they come, and a second call tries what is missing or was
-broken. Results of another ComfyUI, PyTorch or state of `guidance/` do not count. `--part 1/2` and `--part 2/2` share
-the work between two processes. Ends with status 1 if a cell is broken.
+broken. Results of another ComfyUI, PyTorch or state of the pack's code do not count. `--part 1/2` and `--part 2/2`
+share the work between two processes; the page then comes with the next call without `--part`, which has nothing left
+to try. Ends with status 1 if a cell is broken.
 """
 
 from __future__ import annotations
@@ -33,21 +34,26 @@ import torch  # noqa: E402
 from _cells import Cell, Result  # noqa: E402
 from _pairs import array  # noqa: E402
 
+SOURCES = ("guidance", "models", "nodes", "tests/comfy/lib")
+"""Code that a cell's result depends on, beside the cell's own."""
 SMOKE = [("sampler",), ("scheduler",), ("mode", "family"), ("dtype", "family")]
+HANDFUL = [("mode",), ("scheduler",), ("dtype", "family")]
+"""What the tests try each time: a minute of one core."""
 
 
-def cells(smoke: bool) -> list[Cell]:
-    """All pairs; every sampler and every mode once a family are among them."""
-    rows = array(_cells.columns(), SMOKE if smoke else None)
-    return [Cell(**row) for row in rows]
+def cells(together: list[tuple[str, ...]] | None = None) -> list[Cell]:
+    """The fewest that hold all that shall come together: all pairs by default, with every sampler and every mode once a
+    family among them."""
+    return [Cell(**row) for row in array(_cells.columns(), together)]
 
 
 def surroundings() -> str:
     """What a result depends on besides its cell."""
     source = hashlib.sha256()
-    for path in [*sorted((ROOT / "guidance").glob("*.py")), Path(_cells.__file__)]:
+    files = (path for folder in SOURCES for path in sorted((ROOT / folder).rglob("*.py")))
+    for path in [*files, Path(_cells.__file__)]:
         source.update(path.read_bytes())
-    return f"ComfyUI {core_version()}, PyTorch {torch.__version__}, guidance {source.hexdigest()[:12]}"
+    return f"ComfyUI {core_version()}, PyTorch {torch.__version__}, pack {source.hexdigest()[:12]}"
 
 
 def core_version() -> str:
@@ -66,8 +72,9 @@ def known_results(path: Path, where: str) -> dict[str, Result]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if entry.pop("where") == where:
-            results[entry.pop("key")] = Result(**entry)
+        place, key = entry.pop("where"), entry.pop("key")
+        if place == where:
+            results[key] = Result(**entry)
     return results
 
 
@@ -100,7 +107,8 @@ def page(rows: list[Cell], results: dict[str, Result], where: str) -> str:
         "least one cell, so every sampler and every mode occurs in each family. The models have SD1.5's and SDXL's "
         "structure at a tenth of the width, with random weights, and run on ComfyUI's own nodes. A cell is ok when it "
         "runs, the same seed gives the same bits on a freshly loaded model, the picture is finite, at least one call "
-        "was guided and changed it, strength 0 is bit-equal to plain, and so is a plain run after a guided one. "
+        "was guided and changed it, strength 0 is bit-equal to plain, and so is a plain run after a guided one. Four "
+        f"steps of {', '.join(sorted(_cells.LATE))} all lie before the default window, so there u is 1. "
         "`fp8` weights compute in bf16.",
     ]
     for across, down in (("family", "mode"), ("dtype", "mode"), ("family", "sampler"), ("dtype", "scheduler")):
@@ -133,7 +141,7 @@ def main() -> int:
     options = parser.parse_args()
     logging.getLogger("omniportrait").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    rows, where = cells(options.smoke), surroundings()
+    rows, where = cells(SMOKE if options.smoke else None), surroundings()
     results = known_results(options.results, where)
     part, parts = map(int, options.part.split("/"))
     todo = [cell for cell in rows if cell.key not in results or results[cell.key].status == "broken"]
