@@ -6,8 +6,8 @@
 
 Resumable: results are appended to a JSON-lines file as they come, and a second call tries what is missing or was
 broken. Results of another ComfyUI, PyTorch or state of the pack's code do not count. `--part 1/2` and `--part 2/2`
-share the work between two processes; the page then comes with the next call without `--part`, which has nothing left
-to try. Ends with status 1 if a cell is broken.
+share the work between two processes; the one that ends last writes the whole page. Ends with status 1 if a cell is
+broken.
 """
 
 from __future__ import annotations
