@@ -18,8 +18,9 @@ from .portrait import Portrait, render
 from .view import random_view, reference_view
 
 HELD_OUT = 1_000_000
-REFERENCE_STREAM = 1_000_000
 """Identities from this number on are never trained on."""
+REFERENCE_STREAM = 1_000_000
+"""What stands for view 0 in the seed of its stream."""
 
 
 @dataclass(frozen=True)
