@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import get_args
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -17,6 +18,7 @@ import small
 import torch
 from comfy_extras import nodes_custom_sampler as custom
 from guiding import core, guide
+from omniportrait.guidance.passes import GuidedPass
 
 import nodes
 
@@ -35,13 +37,14 @@ PIXELS = 8 * SIDE
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination. The names are core's own, and those of MODES, FAMILIES and DTYPES."""
+    """One combination. The names are core's own, those of MODES, FAMILIES and DTYPES, and the node's."""
 
     sampler: str
     scheduler: str
     mode: str
     family: str
     dtype: str
+    guided_pass: str = "full"
 
     @property
     def key(self) -> str:
@@ -190,6 +193,7 @@ def columns() -> dict[str, list[str]]:
         "mode": list(MODES),
         "family": list(FAMILIES),
         "dtype": list(DTYPES),
+        "guided_pass": list(get_args(GuidedPass)),
     }
 
 
@@ -218,7 +222,7 @@ def try_cell(cell: Cell, vae: object) -> Result:
     """Run a cell: plain, at strength 0, guided twice from the start, and plain once more."""
     start = time.perf_counter()
     model, mode = getattr(small, cell.family)(**DTYPES[cell.dtype]), MODES[cell.mode]
-    window = {"u": 1.0} if cell.scheduler in LATE else {}
+    settings = {"guided_pass": cell.guided_pass, **({"u": 1.0} if cell.scheduler in LATE else {})}
 
     def result(status: str, why: str = "", calls: int = 0) -> Result:
         return Result(status, why, calls, round(time.perf_counter() - start, 2))
@@ -229,9 +233,9 @@ def try_cell(cell: Cell, vae: object) -> Result:
         return result("core", f"core's plain run raises {type(error).__name__}: {str(error)[:160]}")
     try:
         off = mode(guide(model, vae, strength=0.0)[0], cell)
-        patched, traces = guide(model, vae, **window)
+        patched, traces = guide(model, vae, **settings)
         first = mode(patched, cell)
-        again = mode(guide(getattr(small, cell.family)(**DTYPES[cell.dtype]), vae, **window)[0], cell)
+        again = mode(guide(getattr(small, cell.family)(**DTYPES[cell.dtype]), vae, **settings)[0], cell)
         after = mode(model, cell)
     except Exception as error:
         return result("broken", f"raises {type(error).__name__}: {str(error)[:300]}")

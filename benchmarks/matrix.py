@@ -36,9 +36,17 @@ from _pairs import array  # noqa: E402
 
 SOURCES = ("guidance", "models", "nodes", "tests/comfy/lib")
 """Code that a cell's result depends on, beside the cell's own."""
-SMOKE = [("sampler",), ("scheduler",), ("mode", "family"), ("dtype", "family")]
-HANDFUL = [("mode",), ("scheduler",), ("dtype", "family")]
+SMOKE = [("sampler",), ("scheduler",), ("mode", "family"), ("dtype", "family"), ("guided_pass", "mode")]
+HANDFUL = [("mode",), ("scheduler",), ("dtype", "family"), ("guided_pass", "family")]
 """What the tests try each time: a minute of one core."""
+TABLES = (
+    ("family", "mode"),
+    ("dtype", "mode"),
+    ("guided_pass", "mode"),
+    ("family", "sampler"),
+    ("dtype", "scheduler"),
+)
+"""Column and row of each table on the page."""
 
 
 def cells(together: list[tuple[str, ...]] | None = None) -> list[Cell]:
@@ -103,15 +111,16 @@ def page(rows: list[Cell], results: dict[str, Result], where: str) -> str:
         f"{counts['core']} where core's own plain run fails or is not finite "
         f"({sum(result.seconds for _, result in tried) / 60:.0f} minutes of one core).",
         "",
-        "The cells are an all-pairs array: each two of sampler, scheduler, mode, family and weight type meet in at "
-        "least one cell, so every sampler and every mode occurs in each family. The models have SD1.5's and SDXL's "
-        "structure at a tenth of the width, with random weights, and run on ComfyUI's own nodes. A cell is ok when it "
-        "runs, the same seed gives the same bits on a freshly loaded model, the picture is finite, at least one call "
-        "was guided and changed it, strength 0 is bit-equal to plain, and so is a plain run after a guided one. Four "
+        "The cells are an all-pairs array: each two of sampler, scheduler, mode, family, weight type and guided pass "
+        "meet in at least one cell, so every sampler and every mode occurs in each family. The models have SD1.5's "
+        "and SDXL's structure at a tenth of the width, with random weights, and run on ComfyUI's own nodes. A cell is "
+        "ok when it runs, the same seed gives the same bits on a freshly loaded model, the picture is finite, at "
+        "least one call was guided and changed it, strength 0 is bit-equal to plain, and so is a plain run after a "
+        "guided one. Four "
         f"steps of {', '.join(sorted(_cells.LATE))} all lie before the default window, so there u is 1. "
         "`fp8` weights compute in bf16.",
     ]
-    for across, down in (("family", "mode"), ("dtype", "mode"), ("family", "sampler"), ("dtype", "scheduler")):
+    for across, down in TABLES:
         lines += ["", f"## {down.capitalize()} and {across}", "", "Cells that are ok / tried.", ""]
         lines += _table(tried, across, down)
     for status, title in (("broken", "Broken"), ("core", "Where core's own plain run fails")):

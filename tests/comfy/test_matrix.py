@@ -57,7 +57,7 @@ def test_a_broken_cell_is_told(vae, monkeypatch):
 
     def leaky(model, vae, **settings):
         patched, traces = guide(model, vae, **settings)
-        if not settings:
+        if "strength" not in settings:
             model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * 1.01)
         return patched, traces
 
