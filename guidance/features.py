@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ..models.face import FaceReference
 from . import region
-from .attention import choose_sites, install_recorders
+from .attention import install_recorders
 from .identity import IdentityRecord
 from .passes import halved
 from .private_pass import PrivatePass
@@ -158,8 +158,7 @@ def compute(
                 call = halved(*call)
             recording = None
             if face.mask is None:
-                sites = choose_sites(private.unet, private.block, call[0].shape[-2:])
-                recording = install_recorders(options, sites, plain_attention)
+                recording = install_recorders(options, private.sites(tuple(call[0].shape[-2:])), plain_attention)
             features = features + private.features(*call, options).float() / settings.ensemble
             if recording is not None and record is not None:
                 token_map = recording.token_map(record.reference_token_index, arguments["c_crossattn"].shape[1])

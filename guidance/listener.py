@@ -30,25 +30,21 @@ class Listener:
         self.cfg_difference: torch.Tensor | None = None
         self.share: Callable | None = None
         """(proceed, x, t, arguments) to the prediction: makes some rows of a call itself (guidance/shared_pass.py)."""
-        self._open = False
-
-    @property
-    def open(self) -> bool:
+        self.open = False
         """Whether the prediction is being made."""
-        return self._open
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Forget the last prediction and hear what happens inside."""
-        self.calls, self.cfg_difference, self._open = [], None, True
+        self.calls, self.cfg_difference, self.open = [], None, True
         try:
             yield
         finally:
-            self._open = False
+            self.open = False
 
     def heard_call(self, text: torch.Tensor | None, control: dict | None, transformer_options: dict) -> None:
         """One call of apply_model; text: [B, T, D] rows of its cross-attention."""
-        if self._open and any(uuid in self.uuids for uuid in transformer_options.get("uuids", ())):
+        if self.open and any(uuid in self.uuids for uuid in transformer_options.get("uuids", ())):
             self.calls.append(Call.of(text, control, transformer_options))
 
     def call_of(self, cond: dict) -> tuple[Call, int] | None:
@@ -66,7 +62,7 @@ class Listener:
 
     def heard_cfg(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> None:
         """w (denoised_c - denoised_u)."""
-        if self._open:
+        if self.open:
             self.cfg_difference = (cond - uncond) * scale
 
 

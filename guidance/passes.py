@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from .nested import map_tensors
+
 GuidedPass = Literal["full", "shared", "half", "crop"]
 """`shared` sees all, in ComfyUI's own call (guidance/shared_pass.py)."""
 
@@ -57,17 +59,10 @@ def cropped(arguments: dict, width: int, box: Box) -> dict:
 def spatially(arguments: dict, change: Callable[[torch.Tensor], torch.Tensor]) -> dict:
     """Apply `change` to what has the picture's shape among apply_model's arguments: the channels that inpaint models
     read, and ControlNet's residuals at any level."""
-
-    def each(value: object) -> object:
-        if isinstance(value, torch.Tensor):
-            return change(value)
-        if isinstance(value, dict):
-            return {name: each(v) for name, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [each(v) for v in value]
-        return value
-
-    return {name: each(value) if name in ("c_concat", "control") else value for name, value in arguments.items()}
+    return {
+        name: map_tensors(value, change) if name in ("c_concat", "control") else value
+        for name, value in arguments.items()
+    }
 
 
 def face_box(mask: torch.Tensor) -> Box | None:

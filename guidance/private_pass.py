@@ -20,6 +20,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from .attention import AttentionSites, choose_sites
+from .nested import map_tensors
+
 CHECKPOINTED = ("ResBlock", "BasicTransformerBlock")
 
 
@@ -193,7 +196,8 @@ class PrivatePass:
         go_on: bool = False,
     ) -> None:
         self._alias_everything = False
-        self.block = exit_block
+        self._block = exit_block
+        self._sites: dict[tuple[int, int], AttentionSites] = {}
         self.prediction: torch.Tensor | None = None
         """[B, C, H, W] denoised of the last call, with `go_on`."""
 
@@ -234,12 +238,18 @@ class PrivatePass:
         self._alias_everything = True
         return self._run(x, sigma, arguments, transformer_options)
 
+    def sites(self, latent_size: tuple[int, int]) -> AttentionSites:
+        """Which blocks of this pass give the maps of a latent of this size."""
+        if latent_size not in self._sites:
+            self._sites[latent_size] = choose_sites(self.unet, self._block, latent_size)
+        return self._sites[latent_size]
+
     def guard(self) -> contextlib.AbstractContextManager:
         """Context in which to take the gradient of a pass; a no-op unless foreign inference tensors have been met."""
         return PlainTensors() if self._alias_everything else contextlib.nullcontext()
 
     def _run(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
-        arguments = {name: _fresh(value) for name, value in arguments.items()}
+        arguments = map_tensors(arguments, _fresh)
         try:
             with self.guard(), torch.set_grad_enabled(torch.is_grad_enabled()):
                 self.prediction = self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
@@ -260,13 +270,6 @@ def _append(blocks: torch.nn.Module, number: int, last: torch.nn.Module) -> None
     blocks.__dict__["_modules"] = {**blocks._modules, str(number): twin}
 
 
-def _fresh(value: object) -> object:
-    """A conditioning argument as autograd accepts it: ControlNet's lists are popped by the UNet, so they are copied
-    too."""
-    if isinstance(value, torch.Tensor):
-        return value.clone() if value.is_inference() else value
-    if isinstance(value, dict):
-        return {name: _fresh(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_fresh(each) for each in value]
-    return value
+def _fresh(tensor: torch.Tensor) -> torch.Tensor:
+    """A conditioning's tensor as autograd accepts it."""
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from . import region
-from .attention import Recording, choose_sites, install_recorders
+from .attention import Recording, install_recorders
+from .nested import some_rows
 from .passes import Box, GuidedPass, cropped, cut, halved
 from .people import Person
 from .private_pass import PrivatePass
@@ -49,13 +50,8 @@ class Call:
 
     def control_of(self, place: int, rows: int) -> dict | None:
         """ControlNet's residuals for the conditioning at a place, of `rows` pictures."""
-        if self.control is None:
-            return None
         start, all_rows = place * rows, rows * len(self.transformer_options["uuids"])
-        return {
-            name: [v if v is None or len(v) != all_rows else v[start : start + rows] for v in values]
-            for name, values in self.control.items()
-        }
+        return some_rows(self.control, slice(start, start + rows), all_rows)
 
     def options_of(self, place: int, foreign_to_drop: tuple[str, ...]) -> dict:
         """A private copy of the call's transformer_options for one conditioning's rows alone.
@@ -154,7 +150,7 @@ def run_rows(
     if guided_pass == "half":
         seen, sigma, arguments = halved(leaf, sigma, arguments)
     options = call.options_of(place, drop)
-    recording = install_recorders(options, choose_sites(private.unet, private.block, seen.shape[-2:]), plain_attention)
+    recording = install_recorders(options, private.sites(tuple(seen.shape[-2:])), plain_attention)
     features = private.features(seen, sigma, arguments, options)
     recording.close()
     tokens = arguments["c_crossattn"].shape[1]

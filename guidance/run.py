@@ -28,7 +28,7 @@ from .schedule import Clock, guided
 from .settings import Settings
 from .shared_pass import may_split, split_call
 from .trace import Trace, Unread
-from .unet import activation_bytes, cast_bytes, feature_blocks
+from .unet import feature_blocks, is_large
 
 log = logging.getLogger("omniportrait")
 
@@ -36,9 +36,6 @@ OUT_OF_MEMORY = torch.cuda.OutOfMemoryError
 """Exists in every build of PyTorch, and is the very class that newer ones call torch.OutOfMemoryError."""
 
 NO_LATENT = "the VAE makes NaN of the reference face (start ComfyUI with --fp32-vae)"
-
-MEMORY_SHARE = 0.5
-"""Checkpointing starts when a pass would take more than this share of the free memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +86,7 @@ class GuidedRun:
     def wants(self, sigma: torch.Tensor, schedule: torch.Tensor | None) -> bool:
         """Whether Eq. 11 guides at this sigma: t <= u T. schedule: the sigmas of the whole run, if known."""
         self._sigma = float(sigma[0])
-        if not self._schedule and schedule is not None:
+        if self.settings.target == "x0" and not self._schedule and schedule is not None:
             self._schedule = schedule.tolist()
         return guided(self._clock.t(self._sigma), self.settings.u)
 
@@ -197,11 +194,11 @@ class GuidedRun:
     def _open_private(self, base: torch.nn.Module, x: torch.Tensor, checkpointing: bool) -> None:
         """Views of the loaded weights, at the first guided step: by now ComfyUI has loaded and patched them."""
         if self._private is None:
-            unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
-            wanted = self.settings.checkpointing
-            self._checkpointing = (
-                checkpointing or wanted == "on" or (wanted == "auto" and self._is_large(base, unet, x))
-            )
+            wanted, size = self.settings.checkpointing, tuple(x.shape[-2:])
+            if self.settings.guided_pass == "half":
+                size = tuple(-(-side // 2) for side in size)
+            short = wanted == "auto" and is_large(base, self.block, len(x), size, x.device)
+            self._checkpointing = checkpointing or wanted == "on" or short
             self._private = self._pass(base, x.device)
 
     def _pass(self, base: torch.nn.Module, device: torch.device, go_on: bool = False) -> PrivatePass:
@@ -244,14 +241,6 @@ class GuidedRun:
                     self._shared[cond["uuid"]] = rows
                     own[heard[1]], self._sharing.prediction = self._sharing.prediction, None
         return own
-
-    def _is_large(self, base: torch.nn.Module, unet: torch.nn.Module, x: torch.Tensor) -> bool:
-        import comfy.model_management
-
-        dtype = base.manual_cast_dtype or base.get_dtype()
-        size = tuple(-(-side // 2) if self.settings.guided_pass == "half" else side for side in x.shape[-2:])
-        need = activation_bytes(unet, self.block, len(x), size, dtype.itemsize) + cast_bytes(unet, dtype, x.device)
-        return need > MEMORY_SHARE * comfy.model_management.get_free_memory(x.device)
 
     def _guided_conds(
         self, guider: object, x: torch.Tensor, sigma: torch.Tensor

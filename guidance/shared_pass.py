@@ -8,9 +8,11 @@ one's, as it is with the other passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
+
+from .nested import some_rows
 
 PLAIN_ARGUMENTS = ("c_concat", "c_crossattn", "control", "transformer_options", "y")
 """What apply_model gets for the models that are guided; with anything else rows are not told apart."""
@@ -42,20 +44,9 @@ def split_call(
     chunks = {place: value.to(x.dtype) for place, value in own.items()}
     if others:
         index = torch.cat([torch.arange(place * rows, (place + 1) * rows) for place in others]).to(x.device)
-        kept = {**options, **{name: [options[name][place] for place in others] for name in ("uuids", "cond_or_uncond")}}
-        arguments = {name: of_rows(value, index, len(x)) for name, value in named.items()}
-        arguments["transformer_options"] = kept
+        kept = {name: [options[name][place] for place in others] for name in ("uuids", "cond_or_uncond")}
+        arguments = {n: some_rows(value, index, len(x)) for n, value in named.items() if n != "transformer_options"}
+        arguments["transformer_options"] = options | kept
         made = proceed(x[index], t[index] if len(t) == len(x) else t, arguments)
         chunks |= dict(zip(others, made.split(rows), strict=True))
     return torch.cat([chunks[place] for place in range(places)])
-
-
-def of_rows(value: object, index: torch.Tensor, count: int) -> object:
-    """Some rows of a call's argument; ControlNet's lists are copied, for the UNet pops them."""
-    if isinstance(value, torch.Tensor):
-        return value[index] if len(value) == count else value
-    if isinstance(value, dict):
-        return {name: of_rows(each, index, count) for name, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [of_rows(each, index, count) for each in value]
-    return value

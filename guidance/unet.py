@@ -8,6 +8,9 @@ import torch
 from .attention import transformer_sites
 from .settings import Settings
 
+MEMORY_SHARE = 0.5
+"""Checkpointing starts when a pass would take more than this share of the free memory."""
+
 
 def check_supported(model_patcher: object) -> None:
     """Accept by structure: a 2D UNet of the SD1.x, SD2.x or SDXL kind with eps, v or EDM sampling. Others are refused
@@ -108,3 +111,15 @@ def cast_bytes(unet: torch.nn.Module, dtype: torch.dtype, device: torch.device) 
         for p in unet.parameters()
         if type(p) in (torch.Tensor, torch.nn.Parameter) and (p.dtype != dtype or p.device != device)
     )
+
+
+def is_large(
+    base: torch.nn.Module, exit_block: int, batch: int, size: tuple[int, int], device: torch.device
+) -> bool:
+    """Whether one pass of a BaseModel over latents of this size would take more than its share of the free memory."""
+    import comfy.model_management
+
+    unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
+    dtype = base.manual_cast_dtype or base.get_dtype()
+    need = activation_bytes(unet, exit_block, batch, size, dtype.itemsize) + cast_bytes(unet, dtype, device)
+    return need > MEMORY_SHARE * comfy.model_management.get_free_memory(device)
