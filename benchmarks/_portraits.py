@@ -27,8 +27,8 @@ from omniportrait.demo.architecture import register
 from omniportrait.demo.world.identity import identity
 from omniportrait.demo.world.portrait import Portrait, render
 from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS, Prompt
-from omniportrait.demo.world.shards import HELD_OUT, view_random
-from omniportrait.demo.world.view import random_view, reference_view
+from omniportrait.demo.world.shards import HELD_OUT, view_of
+from omniportrait.demo.world.view import random_view
 from omniportrait.guidance import features
 from omniportrait.guidance.settings import Settings
 from omniportrait.guidance.unet import default_block
@@ -111,7 +111,7 @@ class Made:
 def sitter(person: int) -> Portrait:
     """The reference portrait: view 0 of the held-out person, as the shards have it."""
     number = HELD_OUT + person
-    return render(identity(number), reference_view(view_random(0, number, 0)), SIZE)
+    return render(identity(number), view_of(0, number, 0), SIZE)
 
 
 def drawn(case: Case) -> Portrait:

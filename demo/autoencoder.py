@@ -9,6 +9,7 @@ Plain torch: training uses it without ComfyUI, and `architecture.py` puts it int
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from torch import nn
 MARK = "portrait_autoencoder"
 """A buffer of the state, int64 [1]: the format. A state without it is not ours."""
 FORMAT = 1
+INSIDE = "first_stage_model."
+"""Where a checkpoint keeps its autoencoder."""
 CHANNELS = 4
 SHRINK = 8
 
@@ -110,6 +113,17 @@ class PortraitAutoencoder(nn.Module):
 
         wide, deep = state["encoder.down.weight"].shape[1::-1]
         return cls(wide, deep, state["decoder.fine.weight"].shape[0], blocks("wide"), blocks("deep"))
+
+    @classmethod
+    def load(cls, file: Path) -> PortraitAutoencoder:
+        """What `make vae` wrote, or the part of it in a checkpoint of `make base`; in single precision."""
+        import safetensors.torch
+
+        state = safetensors.torch.load_file(file)
+        inside = {name.removeprefix(INSIDE): value for name, value in state.items() if name.startswith(INSIDE)}
+        autoencoder = cls.shaped_like(inside or state)
+        autoencoder.load_state_dict(inside or state)
+        return autoencoder.eval()
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         return self.encoder(pictures)

@@ -14,8 +14,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
 from ..architecture import MARK, PREVIEW, TEXT, UNET, mark
+from ..autoencoder import INSIDE, PortraitAutoencoder
 from . import loop
-from .examples import Examples, cached_latents, cached_weights, load_autoencoder, of_file, preview_colours, stamps
+from .examples import Examples, cached_latents, cached_weights, of_file, preview_colours, stamps
 from .loop import Averaged, Budget
 from .pictures import Pictures
 from .text import TextModel, tokenize
@@ -155,7 +156,7 @@ def draw(
     noise = torch.randn(16, *examples.latents.shape[2:], generator=random).to(device)
     latents = model.sample(tokenize(chosen).to(device), examples.empty.to(device), noise)
     with torch.no_grad():
-        shown = load_autoencoder(options.vae).to(device).decode(latents)
+        shown = PortraitAutoencoder.load(options.vae).to(device).decode(latents)
     loop.sheet(shown, 4, options.out.with_name(f"{options.out.stem}-{budget.step:06d}.png"))
 
 
@@ -163,11 +164,11 @@ def checkpoint(
     model: Denoiser, options: argparse.Namespace, pictures: Pictures, latents: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Everything under SD1.5's names, as CheckpointLoaderSimple takes it once the demo is registered."""
-    vae = load_autoencoder(options.vae).state_dict()
+    vae = PortraitAutoencoder.load(options.vae).state_dict()
     return (
         {f"model.diffusion_model.{name}": value for name, value in model.unet.state_dict().items()}
         | {f"cond_stage_model.transformer.{name}": value for name, value in model.text.exported().items()}
-        | {f"first_stage_model.{name}": value for name, value in vae.items()}
+        | {f"{INSIDE}{name}": value for name, value in vae.items()}
         | {MARK: mark(UNET["num_heads"], TEXT["num_attention_heads"]), PREVIEW: preview_colours(pictures, latents)}
     )
 

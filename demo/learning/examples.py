@@ -49,16 +49,6 @@ class Examples:
         return latents, weights, noise, (spread * 1000).long().clamp(max=999), tokens
 
 
-def load_autoencoder(file: Path) -> PortraitAutoencoder:
-    """What `make vae` wrote, in single precision."""
-    import safetensors.torch
-
-    state = safetensors.torch.load_file(file)
-    autoencoder = PortraitAutoencoder.shaped_like(state)
-    autoencoder.load_state_dict(state)
-    return autoencoder.eval()
-
-
 def of_file(path: Path) -> str:
     """A short name for a file's content."""
     digest = hashlib.sha256()
@@ -80,7 +70,7 @@ def cached_latents(
 ) -> torch.Tensor:
     """Latents of all pictures and of their mirror images, half [N, 2, 4, 32, 32], kept on disk under the autoencoder's
     and the shard's content (`shards`, of `stamps`), a file a shard, so that an interrupted run goes on."""
-    autoencoder = load_autoencoder(vae).to(device, memory_format=torch.channels_last)
+    autoencoder = PortraitAutoencoder.load(vae).to(device, memory_format=torch.channels_last)
     name, pieces = of_file(vae), []
     for start, pixels, shard in zip(pictures.starts.tolist(), pictures.pixels, shards, strict=True):
         file = cache / f"latents-{name}-{shard}.npy"

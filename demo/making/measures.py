@@ -22,7 +22,6 @@ from omniportrait.demo.measures.text_training import train
 
 PAGE = Path(__file__).parents[2] / "docs" / "measures.md"
 DEMO = WEIGHTS.parent / "omniportrait_demo.safetensors"
-INSIDE = "first_stage_model."
 CARD = {
     "model": "OmniPortrait demo: which background, garment, colour, expression and subject a picture shows",
     "source": "trained on the demo's own renders alone (demo/making/measures.py)",
@@ -48,7 +47,7 @@ def main() -> None:
         model = train(pictures, Budget(options.minutes), pick_device(options.device), options.seed)
         recipe = f"{len(pictures)} renders, {options.minutes:g} minutes of training, seed {options.seed}"
         model.save(file, {**CARD, "recipe": recipe})
-    found = calibrate(held_out(options.data), TextMeasure.load(file), load_autoencoder(options.vae))
+    found = calibrate(held_out(options.data), TextMeasure.load(file), PortraitAutoencoder.load(options.vae))
     cuts = json.dumps(found.thresholds(), indent=1) + "\n"
     write_whole(options.out / THRESHOLDS.name, lambda out: out.write(cuts.encode()))
     options.page.parent.mkdir(parents=True, exist_ok=True)
@@ -60,18 +59,6 @@ def held_out(folder: Path) -> Renders:
     pictures = open_pictures(folder, "held_out")
     records = [record for records in pictures.records for record in records]
     return Renders(pictures.batch(torch.arange(len(pictures)))[0].contiguous(), records)
-
-
-def load_autoencoder(file: Path) -> PortraitAutoencoder:
-    """Of its own file, or out of a checkpoint."""
-    from safetensors.torch import load_file
-
-    state = load_file(str(file))
-    inside = {name.removeprefix(INSIDE): value for name, value in state.items() if name.startswith(INSIDE)}
-    state = {name: value.float() for name, value in (inside or state).items()}
-    model = PortraitAutoencoder.shaped_like(state)
-    model.load_state_dict(state)
-    return model.eval()
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from omniportrait.demo.world.identity import identity
 from omniportrait.demo.world.portrait import render
-from omniportrait.demo.world.shards import HELD_OUT, view_random
-from omniportrait.demo.world.view import reference_view
+from omniportrait.demo.world.shards import HELD_OUT, view_of
 from PIL import Image
 
 SEED = 0
@@ -24,7 +23,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     options = parser.parse_args()
     number = HELD_OUT + options.person
-    portrait = render(identity(number, SEED), reference_view(view_random(SEED, number, 0)), options.size)
+    portrait = render(identity(number, SEED), view_of(SEED, number, 0), options.size)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(portrait.picture).save(options.out)
     print(f"{options.out}: {portrait.record['caption']}")

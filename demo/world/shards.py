@@ -15,7 +15,7 @@ from PIL import Image
 
 from .identity import identity
 from .portrait import Portrait, render
-from .view import random_view, reference_view
+from .view import View, random_view, reference_view
 
 HELD_OUT = 1_000_000
 """Identities from this number on are never trained on."""
@@ -51,14 +51,18 @@ def view_random(seed: int, number: int, index: int) -> np.random.Generator:
     return np.random.default_rng((seed, number, index or REFERENCE_STREAM))
 
 
+def view_of(seed: int, number: int, index: int) -> View:
+    """One view of a person; view 0 is the reference."""
+    rng = view_random(seed, number, index)
+    return random_view(rng) if index else reference_view(rng)
+
+
 def portraits(shard: Shard) -> Iterator[tuple[str, Portrait]]:
     """Key and portrait, one after the other; view 0 is the reference."""
     for number in range(shard.first, shard.first + shard.count):
         person = identity(number, shard.seed)
         for index in range(shard.views + 1):
-            rng = view_random(shard.seed, number, index)
-            view = random_view(rng) if index else reference_view(rng)
-            yield f"{number:07d}_{index:02d}", render(person, view, shard.size)
+            yield f"{number:07d}_{index:02d}", render(person, view_of(shard.seed, number, index), shard.size)
 
 
 def write(shard: Shard) -> Path:

@@ -17,7 +17,7 @@ from omniportrait.demo import architecture
 from omniportrait.demo.autoencoder import MARK, PortraitAutoencoder
 from omniportrait.demo.learning import denoising, loop, reconstruction
 from omniportrait.demo.learning import pictures as learning_pictures
-from omniportrait.demo.learning.examples import cached_latents, cached_weights, load_autoencoder, stamps
+from omniportrait.demo.learning.examples import cached_latents, cached_weights, stamps
 from omniportrait.demo.learning.pictures import open_pictures, pixel_weights, to_float
 from omniportrait.demo.learning.text import tokenize
 from omniportrait.demo.random_weights import vae_state
@@ -96,7 +96,7 @@ def test_core_computes_what_training_does(exported, vae_file):
     assert predicted.std() > 0.1
     torch.testing.assert_close(theirs, predicted, atol=0.02 * float(predicted.std()), rtol=0.02)
 
-    ours = load_autoencoder(vae_file)
+    ours = PortraitAutoencoder.load(vae_file)
     picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         latent = ours.encode(picture.movedim(3, 1) * 2 - 1)
@@ -219,7 +219,7 @@ def test_what_is_kept_follows_the_shards_and_the_weights(vae_file, tmp_path, mon
     shards.write_shard(tmp_path, 2, seed=1)
     pictures, again, _ = kept()
     with torch.no_grad():
-        own = load_autoencoder(vae_file).encode(to_float(pictures.batch(torch.arange(2))[0]))
+        own = PortraitAutoencoder.load(vae_file).encode(to_float(pictures.batch(torch.arange(2))[0]))
     error = (again[:, 0].float() - own).abs().mean()
     assert error < 0.1 * (first[:, 0].float() - own).abs().mean()
 

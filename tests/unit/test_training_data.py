@@ -334,20 +334,15 @@ def test_tower_sees_in_training_what_it_sees_at_inference():
     assert torch.allclose(seen_face(pixels, box, 24), expected, atol=1e-6)
 
 
-def test_reference_of_its_own_is_taken(tmp_path):
-    files = sample(0, reference_box=[0, 0, 32, 32]) | {"reference.jpg": encoded(picture(9), "JPEG", quality=95)}
+@pytest.mark.parametrize(
+    "told, used", [([0, 0, 32, 32], (0, 0, 32, 32)), ([0, 0, 1e9, 1e9], (0, 0, 64, 64))], ids=["its own", "of no use"]
+)
+def test_reference_of_its_own_is_taken_and_a_box_of_no_use_means_all_of_it(tmp_path, told, used):
+    files = sample(0, reference_box=told) | {"reference.jpg": encoded(picture(9), "JPEG", quality=95)}
     found = opened(tmp_path, [files])[Slot(0, 0, 0)]
     with Image.open(io.BytesIO(files["reference.jpg"])) as file:
         pixels = torch.from_numpy(np.array(file)).movedim(-1, 0)
-    assert torch.equal(found.face, seen_face(pixels, (0, 0, 32, 32), 16))
-
-
-def test_reference_with_a_box_of_no_use_is_seen_whole(tmp_path):
-    files = sample(0, reference_box=[0, 0, 1e9, 1e9]) | {"reference.jpg": encoded(picture(9), "JPEG", quality=95)}
-    found = opened(tmp_path, [files])[Slot(0, 0, 0)]
-    with Image.open(io.BytesIO(files["reference.jpg"])) as file:
-        pixels = torch.from_numpy(np.array(file)).movedim(-1, 0)
-    assert torch.equal(found.face, seen_face(pixels, (0, 0, 64, 64), 16))
+    assert torch.equal(found.face, seen_face(pixels, used, 16))
 
 
 STILL = dict.fromkeys(("zoom_chance", "rotate_chance", "flip_chance", "elastic_chance", "colour_chance"), 0.0)

@@ -6,8 +6,7 @@ from collections import Counter
 
 import numpy as np
 from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS, Prompt
-from omniportrait.demo.world.shards import view_random
-from omniportrait.demo.world.view import random_view, reference_view
+from omniportrait.demo.world.shards import view_of
 
 SEED, IDENTITIES, VIEWS = 0, 2000, 8  # the defaults of `run.py make pictures`
 
@@ -16,8 +15,7 @@ def test_no_training_portrait_shows_a_held_out_prompt():
     shown = set()
     for number in range(IDENTITIES):
         for index in range(VIEWS + 1):
-            rng = view_random(SEED, number, index)
-            view = random_view(rng) if index else reference_view(rng)
+            view = view_of(SEED, number, index)
             shown.add(Prompt(view.expression, view.colour, view.garment, view.background))
     assert len(shown) > 10_000
     assert len(set(HELD_OUT_PROMPTS)) == 30
@@ -29,8 +27,7 @@ def test_clothes_do_not_tell_who_wears_them():
     for index in range(3):
         women, worn = Counter(), Counter()
         for number in range(1500):
-            rng = view_random(SEED, number, index)
-            garment = (random_view(rng) if index else reference_view(rng)).garment
+            garment = view_of(SEED, number, index).garment
             worn[garment] += 1
             women[garment] += int(np.random.default_rng((SEED, number)).integers(2) == 0)
         # of some 136 fair draws each; 0.2 is more than four and a half deviations
