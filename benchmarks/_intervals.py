@@ -1,55 +1,19 @@
-"""Means over people with 95% intervals, by resampling the people: pictures of one person are not independent."""
+"""Columns of measured rows, and the differences of two variants' rows, as means over people with their intervals."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
-import numpy as np
-
-DRAWS = 10_000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over `people` and the 2.5 and 97.5% points of its resampled values."""
-
-    mean: float
-    low: float
-    high: float
-    people: int
-
-    @property
-    def significant(self) -> bool:
-        """Whether 0 is outside, for a difference."""
-        return not self.low <= 0 <= self.high
-
-
-def bootstrap(values: Sequence[float], draws: int = DRAWS, seed: int = 0) -> Interval | None:
-    """Interval of the mean of values, one a person. None without values."""
-    if not len(values):
-        return None
-    each = np.asarray(values, np.float64)
-    chosen = np.random.default_rng(seed).integers(len(each), size=(draws, len(each)))
-    low, high = np.quantile(each[chosen].mean(1), (0.025, 0.975), method="inverted_cdf")
-    return Interval(float(each.mean()), float(low), float(high), len(each))
+from omniportrait.demo.measures.intervals import Interval, over_people
 
 
 def mean_of(rows: Iterable[Mapping], column: str) -> Interval | None:
-    """Of a column of measured rows: first over each person's pictures that have a value, then over people."""
-    return _over_people((row["person"], row[column]) for row in rows if row[column] is not None)
+    """Of a column, over the rows that have a value."""
+    return over_people((row["person"], row[column]) for row in rows if row[column] is not None)
 
 
 def difference_of(rows: Iterable[Mapping], baseline: Iterable[Mapping], column: str) -> Interval | None:
     """Of `rows` minus `baseline`, over the pairs of same person and prompt in which both have a value."""
     known = {(row["person"], row["prompt"]): row[column] for row in baseline if row[column] is not None}
     pairs = ((row, known.get((row["person"], row["prompt"]))) for row in rows if row[column] is not None)
-    return _over_people((row["person"], row[column] - other) for row, other in pairs if other is not None)
-
-
-def _over_people(values: Iterable[tuple[int, float]]) -> Interval | None:
-    people: dict[int, list[float]] = defaultdict(list)
-    for person, value in values:
-        people[person].append(value)
-    return bootstrap([float(np.mean(each)) for each in people.values()])
+    return over_people((row["person"], row[column] - other) for row, other in pairs if other is not None)

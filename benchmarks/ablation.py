@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch  # noqa: E402
 from _campaign import Campaign, arguments, assignment, command  # noqa: E402
-from _intervals import DRAWS, Interval, difference_of, mean_of  # noqa: E402
+from _intervals import difference_of, mean_of  # noqa: E402
 from _portraits import Case, Variant, sitter, wanted  # noqa: E402
+from omniportrait.demo.measures.intervals import DRAWS, Interval  # noqa: E402
 from omniportrait.demo.measures.text import HEADS  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 

@@ -26,8 +26,9 @@ run.use_comfyui()
 sys.path.insert(0, str(Path(__file__).parent))
 
 from _campaign import Campaign, arguments, command, converted  # noqa: E402
-from _intervals import Interval, difference_of, mean_of  # noqa: E402
+from _intervals import difference_of, mean_of  # noqa: E402
 from _portraits import Variant, defaults, sampling  # noqa: E402
+from omniportrait.demo.measures.intervals import Interval  # noqa: E402
 
 SWEEPS: dict[str, tuple[object, ...]] = {
     "u": (0.2, 0.4, 0.6, 0.8, 1.0),

@@ -13,7 +13,7 @@ from omniportrait.demo.world.shards import write as render
 from omniportrait.models import pivot_checkpoint
 from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig
 from omniportrait.training.pivot import evaluation
-from omniportrait.training.pivot.evaluation import Evaluation, interval, iou, lines
+from omniportrait.training.pivot.evaluation import Evaluation, iou, lines
 
 TOWER = TowerConfig(image_size=16, patch_size=8, width=16, layers=1, head_width=8)
 
@@ -24,15 +24,6 @@ def test_iou_counts_cells():
     maps[1, 0, 0] = 0.4  # below a half: nothing is found
     masks[1, :2, :2] = 1.0
     assert iou(maps, masks).tolist() == [0.5, 0.0]
-
-
-def test_interval_is_over_people_not_pictures():
-    values = {"a": [0.0] * 100, "b": [1.0], "c": [1.0, 1.0]}
-    found = interval(values)
-    assert found["mean"] == pytest.approx(2 / 3) and found["people"] == 3
-    assert found["low"] == 0.0 and found["high"] == 1.0
-    tight = interval({str(i): [0.5 + 0.01 * (i % 2)] for i in range(50)})
-    assert tight["low"] < tight["mean"] < tight["high"] and tight["high"] - tight["low"] < 0.005
 
 
 def test_without_out_nothing_is_left_where_it_was_started(evaluated, tmp_path, monkeypatch):

@@ -12,12 +12,13 @@ import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from ...demo.measures.intervals import over_people
 from ...models import pivot_checkpoint
 from ...models.pivot_encoder import PivotEncoder
 from . import config as settings
@@ -33,8 +34,6 @@ from .step import gather
 log = logging.getLogger(__name__)
 
 INSIDE = 0.5
-DRAWS = 2000
-"""Resamplings of the people for an interval."""
 
 
 def iou(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -45,12 +44,12 @@ def iou(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return (found & masks).sum((1, 2)) / union
 
 
-def interval(values: Mapping[str, Sequence[float]], seed: int = 0) -> dict[str, float]:
-    """Mean over people of their means, and its 95% interval by resampling the people."""
-    means = torch.tensor([sum(each) / len(each) for each in values.values()], dtype=torch.float64)
-    chosen = torch.randint(len(means), (DRAWS, len(means)), generator=torch.Generator().manual_seed(seed))
-    low, high = means[chosen].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return {"mean": means.mean().item(), "low": low, "high": high, "people": len(means)}
+def interval(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Mean over people of the means of their values, with its 95% interval, for JSON."""
+    found = over_people((person, value) for person, each in values.items() for value in each)
+    if found is None:
+        raise ValueError("None of these samples can be used: `train pivot-encoder --dry-run` on them says why.")
+    return asdict(found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,44 @@
+"""Means over people with 95% intervals, by resampling the people: pictures of one person are not independent."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `people` and the 2.5 and 97.5% points of its resampled values."""
+
+    mean: float
+    low: float
+    high: float
+    people: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether 0 is outside, for a difference."""
+        return not self.low <= 0 <= self.high
+
+
+def bootstrap(values: Sequence[float], draws: int = DRAWS, seed: int = 0) -> Interval | None:
+    """Interval of the mean of values, one a person. None without values."""
+    if not len(values):
+        return None
+    each = np.asarray(values, np.float64)
+    chosen = np.random.default_rng(seed).integers(len(each), size=(draws, len(each)))
+    low, high = np.quantile(each[chosen].mean(1), (0.025, 0.975), method="inverted_cdf")
+    return Interval(float(each.mean()), float(low), float(high), len(each))
+
+
+def over_people(values: Iterable[tuple[Hashable, float]]) -> Interval | None:
+    """Of (person, value): first the mean over each person's values, then over people."""
+    people: dict[Hashable, list[float]] = defaultdict(list)
+    for person, value in values:
+        people[person].append(value)
+    return bootstrap([float(np.mean(each)) for each in people.values()])
