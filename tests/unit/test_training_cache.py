@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_shards import encoded, entries_of, sample, write
 from omniportrait.training.pivot import cache, index
 from omniportrait.training.pivot.base import Text
 from omniportrait.training.pivot.config import Data
 from omniportrait.training.pivot.index import BadSample
-from test_training_data import encoded, entries_of, sample, write
 
 
 class Plain:
