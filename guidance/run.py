@@ -155,7 +155,7 @@ class GuidedRun:
                 yardstick = noise_prediction
             else:
                 yardstick = self.listener.cfg_difference.clone() / sigma.view(-1, 1, 1, 1)
-            inside = mask.to(x.device, torch.float32)
+            inside = (mask & made.found).to(x.device, torch.float32)  # the face, also where all the picture is guided
             if s.sigma_scale:
                 gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)  # sqrt(1 - abar_t)
             gradient = s.strength * limit(gradient * s.gain, yardstick, inside, s.clip)
