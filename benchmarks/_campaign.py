@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from _judge import Judge
 from _portraits import ROOT, SAMPLING, Case, Studio, Variant, defaults, digest
@@ -23,7 +24,13 @@ def arguments(name: str, identities: int, prompts: int) -> argparse.ArgumentPars
     """What all benchmarks of portraits take."""
     parser = argparse.ArgumentParser(prog=f"run.py bench {name}")
     parser.add_argument("--identities", type=int, default=identities, metavar="N", help="held-out people")
-    parser.add_argument("--prompts", type=int, default=prompts, metavar="N", help=f"at most {len(HELD_OUT_PROMPTS)}")
+    parser.add_argument(
+        "--first", type=int, default=0, metavar="N",
+        help="number of the first of them: what was chosen on some people is to be confirmed on others",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompts", type=int, default=prompts, metavar="N", help=f"for each, at most {len(HELD_OUT_PROMPTS)}"
+    )
     parser.add_argument("--checkpoint", type=Path, default=DEMO / "omniportrait_demo.safetensors", metavar="FILE")
     parser.add_argument("--encoder", type=Path, default=DEMO / "omniportrait_demo_pivot.safetensors", metavar="FILE")
     parser.add_argument("--text-measure", type=Path, default=WEIGHTS, metavar="FILE", help="of `make measures`")
@@ -38,6 +45,14 @@ def arguments(name: str, identities: int, prompts: int) -> argparse.ArgumentPars
     parser.add_argument("--store", type=Path, default=ROOT / "output" / "portraits", metavar="FOLDER")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / f"{name}.md", metavar="FILE")
     return parser
+
+
+def named(text: str) -> tuple[str, dict[str, object]]:
+    """`NAME: INPUT=VALUE …` of --also."""
+    name, colon, words = text.rpartition(":")
+    if not colon or not words.split():
+        raise argparse.ArgumentTypeError(f"{text!r} should read NAME: INPUT=VALUE ...")
+    return name.strip(), dict(map(assignment, words.split()))
 
 
 def assignment(text: str) -> tuple[str, object]:
@@ -79,12 +94,14 @@ class Campaign:
         self.part, self.parts = map(int, options.part.split("/"))
 
     def cases(self) -> list[Case]:
-        """People in whose reference portrait a face is found, times the first prompts."""
-        people = [i for i in range(self.options.identities) if self.judge.known(i) is not None]
-        if missing := self.options.identities - len(people):
+        """People in whose reference portrait a face is found, times their prompts: each person's begin where the last
+        one's ended."""
+        wanted = range(self.options.first, self.options.first + self.options.identities)
+        people = [i for i in wanted if self.judge.known(i) is not None]
+        if missing := len(wanted) - len(people):
             print(f"{missing} people left out: no face is found in their reference portrait", flush=True)
-        prompts = range(min(self.options.prompts, len(HELD_OUT_PROMPTS)))
-        return [Case(person, prompt) for person in people for prompt in prompts]
+        each, all_prompts = min(self.options.prompts, len(HELD_OUT_PROMPTS)), len(HELD_OUT_PROMPTS)
+        return [Case(person, (person * each + i) % all_prompts) for person in people for i in range(each)]
 
     def key(self, variant: Variant) -> str:
         """Equal for rows that would be equal."""
@@ -107,16 +124,37 @@ class Campaign:
         cases, rows = self.cases(), self.known()
         mine = [case for case in cases if case.person % self.parts == self.part - 1]
         keys = {variant.name: self.key(variant) for variant in variants}
-        todo = [(c, v) for c in mine for v in variants if (keys[v.name], c.person, c.prompt) not in rows]
-        print(f"{len(mine)} cases, {len(variants)} variants, {len(todo)} portraits to judge", flush=True)
+        apart = {keys[v.name]: v for v in reversed(variants)}.values()  # several names may mean the same
+        todo = [(c, v) for c in mine for v in apart if (keys[v.name], c.person, c.prompt) not in rows]
+        for variant in {v.name: v for _, v in todo if v.source == "generated"}.values():
+            self._check(variant)
+        print(f"{len(mine)} cases, {len(apart)} variants, {len(todo)} portraits to judge", flush=True)
         for number, (case, variant) in enumerate(todo, 1):
-            key = keys[variant.name]
-            if (key, case.person, case.prompt) not in rows:  # two variants may be the same
-                rows[key, case.person, case.prompt] = self._row(case, variant, key)
-            print(f"{number}/{len(todo)} {told(rows[key, case.person, case.prompt])}  {variant.name}", flush=True)
+            row = self._row(case, variant, keys[variant.name])
+            rows[row["key"], case.person, case.prompt] = row
+            print(f"{number}/{len(todo)} {told(row)}  {variant.name}", flush=True)
         return {
             v.name: [row for c in cases if (row := rows.get((keys[v.name], c.person, c.prompt)))] for v in variants
         }
+
+    def _check(self, variant: Variant) -> None:
+        try:
+            self.studio.check(variant)
+        except ValueError as error:
+            raise SystemExit(f"{variant.name}: {error}") from error
+
+    def times(self, variants: Sequence[Variant], rounds: int = 5) -> dict[str, float]:
+        """Seconds of sampling over those of the same without RB-Guidance, made right after it: the median of so many
+        rounds, now and one after another, whatever the kept pictures took when they were made."""
+        case = self.cases()[0]
+        shares: dict[str, list[float]] = {variant.name: [] for variant in variants}
+        for number in range(rounds + 1):
+            for variant in variants:
+                guided = self.studio.seconds(case, variant)
+                share = guided / self.studio.seconds(case, variant.unguided)
+                if number:  # the first warms up
+                    shares[variant.name].append(share)
+        return {name: median(found) for name, found in shares.items()}
 
     def _row(self, case: Case, variant: Variant, key: str) -> dict:
         inputs = self.studio.inputs | dict(variant.inputs)
@@ -150,13 +188,14 @@ class Campaign:
 
 def told(row: dict) -> str:
     """A row in short, for the log."""
-    distance, kept = row["distance"], row["kept"]
+    distance, kept, guided = row["distance"], row["kept"], row["guided"]
     return "  ".join([
         f"person {row['person']:3d} prompt {row['prompt']:2d}",
         "no face      " if distance is None else f"distance {distance:.2f}",
+        f"margin {row['margin'] or 0:+.2f}",
         f"moles {'none' if kept is None else format(kept, '.2f')}",
         f"text {row['text']:.1f}",
-        f"{row['seconds'] or 0:5.1f} s",
+        "not guided " if guided is None else f"guided {guided:4.0%}",
     ])  # fmt: skip
 
 

@@ -6,19 +6,24 @@ The measures are the demo's own (demo/measures, calibrated in docs/measures.md);
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean as mean
 
 import torch
 import torch.nn.functional as F
 from _portraits import Case, Made, digest, of_file, of_source, sitter, wanted
 from omniportrait.demo.measures.detail import KnownMoles, contrasts
-from omniportrait.demo.measures.identity import FaceEmbedder, align
+from omniportrait.demo.measures.held_out import NEIGHBOUR
+from omniportrait.demo.measures.identity import CHIP, FaceEmbedder, align, template
+from omniportrait.demo.measures.identity import WEIGHTS as EMBEDDER
 from omniportrait.demo.measures.separation import THRESHOLDS, thresholds
-from omniportrait.demo.measures.text import HEADS, WEIGHTS, TextMeasure
+from omniportrait.demo.measures.text import HEADS, SCENE, WEIGHTS, TextMeasure
+from omniportrait.demo.world.portrait import Portrait
 from omniportrait.models.face.detector import DetectedFace, arrange, find_faces
 from omniportrait.models.face.mask import face_oval
+from omniportrait.models.face.mtcnn import WEIGHTS as DETECTOR
 from omniportrait.models.face.mtcnn import BuiltInDetector
 
 MEASURES = ("demo/measures/detail.py", "demo/measures/geometry.py", "demo/measures/identity.py",
@@ -27,7 +32,14 @@ LAST_PLACES = 2
 """Blocks at the embedder's end that crop similarity leaves out: what remains still has places (9x9 on a chip)."""
 AROUND = 1.25
 """The face ovals, so much larger, are no background: a latent's cell is 8 pixels wide, and its decoder blurs."""
-COLUMNS = ("face", "distance", "same", "similarity", "kept", "contrast", "text", *HEADS, "change", "iou", "seconds")
+CHIP_OVAL = 1.25
+"""Radius of the face on an aligned chip, over the distance of its middle from the landmark that is farthest off."""
+RIVALS, VIEWS = 8, (1, 2, 3)
+"""Other people with the same noun, and views of each person but the reference, from which the margin is measured."""
+PEOPLE = 50
+"""Rivals are taken from so many held-out people."""
+COLUMNS = ("face", "margin", "distance", "same", "similarity", "detail", "kept", "false", "contrast",
+           "scene", "text", *HEADS, "change", "iou", "guided", "amount")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +60,40 @@ class Judge:
         self.text = TextMeasure.load(text)
         self.cuts, self.drawn_cuts = thresholds(cuts, generated=True), thresholds(cuts)
         self.embedder = FaceEmbedder()
-        self.key = digest(of_file(text), self.cuts, self.drawn_cuts, of_source(*MEASURES, Path(__file__)))
-        self.known = lru_cache(maxsize=4)(self._known)
+        files = [of_file(file) for file in (text, EMBEDDER, DETECTOR)]
+        self.key = digest(files, self.cuts, self.drawn_cuts, of_source(*MEASURES, Path(__file__)))
+        self.known = lru_cache(maxsize=None)(self._known)
+        self.others_views = lru_cache(maxsize=None)(self._others_views)
+        self.rivals = lru_cache(maxsize=None)(self._rivals)
 
-    def _known(self, person: int) -> tuple[Face, KnownMoles] | None:
-        """The reference portrait's face and moles. None where no face is found in it."""
+    def _known(self, person: int) -> tuple[Face, KnownMoles, KnownMoles] | None:
+        """The reference portrait's face, its moles, and all its marks. None where no face is found in it."""
         reference = sitter(person)
-        face = self.look(torch.from_numpy(reference.picture.copy()).movedim(-1, 0).float() / 255)
+        face = self.look(picture_of(reference))
         if face is None:
             return None
         moles = KnownMoles.of(reference.record)
-        return face, KnownMoles(face.landmarks, moles.places, moles.radii)
+        marks = [d for d in reference.record["details"] if d["visible"]]
+        places = torch.tensor([(d["x"], d["y"]) for d in marks], dtype=torch.float32).reshape(-1, 2)
+        everything = KnownMoles(face.landmarks, places, torch.ones(len(marks)))
+        return face, replace(moles, landmarks=face.landmarks), everything
+
+    def _others_views(self, person: int) -> torch.Tensor | None:
+        """[128], the mean embedding of other views of the person than the reference."""
+        faces = [self.look(picture_of(sitter(person, view))) for view in VIEWS]
+        vectors = [face.vector for face in faces if face is not None]
+        return torch.stack(vectors).mean(0) if vectors else None
+
+    def _rivals(self, person: int) -> list[int]:
+        """The next RIVALS people who share the noun and have a face in every picture that is needed."""
+        noun, found = sitter(person).record["subject"], []
+        for other in (number % PEOPLE for number in range(person + 1, person + PEOPLE)):
+            if len(found) == RIVALS:
+                break
+            same_noun = other != person and sitter(other).record["subject"] == noun
+            if same_noun and self.known(other) is not None and self.others_views(other) is not None:
+                found.append(other)
+        return found
 
     @torch.no_grad()
     def look(self, picture: torch.Tensor) -> Face | None:
@@ -79,28 +114,38 @@ class Judge:
     ) -> dict[str, float | None]:
         """A number for each of COLUMNS; None where there is none to give.
 
-        distance: Euclidean, of the embeddings; same: it is below the calibrated cut. similarity: mean cosine of inner
-        features, place by place. kept: share of the reference's moles that are seen; contrast: their mean darkness in
-        deviations of the skin. text: share of the HEADS whose word is right. change: mean absolute difference to
-        the unguided picture outside of both faces, in 1/255. iou: of M_gen and the face's oval, if `masked`. `drawn`:
-        the picture is a render, which no autoencoder has touched. Without a face, `same`, `kept`, `iou`, the expression
-        and the subject count as missed.
+        margin: how much nearer the face is to other views of the person than to those of RIVALS with the same noun,
+        which a picture that only looks like every reference portrait does not gain. distance: Euclidean, of the
+        embeddings, to the reference itself; same: it is below the calibrated cut. similarity: mean cosine of inner
+        features, place by place over the face. kept: share of the reference's moles that are seen; false: the same
+        share of the rivals' moles at places where this person has no mark, which a blotchy skin raises too; detail:
+        kept - false; contrast: the moles' mean darkness in deviations of the skin. scene: share of SCENE whose word is
+        right, text: of all HEADS. change: mean absolute difference to the unguided picture outside of both faces, in
+        1/255. iou: of M_gen and the face's oval, if `masked`. guided, amount: as in Made. `drawn`: the picture is a
+        render, which no autoencoder has touched. Without a face, `margin`, `same`, `kept`, `false`, `iou`, the
+        expression and the subject are 0.
         """
-        known, moles = self.known(case.person)
+        known, moles, marks = self.known(case.person)
         face, cuts = self.look(made.picture), self.drawn_cuts if drawn else self.cuts
         row: dict[str, float | None] = dict.fromkeys(COLUMNS)
-        row |= {"face": float(face is not None), "same": 0.0, "seconds": made.seconds or None}
+        row |= {"face": float(face is not None), "same": 0.0, "margin": 0.0}
+        row |= {"guided": made.guided, "amount": made.amount}
         if len(moles.radii):
-            row["kept"] = 0.0
+            row |= {"kept": 0.0, "false": 0.0, "detail": 0.0}
         if masked:
             row["iou"] = 0.0
         if face is not None:
             distance = float((face.vector - known.vector).norm())
             row |= {"distance": distance, "same": float(distance < cuts["identity"])}
-            row["similarity"] = float(F.cosine_similarity(face.places, known.places, dim=0).mean())
+            row["margin"] = self._margin(case.person, face)
+            alike = F.cosine_similarity(face.places, known.places, dim=0)
+            row["similarity"] = float(alike[on_face(*alike.shape)].mean())
             if len(moles.radii):
                 dark = contrasts(made.picture, moles.carried(face.landmarks))
-                row |= {"kept": float((dark > cuts["detail"]).float().mean()), "contrast": float(dark.mean())}
+                kept = float((dark > cuts["detail"]).float().mean())
+                row |= {"kept": kept, "contrast": float(dark.mean())}
+                row["false"] = self._false(case.person, made.picture, face, marks, cuts["detail"])
+                row["detail"] = None if row["false"] is None else kept - row["false"]
             if masked:
                 row["iou"] = iou(made.mask, face_oval(face.found, made.mask.shape[-1]) > 0.5)
         row |= self._text(case, made.picture, face)
@@ -108,12 +153,29 @@ class Judge:
             row["change"] = self._change(made.picture, face, unguided.picture)
         return row
 
+    def _margin(self, person: int, face: Face) -> float | None:
+        own, rivals = self.others_views(person), [self.others_views(rival) for rival in self.rivals(person)]
+        if own is None or not rivals:
+            return None
+        return float((face.vector - torch.stack(rivals)).norm(dim=1).mean() - (face.vector - own).norm())
+
+    def _false(self, person: int, picture: torch.Tensor, face: Face, marks: KnownMoles, cut: float) -> float | None:
+        """Share of the rivals' moles that are seen, where this person's reference has no mark nearby."""
+        own = marks.carried(face.landmarks).places
+        seen: list[torch.Tensor] = []
+        for rival in self.rivals(person):
+            placed = self.known(rival)[1].carried(face.landmarks)
+            apart = (torch.cdist(placed.places, own) > NEIGHBOUR * placed.radii[:, None]).all(1)
+            seen.append(contrasts(picture, placed.chosen(apart.nonzero().flatten().tolist())) > cut)
+        together = torch.cat(seen) if seen else torch.zeros(0)
+        return float(together.float().mean()) if len(together) else None
+
     def _text(self, case: Case, picture: torch.Tensor, face: Face | None) -> Mapping[str, float]:
         prompt, subject = wanted(case)
         words = {head: subject if head == "subject" else getattr(prompt, head) for head in HEADS}
         answers = self.text.agreement(picture[None], [words], [None if face is None else face.landmarks])
         right = {head: float(answer[0]) for head, answer in answers.items()}
-        return {"text": sum(right.values()) / len(right), **right}
+        return {"text": mean(right.values()), "scene": mean(right[head] for head in SCENE), **right}
 
     def _change(self, picture: torch.Tensor, face: Face | None, unguided: torch.Tensor) -> float | None:
         faces = [each.found for each in (face, self.look(unguided)) if each is not None]
@@ -122,6 +184,20 @@ class Judge:
         side = picture.shape[-1]
         outside = torch.stack([face_oval(each, side, AROUND) for each in faces]).amax(0) == 0
         return float((picture - unguided).abs().mean(0)[outside].mean()) * 255
+
+
+def picture_of(portrait: Portrait) -> torch.Tensor:
+    """[3, H, W] in 0..1."""
+    return torch.from_numpy(portrait.picture.copy()).movedim(-1, 0).float() / 255
+
+
+def on_face(rows: int, columns: int) -> torch.Tensor:
+    """Boolean [rows, columns]: which places of a chip's features lie on the face, not on what is behind it."""
+    five = template() / CHIP
+    middle = five.mean(0)
+    reach = CHIP_OVAL * (five - middle).norm(dim=1).max()
+    y, x = ((torch.arange(count) + 0.5) / count for count in (rows, columns))
+    return ((x - middle[0]) ** 2 + (y[:, None] - middle[1]) ** 2).sqrt() < reach
 
 
 def iou(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -1,7 +1,7 @@
-"""Portraits of held-out people by the pack's own nodes, on ComfyUI, in this process.
+"""Portraits of held-out people as the pack's own nodes make them, on ComfyUI, in this process.
 
-Face Reference, Pivot Conditioning, RB-Guidance KSampler, VAE Decode, with everything but the variant held equal: the
-same person, prompt and seed. A picture that was made once is read from its file.
+Face Reference, Pivot Conditioning, then what the RB-Guidance KSampler does, VAE Decode, with everything but the variant
+held equal: the same person, prompt and seed. A picture that was made once is read from its file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import comfy.sd
 import comfy.utils
 import numpy as np
 import torch
+from comfyui_version import __version__
 from omniportrait import run
 from omniportrait.demo.architecture import register
 from omniportrait.demo.world.identity import identity
@@ -30,10 +31,13 @@ from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS, Prompt
 from omniportrait.demo.world.shards import HELD_OUT, view_of
 from omniportrait.demo.world.view import random_view
 from omniportrait.guidance import features
+from omniportrait.guidance.sampler_patch import patch
 from omniportrait.guidance.settings import Settings
-from omniportrait.guidance.unet import default_block
+from omniportrait.guidance.trace import Trace
+from omniportrait.guidance.unet import default_block, feature_blocks
 from omniportrait.models.pivot_handle import load_handle
 from omniportrait.nodes.face_reference import FaceReferenceNode
+from omniportrait.nodes.guidance_inputs import settings_from
 from omniportrait.nodes.pivot_conditioning import PivotConditioning
 from omniportrait.nodes.rb_guidance_ksampler import RBGuidanceKSampler
 from PIL import Image
@@ -44,8 +48,11 @@ import nodes as core
 ROOT = Path(run.__file__).resolve().parent
 SIZE = 256
 """Side of the portraits; what the embedded model was trained on."""
-SOURCES = ("guidance", "models", "nodes", "demo/world", "demo/autoencoder.py", "demo/architecture.py")
+SOURCES = ("guidance", "models", "nodes/face_reference.py", "nodes/pivot_conditioning.py", "demo/world",
+           "demo/autoencoder.py", "demo/architecture.py")  # fmt: skip
 """Code that a picture depends on."""
+DEFAULTS = "settings.py"
+"""Not counted as such: all values are given, and a new default must not void the pictures that it follows from."""
 SAMPLING = ("sampler_name", "scheduler", "steps", "cfg")
 """What the demo's workflow says better than the node's defaults, which are the paper's for SD1.5."""
 OWN = ("model", "vae", "seed", "positive", "negative", "latent_image", "denoise")
@@ -69,32 +76,37 @@ class Case:
 class Variant:
     """A way to make a portrait. encoder: a pivot encoder's file, or None for the plain word. inputs: those of the
     RB-Guidance KSampler that differ from the studio's. source: `drawn` is not generated, but drawn by the portrait
-    world; `copied` is that, encoded and decoded by the base model's autoencoder."""
+    world; `copied` is that, encoded and decoded by the base model's autoencoder; `stranger` is a copy of somebody else
+    with the same noun."""
 
     name: str
     encoder: Path | None = None
     inputs: Mapping[str, object] = field(default_factory=dict)
-    source: Literal["generated", "drawn", "copied"] = "generated"
+    source: Literal["generated", "drawn", "copied", "stranger"] = "generated"
 
     @property
     def unguided(self) -> Variant:
         """The same without RB-Guidance."""
-        return replace(self, name=f"{self.name}, unguided", inputs={"strength": 0.0})
+        kept = {name: value for name, value in self.inputs.items() if name in SAMPLING}
+        return replace(self, name=f"{self.name}, unguided", inputs={**kept, "strength": 0.0})
 
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """picture: [3, S, S] in 0..1. mask: M_gen of the last guided step, boolean [S, S]. seconds: of the sampling."""
+    """picture: [3, S, S] in 0..1. mask: M_gen of the last guided step, boolean [S, S]. guided: the share of calls that
+    were guided of those in the window; amount: the guidance's mean share of their noise prediction. None where no
+    guidance was asked for."""
 
     picture: torch.Tensor
     mask: torch.Tensor
-    seconds: float
+    guided: float | None = None
+    amount: float | None = None
 
     def save(self, file: Path) -> None:
         """One PNG with the mask as its alpha; nobody ever reads half a file."""
         channels = torch.cat([self.picture, self.mask[None].float()]).movedim(0, -1)
         note = PngInfo()
-        note.add_text("seconds", repr(self.seconds))
+        note.add_text("trace", json.dumps([self.guided, self.amount]))
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.{os.getpid()}.part")
         Image.fromarray((channels * 255).round().byte().numpy()).save(part, "PNG", pnginfo=note)
@@ -104,14 +116,20 @@ class Made:
     def load(cls, file: Path) -> Made:
         with Image.open(file) as image:
             channels = torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255
-            return cls(channels[:3], channels[3] > 0.5, float(image.text["seconds"]))
+            return cls(channels[:3], channels[3] > 0.5, *json.loads(image.text["trace"]))
 
 
-@lru_cache(maxsize=4)
-def sitter(person: int) -> Portrait:
-    """The reference portrait: view 0 of the held-out person, as the shards have it."""
+@lru_cache(maxsize=64)
+def sitter(person: int, view: int = 0) -> Portrait:
+    """A view of the held-out person, as the shards have it; 0 is the reference portrait."""
     number = HELD_OUT + person
-    return render(identity(number), view_of(0, number, 0), SIZE)
+    return render(identity(number), view_of(0, number, view), SIZE)
+
+
+def stranger(person: int) -> int:
+    """The next held-out person with the same noun."""
+    noun = sitter(person).record["subject"]
+    return next(other for other in range(person + 1, person + 99) if sitter(other).record["subject"] == noun)
 
 
 def drawn(case: Case) -> Portrait:
@@ -162,11 +180,25 @@ def of_file(path: Path) -> str:
 
 @lru_cache
 def of_source(*places: str | Path) -> str:
-    """Of the code in files and folders, whatever its comments and line breaks. Read once: an edit during a run is not
-    what the run executes."""
+    """Of the code in files and folders, whatever its comments, docstrings and line breaks. Read once: an edit during a
+    run is not what the run executes."""
     roots = [ROOT / place for place in places]
     files = [file for root in roots for file in (sorted(root.rglob("*.py")) if root.is_dir() else [root])]
-    return digest(*(ast.dump(ast.parse(file.read_text(encoding="utf-8"))) for file in files))
+    return digest(*(_code(file) for file in files if file.name != DEFAULTS))
+
+
+def _code(file: Path) -> str:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for each in ast.walk(tree):
+        if isinstance(body := getattr(each, "body", None), list):
+            each.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    return ast.dump(tree)
+
+
+def settings_of(values: Mapping[str, object]) -> Settings:
+    """What the sampler's inputs say of the guidance."""
+    own = {field.name: values[field.name] for field in fields(Settings) if field.name in values}
+    return settings_from(values["mode"], values["feature_block"], **own)
 
 
 class Studio:
@@ -195,15 +227,17 @@ class Studio:
         """Equal for equal pictures: a digest of all that they depend on but the case."""
         if variant.source == "drawn":
             return digest("rendered", SIZE, of_source("demo/world", Path(__file__)))
-        if variant.source == "copied":
+        if variant.source != "generated":
             source = of_source("demo/world", "demo/autoencoder.py", "demo/architecture.py", Path(__file__))
-            return digest("copied", SIZE, of_file(self.checkpoint), torch.__version__, source)
+            return digest(variant.source, SIZE, of_file(self.checkpoint), torch.__version__, __version__, source)
         inputs = self.inputs | dict(variant.inputs)
+        if inputs["feature_block"] < 0:
+            inputs["feature_block"] = self.feature_block
         if inputs["strength"] == 0:
             inputs = {name: inputs[name] for name in ("strength", "steps", "cfg", "sampler_name", "scheduler")}
         files = [of_file(file) for file in (self.checkpoint, variant.encoder) if file]
         device = str(comfy.model_management.get_torch_device())
-        return digest(inputs, files, device, torch.__version__, self._source)
+        return digest(inputs, files, device, torch.__version__, __version__, self._source)
 
     def file(self, case: Case, variant: Variant) -> Path:
         return self.store / self.key(variant) / f"{case.person:03d}_{case.prompt:02d}.png"
@@ -217,15 +251,35 @@ class Studio:
         return Made.load(file)
 
     def _drawn(self, case: Case, source: str) -> Made:
-        image = torch.from_numpy(drawn(case).picture.copy())[None].float() / 255
-        if source == "copied":
+        shown = Case(stranger(case.person), case.prompt) if source == "stranger" else case
+        image = torch.from_numpy(drawn(shown).picture.copy())[None].float() / 255
+        if source != "drawn":
             vae = self._loaded[2]
             (latent,) = node(core.VAEEncode, vae=vae, pixels=image)
             (image,) = node(core.VAEDecode, vae=vae, samples=latent)
         picture = image[0].movedim(-1, 0).clamp(0, 1).cpu()
-        return Made(picture, torch.zeros(SIZE, SIZE, dtype=torch.bool), 0.0)
+        return Made(picture, torch.zeros(SIZE, SIZE, dtype=torch.bool))
+
+    def check(self, variant: Variant) -> None:
+        """ValueError where this model cannot be guided so; a campaign asks before it begins."""
+        feature_blocks(self._loaded[0].model.diffusion_model, settings_of(self.inputs | dict(variant.inputs)))
+
+    def seconds(self, case: Case, variant: Variant) -> float:
+        """Of sampling, now."""
+        return self._sample(case, variant)[1]
 
     def _make(self, case: Case, variant: Variant) -> Made:
+        (picture, traces), _ = self._sample(case, variant)
+        if not traces:
+            return Made(picture, torch.zeros(SIZE, SIZE, dtype=torch.bool))
+        (trace,) = traces
+        shares = [step.share for step in trace.steps if step.share == step.share]
+        guided = len(shares) / len(trace.steps) if trace.steps else 0.0
+        mask = torch.zeros(SIZE, SIZE) if trace.mask is None else trace.mask[0]
+        return Made(picture, mask > 0.5, guided, sum(shares) / len(shares) if shares else 0.0)
+
+    def _sample(self, case: Case, variant: Variant) -> tuple[tuple[torch.Tensor, list[Trace]], float]:
+        """The picture [3, S, S] with what the guidance did, and the seconds of sampling."""
         model, clip, vae = self._loaded
         prompt, subject = wanted(case)
         image = torch.from_numpy(sitter(case.person).picture.copy())[None].float() / 255
@@ -239,16 +293,20 @@ class Studio:
         )  # fmt: skip
         (negative,) = node(core.CLIPTextEncode, clip=clip, text="")
         (latent,) = node(core.EmptyLatentImage, width=SIZE, height=SIZE, batch_size=1)
-        links = {"model": model, "vae": vae, "positive": positive, "negative": negative, "latent_image": latent}
+        values = self.inputs | dict(variant.inputs)
+        steps, cfg, sampler, scheduler = (values[name] for name in ("steps", "cfg", "sampler_name", "scheduler"))
         features.forget_all()  # so that every run pays for its reference
         comfy.model_management.load_models_gpu([model])
+        traces: list[Trace] = []
         start = time.perf_counter()
-        latent, mask, _ = node(
-            RBGuidanceKSampler, seed=case.seed, denoise=1.0, **links, **(self.inputs | dict(variant.inputs))
-        )
+        with torch.inference_mode():  # the RB-Guidance KSampler, but for its plot
+            guided = patch(model, vae, settings_of(values), observe=traces.append)
+            (latent,) = core.common_ksampler(
+                guided, case.seed, steps, cfg, sampler, scheduler, positive, negative, latent
+            )
         seconds = time.perf_counter() - start
         (image,) = node(core.VAEDecode, samples=latent, vae=vae)
-        return Made(image[0].movedim(-1, 0).clamp(0, 1).cpu(), mask[0].cpu() > 0.5, round(seconds, 3))
+        return (image[0].movedim(-1, 0).clamp(0, 1).cpu(), traces), seconds
 
     def _encoder(self, file: Path | None) -> object | None:
         if file is None:

@@ -26,15 +26,16 @@ run.use_comfyui()
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch  # noqa: E402
-from _campaign import Campaign, arguments, assignment, command  # noqa: E402
+from _campaign import Campaign, arguments, command, named  # noqa: E402
 from _intervals import difference_of, mean_of  # noqa: E402
-from _portraits import Case, Variant, sitter, wanted  # noqa: E402
+from _judge import RIVALS, VIEWS  # noqa: E402
+from _portraits import Variant  # noqa: E402
+from _sheets import contact_sheet, one_each  # noqa: E402
 from omniportrait.demo.measures.intervals import DRAWS, Interval  # noqa: E402
 from omniportrait.demo.measures.text import HEADS  # noqa: E402
-from PIL import Image, ImageDraw  # noqa: E402
 
 FULL, TRUTH = "full", "drawn by the portrait world"
-COPY = "drawn, through the autoencoder"
+COPY, STRANGER = "drawn, through the autoencoder", "somebody else, through the autoencoder"
 
 
 @dataclass(frozen=True)
@@ -49,43 +50,56 @@ class Column:
 
 
 TABLE = (
+    Column("margin", "margin", 1, 3, 1),
     Column("distance", "distance", 1, 3, -1),
     Column("same", "same person, %", 100, 1, 1),
     Column("similarity", "crop similarity", 1, 3, 1),
-    Column("kept", "moles kept, %", 100, 1, 1),
-    Column("contrast", "mole contrast", 1, 2, 1),
-    Column("text", "text, %", 100, 1, 1),
+    Column("detail", "detail, %", 100, 1, 1),
+    Column("scene", "scene, %", 100, 1, 1),
     Column("change", "background change, /255", 1, 2, -1),
     Column("iou", "mask IoU", 1, 3, 1),
-    Column("seconds", "seconds", 1, 2, -1),
     Column("face", "face found, %", 100, 1, 1),
 )
+INSIDE = (
+    Column("kept", "moles kept, %", 100, 1, 1),
+    Column("false", "false moles, %", 100, 1, -1),
+    Column("contrast", "mole contrast", 1, 2, 1),
+    Column("guided", "calls guided, %", 100, 1, 0),
+    Column("amount", "guidance in the noise prediction, %", 100, 1, 0),
+)
+"""What the columns of TABLE are made of, and whether the guidance worked at all."""
 TEXT = tuple(Column(head, f"{head}, %", 100, 1, 1) for head in HEADS)
 
 PAGE = """# What each part of OmniPortrait does
 
 Made by `{command}`; do not edit.
 
-{people} held-out people × {prompts} held-out prompts on the embedded model ({settings}). Every variant starts from the
-same noise. Means over the people with 95% intervals, by resampling the people {draws:,} times.
+{people} held-out people × {prompts} held-out prompts each on the embedded model ({settings}). Every variant starts
+from the same noise. Means over the people with 95% intervals, by resampling the people {draws:,} times.
 
 - **full** is the pack with its trained pivot encoder and RB-Guidance at the `calibrated` strength. Each other row
-  leaves out or changes one thing; *literal strength* is Eq. 8 to 11 as printed. *{truth}* is no generated picture but a
-  render of the same person as the prompt asks: what the measures give a perfect portrait. *{copy}* is that render
-  encoded and decoded by the model's own autoencoder: the most that any picture of this model can reach.
-- **distance**: of the face to the reference portrait's in an embedding that no training has seen (lower is nearer);
-  **same person**: it is below the cut of {identity:g}. A picture without a face is not the same person, and
-  has no distance.
+  leaves out or changes one thing; *literal strength* is Eq. 8 to 11 as printed (sampled like the others, not by the
+  paper's 50 steps of DDIM at cfg 7.5). *without background masking* matches and guides the whole picture; its cap is
+  still taken over the face. *{truth}* is no generated picture but a render of the same person as the prompt asks, in a
+  random pose and light: what the measures give a perfect portrait. *{copy}* is that render encoded and decoded by the
+  model's own autoencoder, and *{stranger}* the same of another person with the same noun: the scale on which the
+  generated pictures are to be read.
+- **margin**: how much nearer the face is to other pictures of the person (the mean of {views}) than to those of
+  {rivals} others with the same noun, in an embedding that no training has seen. A face that merely looks like a
+  reference portrait, frontal and softly lit, gains nothing here. **distance**: to the reference portrait itself, the
+  paper's SIM (lower is nearer); **same person**: it is below the cut of {identity:g}. A picture without a face is not
+  the same person, has margin 0 and no distance.
 - **crop similarity**: mean cosine, place by place over the aligned face, of that network's inner features: how alike
   the faces look rather than who they are. It stands for the paper's CLIP-I, for whose weights there is no room here.
-- **moles kept**: of the reference's moles, those whose place is darker than the skin around it by more than
-  {detail:g} deviations; **mole contrast**: the mean of that number.
+- **detail**: moles kept minus false moles. **Moles kept**: of the reference's moles, those whose place is darker than
+  the skin around it by more than {detail:g} deviations; **false moles**: the same share at the places of other
+  people's moles, where this person has none: a blotchy skin raises both. **Mole contrast**: the mean darkness.
 - Both cuts are those [calibrated](measures.md) on renders that went through the autoencoder, as every generated picture
   did; *{truth}*, which did not, has its own ({drawn_identity:g} and {drawn_detail:g}).
-- **text**: expression, subject, garment, its colour and background, as two classifiers of pictures see them.
+- **scene**: garment, its colour and background, as a classifier of pictures sees them; **text** adds the expression
+  and the subject, which another reads off the face.
 - **background change**: mean absolute difference to the same variant without RB-Guidance, outside of both faces.
 - **mask IoU**: M_gen of the last guided step and the face's oval in the finished picture.
-- **seconds**: of sampling, the reference's features made anew each time, on {device}.
 
 {missing}## Values
 
@@ -93,13 +107,27 @@ same noise. Means over the people with 95% intervals, by resampling the people {
 
 ## Differences to {full}
 
-On the same people, prompts and noise. **Bold**: 0 is outside of the 95% interval.
+On the same people, prompts and noise. **Bold**: 0 is outside of the 95% interval. That happens by chance to one in
+twenty differences that are none.
 
 {differences}
 
-## Text by word
+## Behind the numbers
+
+{inside}
+
+The prompt, word by word, and its differences to {full}:
 
 {text}
+
+{text_differences}
+
+## Time
+
+Sampling, the reference's features made anew each time, over the same without RB-Guidance made right after it: medians
+of five rounds on {device}.
+
+{times}
 
 ## Pictures
 
@@ -121,15 +149,8 @@ def variants(options: argparse.Namespace) -> list[Variant]:
     ]
     if options.encoder_without_lloc:
         rows.insert(1, Variant("without L_loc", options.encoder_without_lloc))
-    return [*rows, Variant(COPY, source="copied"), Variant(TRUTH, source="drawn")]
-
-
-def named(text: str) -> tuple[str, dict[str, object]]:
-    """`NAME: INPUT=VALUE …` of --also."""
-    name, colon, words = text.rpartition(":")
-    if not colon or not words.split():
-        raise argparse.ArgumentTypeError(f"{text!r} should read NAME: INPUT=VALUE ...")
-    return name.strip(), dict(map(assignment, words.split()))
+    bounds = {COPY: "copied", STRANGER: "stranger", TRUTH: "drawn"}
+    return [*rows, *(Variant(name, source=source) for name, source in bounds.items())]
 
 
 def table(columns: Sequence[Column], rows: Mapping[str, Mapping[str, Interval | None]], bold: bool) -> str:
@@ -150,56 +171,39 @@ def cell(column: Column, value: Interval | None, bold: bool) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def page(campaign: Campaign, results: Mapping[str, Sequence[Mapping]], sheet: str) -> str:
+def page(
+    campaign: Campaign, results: Mapping[str, Sequence[Mapping]], times: Mapping[str, float], sheet: str
+) -> str:
     everything = results[FULL]
     absent = "" if campaign.options.encoder_without_lloc else (
         "The row *without L_loc* needs an encoder that was trained so (`--encoder-without-lloc`); none was given.\n\n"
     )  # fmt: skip
     values, differences = (
-        {name: {c.key: of(rows, c.key) for c in (*TABLE, *TEXT)} for name, rows in results.items()}
+        {name: {c.key: of(rows, c.key) for c in (*TABLE, *INSIDE, *TEXT)} for name, rows in results.items()}
         for of in (mean_of, lambda rows, key: difference_of(rows, everything, key))
     )
     differences.pop(FULL)
     return PAGE.format(
-        command=command("ablation"), full=FULL, truth=TRUTH, copy=COPY, draws=DRAWS, missing=absent, sheet=sheet,
-        people=len({row["person"] for row in everything}), prompts=len({row["prompt"] for row in everything}),
+        command=command("ablation"), full=FULL, truth=TRUTH, copy=COPY, stranger=STRANGER, draws=DRAWS,
+        missing=absent, sheet=sheet, rivals=RIVALS, views=len(VIEWS),
+        people=len({row["person"] for row in everything}), prompts=campaign.options.prompts,
         settings=campaign.told_settings(), device=device_name(), **campaign.judge.cuts,
         **{f"drawn_{name}": cut for name, cut in campaign.judge.drawn_cuts.items()},
         values=table(TABLE, values, False), differences=table(TABLE, differences, True),
-        text=table(TEXT, values, False),
+        inside=table(INSIDE, values, False), text=table(TEXT, values, False),
+        text_differences=table(TEXT, differences, True), times=timetable(times),
     )  # fmt: skip
+
+
+def timetable(times: Mapping[str, float]) -> str:
+    """Markdown."""
+    return "\n".join(["| | sampling time |", "|---|---|", *(f"| {name} | {x:.2f} |" for name, x in times.items())])
 
 
 def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"a CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-
-
-def contact_sheet(campaign: Campaign, rows: Sequence[Variant], cases: Sequence[Case], side: int = 192) -> Image.Image:
-    """A line for each case: the reference, then the variants; above them their names, below the prompt."""
-    head, foot = 18, 16
-    sheet = Image.new("RGB", (side * (len(rows) + 1), head + len(cases) * (side + foot)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, name in enumerate(["reference", *(variant.name for variant in rows)]):
-        draw.text((column * side + 4, 3), name, fill="black")
-    for line, case in enumerate(cases):
-        prompt, subject = wanted(case)
-        pictures = [torch.from_numpy(sitter(case.person).picture.copy()).movedim(-1, 0).float() / 255]
-        pictures += [campaign.studio.portrait(case, variant).picture for variant in rows]
-        top = head + line * (side + foot)
-        for column, picture in enumerate(pictures):
-            pixels = (picture.movedim(0, -1) * 255).round().byte().numpy()
-            sheet.paste(Image.fromarray(pixels).resize((side, side), Image.LANCZOS), (column * side, top))
-        draw.text((4, top + side + 1), prompt.text(subject), fill="black")
-    return sheet
-
-
-def shown_cases(cases: Sequence[Case], count: int) -> list[Case]:
-    """One of each person, each with another prompt."""
-    people = list(dict.fromkeys(case.person for case in cases))[:count]
-    prompts = list(dict.fromkeys(case.prompt for case in cases))
-    return [Case(person, prompts[i % len(prompts)]) for i, person in enumerate(people)]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -219,12 +223,14 @@ def main() -> int:
     results = campaign.measure(rows)
     if campaign.parts > 1:
         return 0
-    sheet = contact_sheet(campaign, rows, shown_cases(campaign.cases(), options.sheet))
+    sheet = contact_sheet(campaign.studio, rows, one_each(campaign.cases(), options.sheet))
     images = options.store if options.smoke else options.page.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     file = images / f"{options.page.stem}.png"
     sheet.save(file)
-    campaign.publish(page(campaign, results, file.name))
+    timed = [v for v in rows if v.source == "generated" and v.inputs.get("strength") != 0]
+    times = campaign.times(timed, rounds=1 if options.smoke else 5)
+    campaign.publish(page(campaign, results, times, file.name))
     return 0
 
 

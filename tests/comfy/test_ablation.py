@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
 
 import ablation  # noqa: E402
 import sweeps  # noqa: E402
-from _campaign import Campaign  # noqa: E402
-from _judge import COLUMNS, Judge  # noqa: E402
-from _portraits import SIZE, Case, Made, Studio, Variant, drawn, sitter  # noqa: E402
+from _campaign import Campaign, named  # noqa: E402
+from _judge import COLUMNS, PEOPLE, VIEWS, Judge, on_face, picture_of  # noqa: E402
+from _portraits import SIZE, Case, Made, Studio, Variant, drawn, of_source, sitter, stranger  # noqa: E402
+from _sheets import contact_sheet  # noqa: E402
 from omniportrait.demo import random_weights  # noqa: E402
 from omniportrait.demo.measures.text import TextMeasure  # noqa: E402
 from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS  # noqa: E402
@@ -74,21 +75,17 @@ def test_two_variants_resume_without_making_anything_twice(files, registered, tm
     first = campaign.measure(rows)
     (full,), (off,) = first.values()
     assert len(set(COLUMNS)) == len(COLUMNS) and set(COLUMNS) <= set(full)
-    assert full["seconds"] > 0 and off["iou"] is None
+    assert full["guided"] == 1.0 and full["amount"] > 0 and off["iou"] is off["guided"] is None
     guided, plain = (campaign.studio.portrait(CASE, v) for v in rows)
     assert not torch.equal(guided.picture, plain.picture), "the guidance did nothing"
     assert 0 < guided.mask.sum() < guided.mask.numel() and not plain.mask.any()
     assert campaign.studio.file(CASE, rows[0].unguided) == campaign.studio.file(CASE, rows[1])
 
-    text = ablation.page(campaign, first, "sheet.png")
+    times = campaign.times(rows[:1], rounds=1)
+    assert times[ablation.FULL] > 1, "guidance costs something"
+    text = ablation.page(campaign, first, times, "sheet.png")
     assert "| without RB-Guidance |" in text and "steps=" not in text and "somewhere" not in text
-    assert ablation.contact_sheet(campaign, rows, [CASE], side=32).width == 3 * 32
-    swept = sweeps.plan(options(files, tmp_path, "--inputs", "gain", "every", "--smoke", of=sweeps))
-    variants = [variant for by_value in swept.values() for variant in by_value.values()]
-    results = {"off": first["without RB-Guidance"]} | {v.name: first[ablation.FULL] for v in variants}
-    assert "| 10 |" in sweeps.page(campaign, swept, results, tmp_path / "images")
-    for name in ("gain", "costs"):
-        assert (tmp_path / "images" / f"sweep_{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert contact_sheet(campaign.studio, rows, [CASE], side=32).width == 3 * 32
 
     monkeypatch.setattr(Studio, "_make", None)  # would raise
     kept = campaign.file.read_text()
@@ -98,6 +95,45 @@ def test_two_variants_resume_without_making_anything_twice(files, registered, tm
     assert Campaign(chosen).measure(rows) == first
     other = Campaign(options(files, tmp_path, "--set", "gain=41"))
     assert other.key(rows[0]) != campaign.key(rows[0]) and other.key(rows[1]) == campaign.key(rows[1])
+
+
+def test_a_sweep_s_page(files, registered, tmp_path, monkeypatch):
+    """Every value is compared with the same run unguided; the node's own value, under whatever name, is made once."""
+    monkeypatch.setattr(sys, "argv", ["sweeps.py"])
+    given = ["--values", "gain=10,40", "feature_block=0,1", "--also", "both: mutual=true feather=1"]
+    chosen = options(files, tmp_path, *given, "--first", "3", of=sweeps)
+    campaign, swept = Campaign(chosen), sweeps.plan(chosen)
+    variants = [variant for by_value in swept.values() for variant in by_value.values()]
+    results = campaign.measure([each for variant in variants for each in (variant.unguided, variant)])
+    assert len({campaign.key(v) for v in variants}) == 4 == len(variants) - 1  # gain 40 and block 1 are the node's own
+    assert len({campaign.key(v.unguided) for v in variants}) == 1
+    assert {row["person"] for rows in results.values() for row in rows} == {3}
+    times = {variant.name: 1.5 for variant in variants}
+    text = sweeps.page(campaign, swept, results, times, tmp_path / "images")
+    assert "| 40* |" in text and "| 1* |" in text and "| both |" in text and "over the own value" in text
+    for name in ("gain.png", "feature_block.png", "combined.png", "time.png", "prompt.png", "gain_sheet.jpg"):
+        assert (tmp_path / "images" / f"sweep_{name}").stat().st_size > 1000
+
+    with pytest.raises(SystemExit, match="wrong: The second feature block is 4"):
+        campaign.measure([Variant("wrong", chosen.encoder, {"second_block": 4})])
+
+
+def test_unguided_keeps_the_sampler(files):
+    swept = Variant("x", None, {"cfg": 7.0, "gain": 3.0}).unguided
+    assert swept.inputs == {"cfg": 7.0, "strength": 0.0}
+
+
+def test_a_source_s_key_follows_its_code_alone(tmp_path, monkeypatch):
+    import _portraits
+
+    monkeypatch.setattr(_portraits, "ROOT", tmp_path)
+    keys = []
+    for text in ('"""One."""\nx = 1\n', '"""Two."""\n\nx = 1  # here\n"""Of x."""\n', "x = 2\n"):
+        (tmp_path / "code.py").write_text(text)
+        of_source.cache_clear()
+        keys.append(of_source("code.py"))
+    of_source.cache_clear()
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_the_embedded_model_is_sampled_as_the_demo_samples_it(files, registered, tmp_path):
@@ -118,7 +154,7 @@ def test_a_render_through_the_autoencoder(files, registered, tmp_path):
     """`copied` is the drawn picture encoded and decoded by the checkpoint's own VAE, and is kept apart from it."""
     studio = Campaign(options(files, tmp_path)).studio
     clean, copy = (studio.portrait(CASE, Variant(source, source=source)).picture for source in ("drawn", "copied"))
-    assert torch.equal(clean, as_picture(drawn(CASE)))
+    assert torch.equal(clean, picture_of(drawn(CASE)))
     state = safetensors.torch.load_file(files / "base.safetensors")
     inside = "first_stage_model."
     vae = comfy.sd.VAE(sd={k.removeprefix(inside): v for k, v in state.items() if k.startswith(inside)})
@@ -138,7 +174,7 @@ def test_generated_pictures_have_cuts_of_their_own(files, tmp_path):
     file = tmp_path / "cuts.json"
     file.write_text(json.dumps(cuts))
     judge = Judge(files / "text.safetensors", file)
-    made = Made(as_picture(sitter(person)), torch.zeros(SIZE, SIZE, dtype=torch.bool), 0.0)
+    made = Made(picture_of(sitter(person)), torch.zeros(SIZE, SIZE, dtype=torch.bool))
     generated, drawn_one = (judge(Case(person, 0), made, None, False, drawn=flag) for flag in (False, True))
     assert generated["kept"] == generated["same"] == 1.0 and drawn_one["kept"] == drawn_one["same"] == 0.0
     assert generated["contrast"] == drawn_one["contrast"] and generated["distance"] == drawn_one["distance"]
@@ -148,52 +184,84 @@ def test_generated_pictures_have_cuts_of_their_own(files, tmp_path):
         Judge(files / "text.safetensors", file)
 
 
-def as_picture(portrait) -> torch.Tensor:
-    return torch.from_numpy(portrait.picture.copy()).movedim(-1, 0).float() / 255
-
-
 def test_the_judge_on_portraits_whose_truth_is_known(judge):
     """The reference itself is the person, with all moles, in the same place; another person is farther; a patch in
     the background is a change there; and a grey picture is nobody."""
     person = next(i for i in range(20) if sum(d["kind"] == "mole" for d in sitter(i).record["details"]) > 1)
-    case, picture = Case(person, 0), as_picture(sitter(person))
-    face, moles = judge.known(person)
+    case, picture = Case(person, 0), picture_of(sitter(person))
+    face, *_ = judge.known(person)
     oval = face_oval(face.found, SIZE) > 0.5
-    own = judge(case, Made(picture, oval, 1.5), Made(picture, oval, 1.5), True)
+    own = judge(case, Made(picture, oval, 0.8, 0.1), Made(picture, oval), True)
     assert own["distance"] < 1e-4 and own["similarity"] > 0.9999 and own["same"] == own["face"] == own["iou"] == 1.0
-    assert own["kept"] == 1.0 and own["change"] == 0.0 and own["seconds"] == 1.5
+    assert own["kept"] == 1.0 and own["change"] == 0.0 and (own["guided"], own["amount"]) == (0.8, 0.1)
+    assert own["margin"] > 0.1 and own["detail"] == own["kept"] - own["false"] > 0.5
 
-    other = judge(case, Made(as_picture(sitter(person + 1)), ~oval, 0.0), None, True)
+    other = judge(case, Made(picture_of(sitter(stranger(person))), ~oval), None, True)
     assert other["distance"] > 0.2 and other["similarity"] < own["similarity"] and other["iou"] < 0.3
-    assert other["contrast"] < own["contrast"] and other["change"] is other["seconds"] is None
+    assert other["contrast"] < own["contrast"] and other["change"] is other["guided"] is None
+    assert other["margin"] < 0 and other["detail"] < own["detail"]
 
     patched = picture.clone()
     patched[:, -16:, :16] = 1 - patched[:, -16:, :16].round()
     outside = face_oval(face.found, SIZE, 1.25) == 0
-    changed = judge(case, Made(patched, oval, 1.0), Made(picture, oval, 1.0), False)
+    changed = judge(case, Made(patched, oval), Made(picture, oval), False)
     expected = (patched - picture).abs().mean(0)[outside].mean() * 255
     assert changed["change"] == pytest.approx(float(expected), rel=1e-4) and changed["iou"] is None
 
-    nobody = judge(case, Made(torch.full((3, SIZE, SIZE), 0.5), oval, 1.0), None, True)
+    nobody = judge(case, Made(torch.full((3, SIZE, SIZE), 0.5), oval), None, True)
     assert nobody["face"] == nobody["same"] == nobody["kept"] == nobody["iou"] == nobody["subject"] == 0.0
+    assert nobody["margin"] == nobody["false"] == nobody["detail"] == 0.0
     assert nobody["distance"] is nobody["similarity"] is nobody["contrast"] is None
+
+
+def test_margin_and_false_moles_by_hand(judge):
+    """The margin's distances one by one; and moles of other people, painted on, are false ones."""
+    person = next(i for i in range(20) if sum(d["kind"] == "mole" for d in sitter(i).record["details"]) > 1)
+    picture = picture_of(sitter(person, 5))
+    row = judge(Case(person, 0), Made(picture, torch.zeros(SIZE, SIZE, dtype=torch.bool)), None, False)
+    vector = judge.look(picture).vector
+    rivals, noun = judge.rivals(person), sitter(person).record["subject"]
+    assert person not in rivals and {sitter(other).record["subject"] for other in rivals} == {noun}
+    assert max(rivals) < PEOPLE
+
+    def away(other: int) -> float:
+        seen = [judge.look(picture_of(sitter(other, view))) for view in VIEWS]
+        return float((vector - torch.stack([face.vector for face in seen if face]).mean(0)).norm())
+
+    expected = sum(map(away, rivals)) / len(rivals) - away(person)
+    assert row["margin"] == pytest.approx(expected, abs=1e-5)
+
+    face = judge.look(picture)
+    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    painted = picture.clone()
+    for moles in (judge.known(rival)[1].carried(face.landmarks) for rival in rivals):
+        for (left, top), radius in zip(moles.places, moles.radii.clamp(min=1.5), strict=True):
+            painted[:, (x - left) ** 2 + (y - top) ** 2 < radius**2] = 0.1
+    blotched = judge(Case(person, 0), Made(painted, torch.zeros(SIZE, SIZE, dtype=torch.bool)), None, False)
+    assert blotched["false"] > row["false"] + 0.5 and blotched["detail"] < row["detail"] - 0.3
+
+
+def test_places_of_a_chip_on_the_face():
+    inside = on_face(9, 9)
+    assert inside[3:6, 3:6].all() and not inside[0, 0] and not inside[0, -1] and not inside[-1, 0]
 
 
 def test_a_portrait_survives_its_file(tmp_path):
     generator = torch.Generator().manual_seed(0)
     picture = torch.randint(0, 256, (3, SIZE, SIZE), generator=generator).float() / 255
-    made = Made(picture, picture[0] > 0.7, 1.25)
+    made = Made(picture, picture[0] > 0.7, 1.0, 0.125)
     made.save(tmp_path / "a.png")
     again = Made.load(tmp_path / "a.png")
     torch.testing.assert_close(again.picture, picture, atol=1e-6, rtol=0)
-    assert torch.equal(again.mask, made.mask) and again.seconds == 1.25
+    assert torch.equal(again.mask, made.mask) and (again.guided, again.amount) == (1.0, 0.125)
+    Made(picture, made.mask).save(tmp_path / "b.png")
+    assert Made.load(tmp_path / "b.png").guided is None
 
 
 def test_words_of_the_command_line():
-    name, inputs = ablation.named("gain 200, no cap: gain=200 clip=0 background_masking=false feature_block=2")
+    name, inputs = named("gain 200, no cap: gain=200 clip=0 background_masking=false feature_block=2")
     assert name == "gain 200, no cap"
     assert inputs == {"gain": 200.0, "clip": 0.0, "background_masking": False, "feature_block": 2}
     for wrong in ("gain=200", "a: nothing=1", "a: gamma=2.5"):
         with pytest.raises(Exception, match="should read|has no input|is no int"):
-            ablation.named(wrong)
-    assert Variant("x", None, {"u": 0.4}).unguided.inputs == {"strength": 0.0}
+            named(wrong)

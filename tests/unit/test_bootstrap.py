@@ -16,12 +16,12 @@ sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
 from _intervals import difference_of, mean_of  # noqa: E402
 
 
-@pytest.mark.parametrize(("ones", "people"), [(6, 20), (25, 50), (36, 40)])
+@pytest.mark.parametrize(("ones", "people"), [(6, 20), (7, 20), (36, 40)])
 def test_resampled_ones_are_binomial(ones, people):
-    """The mean of N draws from k ones and N - k zeros is Binomial(N, k/N)/N, whose quantiles are known exactly."""
-    share = ones / people
-    chance = np.cumsum([comb(people, k) * share**k * (1 - share) ** (people - k) for k in range(people + 1)])
-    expected = [int((chance < point).sum()) / people for point in (0.025, 0.975)]
+    """The mean of n draws from k ones among N values is Binomial(n, k/N)/n, whose quantiles are known exactly."""
+    share, drawn = ones / people, people - 1
+    chance = np.cumsum([comb(drawn, k) * share**k * (1 - share) ** (drawn - k) for k in range(drawn + 1)])
+    expected = [int((chance < point).sum()) / drawn for point in (0.025, 0.975)]
     assert min(abs(chance - 0.025).min(), abs(chance - 0.975).min()) > 0.005  # 3 deviations of what 10,000 draws give
     found = bootstrap([1.0] * ones + [0.0] * (people - ones))
     assert (found.low, found.high) == pytest.approx(expected)
@@ -34,6 +34,14 @@ def test_many_values_are_normal():
     found = bootstrap(values)
     error = values.std() / len(values) ** 0.5
     assert (found.low, found.high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), 2e-3)
+
+
+def test_few_values_have_the_unbiased_error():
+    """Half the width is 1.96 standard errors with n - 1 in them; with n it would be 7% less for eight people."""
+    random = np.random.default_rng(1)
+    sets = random.normal(0.0, 1.0, (200, 8))
+    widths = [(found.high - found.low) / 2 / each.std(ddof=1) for each in sets if (found := bootstrap(each, 2000))]
+    assert np.mean(widths) * 8**0.5 == pytest.approx(1.96, rel=0.03)
 
 
 def rows(*values):
