@@ -218,8 +218,12 @@ def load_base(config: Config) -> Base:
     path = Path(config.checkpoint).expanduser()
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}: give --checkpoint with the file of the base model.")
-    on_gpu = not comfy.model_management.is_device_cpu(comfy.model_management.get_torch_device())
-    options = {"dtype": torch.bfloat16 if config.precision == "bf16" and on_gpu else torch.float32}
+    device = comfy.model_management.get_torch_device()
+    half = config.precision == "bf16" and not comfy.model_management.is_device_cpu(device)
+    if half and not comfy.model_management.should_use_bf16(device):
+        # ComfyUI would compute in fp16 instead, where gradients vanish unless the loss is scaled.
+        raise ValueError("This GPU does not compute in bf16, which precision asks for: add --set precision=fp32.")
+    options = {"dtype": torch.bfloat16 if half else torch.float32}
     loaded = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True, model_options=options)
     model, clip, vae = loaded[:3]
     return Base(model, clip, vae, config)
