@@ -133,8 +133,19 @@ class Base:
     def latents(self, pictures: torch.Tensor) -> torch.Tensor:
         """z of pictures [B, 3, H, W] uint8: [B, C, H / 8, W / 8] in the UNet's scale, CPU float32."""
         self.let_go()
-        images = pictures.movedim(1, -1).float() / 255
-        return self.net.process_latent_in(self.vae.encode(images)).float().cpu()
+        return self.net.process_latent_in(self._encoded_pictures(pictures.movedim(1, -1).float() / 255)).float().cpu()
+
+    def _encoded_pictures(self, images: torch.Tensor) -> torch.Tensor:
+        """The VAE's latents of images [B, H, W, 3]; in tiles where the memory does not suffice."""
+        try:
+            return self.vae.encode(images)
+        except RuntimeError as error:
+            if "InferenceMode" not in str(error):
+                raise
+        # ComfyUI's own fall-back to tiles adds in place to what it made under inference mode, in which nodes run.
+        with torch.inference_mode():
+            latents = self.vae.encode_tiled(images)
+        return latents.clone()
 
     # What is trained through
 
