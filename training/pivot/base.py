@@ -88,6 +88,15 @@ class Base:
                 module._buffers.clear()
             self._unet = None
 
+    def make_room(self) -> None:
+        """Take text encoders and VAE off the GPU, where ComfyUI leaves them: it knows of the weights' memory, but not
+        of what training needs beside them. The UNet comes back with the next step."""
+        import comfy.model_management
+
+        self.empty_text()  # which every step needs
+        self.let_go()
+        comfy.model_management.free_memory(1e30, self.device)  # unload_all_models would touch other processes' GPUs
+
     @property
     def text_width(self) -> int:
         return self.net.model_config.unet_config["context_dim"]

@@ -1,0 +1,52 @@
+"""What a run holds in memory and what it lets go, as far as a CPU shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_management
+import pytest
+from accelerate import Accelerator
+from omniportrait.training.pivot.base import load_base
+from omniportrait.training.pivot.dataset import open_dataset
+from omniportrait.training.pivot.estimate import estimate
+from omniportrait.training.pivot.report import Reporter
+from omniportrait.training.pivot.trainer import Trainer
+from test_training_run import config_of, make_world, trained
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return make_world(tmp_path_factory.mktemp("memory"))
+
+
+@pytest.fixture
+def base(made, tmp_path):
+    return load_base(config_of(made, tmp_path / "out"))
+
+
+def loaded(base) -> set[str]:
+    """Which of the base's models ComfyUI holds on the device."""
+    parts = {"unet": base.model, "text": base.clip.patcher, "vae": base.vae.patcher}
+    there = [each.model for each in comfy.model_management.current_loaded_models]
+    return {name for name, patcher in parts.items() if any(patcher is each for each in there)}
+
+
+def trainer_of(config, base) -> Trainer:
+    return Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
+
+
+def test_cached_run_keeps_the_unet_alone_on_the_device(made, base, tmp_path):
+    config = config_of(made, tmp_path, **{"data.cached": True})
+    trainer, _ = trained(config, base, stop_at=1, cached=True)
+    assert loaded(base) == {"unet"}
+    reporter = Reporter(config, base, trainer.encoder, trainer.average, trainer.data.samples, 0)
+    reporter.sheets(1)
+    reporter.close()
+    trainer.step(next(trainer.batches(1, 2)))
+    assert loaded(base) == {"unet"}
+
+
+def test_dry_run_of_a_cached_run_measures_what_the_run_will_hold(made, base, tmp_path):
+    assert "the cache" in estimate(trainer_of(config_of(made, tmp_path, **{"data.cached": True}), base))
+    assert loaded(base) == {"unet"}
