@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import comfy.model_management
 import pytest
 from accelerate import Accelerator
+from omniportrait.training.pivot import trainer as loop
 from omniportrait.training.pivot.base import load_base
 from omniportrait.training.pivot.dataset import open_dataset
 from omniportrait.training.pivot.estimate import estimate
@@ -50,3 +52,20 @@ def test_cached_run_keeps_the_unet_alone_on_the_device(made, base, tmp_path):
 def test_dry_run_of_a_cached_run_measures_what_the_run_will_hold(made, base, tmp_path):
     assert "the cache" in estimate(trainer_of(config_of(made, tmp_path, **{"data.cached": True}), base))
     assert loaded(base) == {"unet"}
+
+
+def test_samples_of_a_step_are_read_one_micro_batch_at_a_time(made, base, tmp_path, monkeypatch):
+    """A worker's tensors cost an open file each, as long as they live."""
+    trainer, before, held = trainer_of(config_of(made, tmp_path, micro_batch=1), base), [], []
+
+    def watched(samples, base):
+        held.append(sum(sample() is not None for sample in before))
+        before.extend(map(weakref.ref, samples))
+        return gather(samples, base)
+
+    gather = loop.gather
+    monkeypatch.setattr(loop, "gather", watched)
+    batches = trainer.batches(0, 2)
+    for _ in range(2):
+        trainer.step(next(batches))
+    assert held == [0] * 8

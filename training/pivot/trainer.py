@@ -8,8 +8,9 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -110,16 +111,17 @@ class Trainer:
             clock.start()
         return self.save()
 
-    def batches(self, start: int, end: int) -> Iterator[list[list[Sample]]]:
-        """This process's micro-batches of each global batch."""
+    def batches(self, start: int, end: int) -> Iterator[Iterator[list[Sample]]]:
+        """This process's micro-batches of each global batch, read one by one: a tensor from a worker is an open file
+        for as long as it lives."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         order = MicroBatches(self.data.plan, start, end, self.micro, process, processes)
         count = math.ceil(self.config.batch / processes / self.micro)
         read = iter(loader(self.data.samples, order))
         for _ in range(start, end):
-            yield [next(read) for _ in range(count)]
+            yield islice(read, count)
 
-    def step(self, parts: list[list[Sample]]) -> dict[str, float]:
+    def step(self, parts: Iterable[list[Sample]]) -> dict[str, float]:
         """One optimiser step on a global batch, of which `parts` are this process's micro-batches; what to report."""
         config, clock, accelerator = self.config, self.clock, self.accelerator
         inputs = [gather(part, self.base) for part in parts]
