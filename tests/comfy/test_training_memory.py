@@ -7,14 +7,17 @@ from pathlib import Path
 
 import comfy.model_management
 import pytest
+import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from omniportrait.training.pivot import trainer as loop
 from omniportrait.training.pivot.base import load_base
+from omniportrait.training.pivot.command import join
 from omniportrait.training.pivot.dataset import open_dataset
 from omniportrait.training.pivot.estimate import estimate
 from omniportrait.training.pivot.report import Reporter
 from omniportrait.training.pivot.trainer import Trainer
-from test_training_run import config_of, make_world, trained
+from test_training_run import config_of, make_world, trained, weights
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +72,43 @@ def test_samples_of_a_step_are_read_one_micro_batch_at_a_time(made, base, tmp_pa
     for _ in range(2):
         trainer.step(next(batches))
     assert held == [0] * 8
+
+
+@pytest.fixture
+def distributed(monkeypatch):
+    """The command's own accelerator in a process that torch's launcher started, as the only one."""
+
+    def started(config) -> Accelerator:
+        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        for name, value in (place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}).items():
+            monkeypatch.setenv(name, value)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return join(config)
+
+    yield started
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_gradients_of_several_processes_are_held_once(made, base, tmp_path, distributed, monkeypatch):
+    """They lie in the buckets that are sent, from the second step on and also while micro-batches add up; the numbers
+    are those of one process."""
+    one, alone = trained(config_of(made, tmp_path / "one"), base)
+    config = config_of(made, tmp_path / "many")
+    accelerator = distributed(config)
+    assert accelerator.distributed_type == "MULTI_CPU"
+    monkeypatch.setattr(accelerator, "no_sync", lambda model: model.no_sync())  # which accelerate spares a single one
+    places, losses = [], loop.losses
+
+    def watched(encoder, *rest):
+        gradients = [weight.grad for weight in encoder.parameters() if weight.grad is not None]
+        places.append((len(gradients), len({gradient.untyped_storage().data_ptr() for gradient in gradients})))
+        return losses(encoder, *rest)
+
+    monkeypatch.setattr(loop, "losses", watched)
+    many, curve = trained(config, base, accelerator=accelerator)
+    count = len(list(many.encoder.parameters()))
+    assert len(places) == 8 and places[2:] == [(count, 1)] * 6
+    assert curve.losses() == alone.losses()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights(many), weights(one), strict=True))

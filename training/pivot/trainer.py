@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.nn.parallel import DistributedDataParallel
 
 from . import state as disk
 from .base import Base
@@ -140,7 +141,8 @@ class Trainer:
             if torch.isfinite(norm):
                 self.optimizer.step()
                 self.average.update(clock.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        # Several processes' gradients lie in the buckets that are sent; new ones beside them would be a second copy.
+        self.optimizer.zero_grad(set_to_none=not isinstance(self.model, DistributedDataParallel))
         clock.step += 1
         own = clock.own_time() if accelerator.is_main_process else 0.0
         total, denoising, localisation, located, spent = self._sum(*sums, own)
