@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_management
 import pytest
@@ -112,3 +113,11 @@ def test_gradients_of_several_processes_are_held_once(made, base, tmp_path, dist
     assert len(places) == 8 and places[2:] == [(count, 1)] * 6
     assert curve.losses() == alone.losses()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights(many), weights(one), strict=True))
+
+
+def test_cache_takes_as_long_as_its_largest_share():
+    """Shards are shared out whole, in turn."""
+    from omniportrait.training.pivot.estimate import largest_share
+
+    shards = [SimpleNamespace(shard=name) for name in "aaaaabbc"]
+    assert [largest_share(shards, processes) for processes in (1, 2, 3, 8)] == [8, 6, 5, 5]

@@ -6,11 +6,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from .dataset import cache_folder, with_part
+from .index import Entry
 from .trainer import Trainer
 
 STEPS = 5
@@ -67,9 +70,15 @@ def _try_cache(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
     trainer.data = with_part(trainer.data, trainer.config, trainer.base, scratch, numbers)
     each = (time.monotonic() - start) / len(numbers)
     size = sum(file.stat().st_size for file in scratch.rglob("*.bin")) / len(numbers)
-    total = len(samples.entries)
-    return [("the cache", f"{total * each / processes / 3600:.2f} hours once, {total * size / 2**30:.2f} GiB in "
+    hours = largest_share(samples.entries, processes) * each / 3600
+    return [("the cache", f"{hours:.2f} hours once, {len(samples.entries) * size / 2**30:.2f} GiB in "
                           f"{cache_folder(trainer.config)}")]  # fmt: skip
+
+
+def largest_share(entries: Sequence[Entry], processes: int) -> int:
+    """Samples of the process that caches most: the shards are shared out whole, in turn."""
+    sizes = list(Counter(entry.shard for entry in entries).values())
+    return max(sum(sizes[process::processes]) for process in range(processes))
 
 
 def _memory(device: torch.device) -> str:
