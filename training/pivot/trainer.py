@@ -217,10 +217,21 @@ class Trainer:
                 "terms": self.terms(),
             }
             disk.save_state(self.folder, self.clock.step, state, self.config.keep)
-            disk.write_encoder(self.folder, self.encoder, self.average, self.clock.step)
+            disk.write_encoder(self.folder, self.encoder, self.average, self.clock.step, self.made())
             (self.folder / "skipped.json").write_text(json.dumps(dict(reasons), indent=1), encoding="utf-8")
         self.accelerator.wait_for_everyone()
         return self.folder / disk.EXPORT
+
+    def made(self) -> dict[str, object]:
+        """How the encoder came about, for who finds its file."""
+        config = self.config
+        return {
+            "objective.eta": config.objective.eta,
+            "steps": config.steps,
+            "samples": self.clock.step * config.batch,
+            "checkpoint": Path(config.checkpoint).name,
+            "seconds": round(self.clock.spent),
+        }
 
     def resume(self) -> bool:
         """Go on from the newest state of the run's folder, if there is one.
