@@ -2,7 +2,8 @@
 
 Metadata (all strings): format, format_version, base_family, text_dims (JSON list), tower (JSON object with the fields
 of TowerConfig; CLIP's mean and std where they are absent), fusion, training_step. Every value is checked before a
-tensor is loaded: the file comes from anywhere.
+tensor is loaded: the file comes from anywhere. Optional: made (JSON object), how it was trained; it is for people, and
+nothing reads it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -63,8 +64,14 @@ class PivotHeader:
     dtype: torch.dtype
 
 
-def save(path: str | os.PathLike, encoder: PivotEncoder, step: int, dtype: torch.dtype = torch.float32) -> None:
-    """Write the encoder to `path` in `dtype`. Nobody ever sees half a file; an interrupted write leaves the old one."""
+def save(
+    path: str | os.PathLike, encoder: PivotEncoder, step: int, dtype: torch.dtype = torch.float32,
+    made: Mapping[str, object] | None = None,
+) -> None:  # fmt: skip
+    """Write the encoder to `path` in `dtype`. Nobody ever sees half a file; an interrupted write leaves the old one.
+
+    made: how it was trained, as plain values.
+    """
     from safetensors.torch import save as serialise
 
     config = encoder.config
@@ -77,6 +84,8 @@ def save(path: str | os.PathLike, encoder: PivotEncoder, step: int, dtype: torch
         "fusion": config.fusion,
         "training_step": str(step),
     }
+    if made is not None:
+        metadata["made"] = json.dumps(dict(made))
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in encoder.state_dict().items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import comfy.model_management
 import pytest
 import small
 import texts
 import torch
 from omniportrait.guidance.attention import choose_sites
 from omniportrait.guidance.unet import default_block
-from omniportrait.training.pivot.base import TOKENS, Base
+from omniportrait.training.pivot.base import TOKENS, Base, load_base
 from omniportrait.training.pivot.config import Config
 from omniportrait.training.pivot.index import LATE_NOUN, NO_NOUN, BadSample
 from omniportrait.training.pivot.loss import pooled
@@ -182,3 +183,42 @@ def test_latents_are_those_of_vae_encode(base):
     expected = base.vae.encode(pictures.movedim(1, -1).float() / 255) * base.net.latent_format.scale_factor
     torch.testing.assert_close(found, expected.float().cpu())
     assert found.shape == (2, 4, 8, 6)
+
+
+def test_latents_where_the_memory_does_not_suffice_are_comfyuis_tiled_ones(base, monkeypatch):
+    """ComfyUI falls back to tiles by itself, but that works under inference mode alone, as nodes run; training on what
+    comes of it does not."""
+    pictures = torch.randint(0, 255, (2, 3, 64, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    whole, encode, tried = base.latents(pictures), base.vae.first_stage_model.encode, []
+
+    def full(images: torch.Tensor) -> torch.Tensor:
+        tried.append(len(images))
+        if len(images) > 1:
+            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
+        return encode(images)
+
+    monkeypatch.setattr(base.vae.first_stage_model, "encode", full)
+    found = base.latents(pictures)
+    assert tried[0] == 2 and 1 in tried and not found.is_inference()
+    with torch.inference_mode():
+        expected = base.vae.encode(pictures.movedim(1, -1).float() / 255) * base.net.latent_format.scale_factor
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4)
+
+
+def test_other_errors_of_the_vae_are_told(base, monkeypatch):
+    def broken(_):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(base.vae.first_stage_model, "encode", broken)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        base.latents(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_gpu_without_bf16_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    """ComfyUI would take fp16 instead, whose gradients vanish where the loss is not scaled."""
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda device: device.type != "cuda")
+    (tmp_path / "base.safetensors").write_bytes(b"not even a model")
+    with pytest.raises(ValueError, match=r"^This GPU does not compute in bf16[^.]*: add --set precision=fp32\.$"):
+        load_base(Config(checkpoint=str(tmp_path / "base.safetensors"), precision="bf16"))

@@ -27,6 +27,7 @@ from omniportrait.training.pivot.base import load_base
 from omniportrait.training.pivot.dataset import open_dataset, with_cache
 from omniportrait.training.pivot.trainer import Trainer
 from omniportrait.training.pivot.trainer import learning_rate as rate_at
+from safetensors import safe_open
 
 SCRIPT = run.ROOT / "training" / "pivot_encoder.py"
 SMALL = {
@@ -110,6 +111,15 @@ def test_run_learns_and_leaves_what_the_loader_reads(reference, base):
     assert not torch.equal(trainer.encoder.fusion.weight, fresh.fusion.weight)
     averaged = dict(zip((n for n, _ in trainer.encoder.named_parameters()), trainer.average.values, strict=True))
     torch.testing.assert_close(encoder.fusion.weight, averaged["fusion.weight"], rtol=1e-3, atol=1e-5)
+
+
+def test_encoder_tells_how_it_was_made(reference):
+    out, trainer, _ = reference
+    with safe_open(out / disk.EXPORT, framework="pt") as file:
+        told = json.loads(file.metadata()["made"])
+    seconds = told.pop("seconds")
+    assert told == {"objective.eta": 1.0, "steps": 4, "samples": 16, "checkpoint": "base.safetensors"}
+    assert seconds == pytest.approx(trainer.clock.spent, abs=0.5)
 
 
 def test_encoder_loads_in_its_node(reference, base):

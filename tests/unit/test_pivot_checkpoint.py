@@ -98,6 +98,21 @@ def test_the_header_is_what_the_format_says(tmp_path):
         assert file.metadata() == metadata()
 
 
+def test_how_it_was_made_is_kept_for_people(tmp_path):
+    """Names of files are any bytes, which Python shows as lone surrogates."""
+    made = {"objective.eta": 2e-3, "checkpoint": "Grüße \udcff\n.safetensors", "seconds": float("inf")}
+    save(tmp_path / NAME, encoder(), step=7, made=made)
+    with safe_open(tmp_path / NAME, framework="pt") as file:
+        told = file.metadata()
+    assert json.loads(told.pop("made")) == made and told == metadata()
+    assert load(tmp_path / NAME)[1] == PivotHeader(CONFIG, 7, torch.float32)
+
+
+@pytest.mark.parametrize("made", ["", "{", "[" * 100_000, "NaN", "x" * 1_000_000, '{"format": "a LoRA"}', "\0\n\u202e"])
+def test_nobody_reads_how_it_was_made(tmp_path, made):
+    assert load(write(tmp_path / NAME, made=made))[1] == PivotHeader(CONFIG, 7, torch.float32)
+
+
 def test_the_normalisation_is_in_the_file_and_clips_where_it_is_not(tmp_path):
     own = replace(CONFIG, tower=replace(TOWER, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2)))
     save(tmp_path / NAME, encoder(own), step=0)

@@ -88,6 +88,15 @@ class Base:
                 module._buffers.clear()
             self._unet = None
 
+    def make_room(self) -> None:
+        """Take text encoders and VAE off the GPU, where ComfyUI leaves them: it knows of the weights' memory, but not
+        of what training needs beside them. The UNet comes back with the next step."""
+        import comfy.model_management
+
+        self.empty_text()  # which every step needs
+        self.let_go()
+        comfy.model_management.free_memory(1e30, self.device)  # unload_all_models would touch other processes' GPUs
+
     @property
     def text_width(self) -> int:
         return self.net.model_config.unet_config["context_dim"]
@@ -133,8 +142,19 @@ class Base:
     def latents(self, pictures: torch.Tensor) -> torch.Tensor:
         """z of pictures [B, 3, H, W] uint8: [B, C, H / 8, W / 8] in the UNet's scale, CPU float32."""
         self.let_go()
-        images = pictures.movedim(1, -1).float() / 255
-        return self.net.process_latent_in(self.vae.encode(images)).float().cpu()
+        return self.net.process_latent_in(self._encoded_pictures(pictures.movedim(1, -1).float() / 255)).float().cpu()
+
+    def _encoded_pictures(self, images: torch.Tensor) -> torch.Tensor:
+        """The VAE's latents of images [B, H, W, 3]; in tiles where the memory does not suffice."""
+        try:
+            return self.vae.encode(images)
+        except RuntimeError as error:
+            if "InferenceMode" not in str(error):
+                raise
+        # ComfyUI's own fall-back to tiles adds in place to what it made under inference mode, in which nodes run.
+        with torch.inference_mode():
+            latents = self.vae.encode_tiled(images)
+        return latents.clone()
 
     # What is trained through
 
@@ -218,8 +238,12 @@ def load_base(config: Config) -> Base:
     path = Path(config.checkpoint).expanduser()
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}: give --checkpoint with the file of the base model.")
-    on_gpu = not comfy.model_management.is_device_cpu(comfy.model_management.get_torch_device())
-    options = {"dtype": torch.bfloat16 if config.precision == "bf16" and on_gpu else torch.float32}
+    device = comfy.model_management.get_torch_device()
+    half = config.precision == "bf16" and not comfy.model_management.is_device_cpu(device)
+    if half and not comfy.model_management.should_use_bf16(device):
+        # ComfyUI would compute in fp16 instead, where gradients vanish unless the loss is scaled.
+        raise ValueError("This GPU does not compute in bf16, which precision asks for: add --set precision=fp32.")
+    options = {"dtype": torch.bfloat16 if half else torch.float32}
     loaded = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True, model_options=options)
     model, clip, vae = loaded[:3]
     return Base(model, clip, vae, config)

@@ -15,6 +15,8 @@ from . import config as settings
 from .config import Config
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from .trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -87,17 +89,24 @@ def main(script: Path) -> int:
     return 0
 
 
-def train(config: Config, options: argparse.Namespace) -> None:
-    from accelerate import Accelerator, InitProcessGroupKwargs
+def join(config: Config) -> Accelerator:
+    """This process's part in a run, on the device that it has been given."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    from ... import run
+
+    mixed = "bf16" if config.precision == "bf16" else "no"
+    patient = InitProcessGroupKwargs(timeout=WAIT)
+    lean = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # or gradients are held twice
+    return Accelerator(mixed_precision=mixed, cpu=bool(run.device_arguments()), kwargs_handlers=[patient, lean])
+
+
+def train(config: Config, options: argparse.Namespace) -> None:
     from ... import run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    # Before ComfyUI, which computes on the device that this process has been given.
-    mixed = "bf16" if config.precision == "bf16" else "no"
-    patient = InitProcessGroupKwargs(timeout=WAIT)
-    accelerator = Accelerator(mixed_precision=mixed, cpu=bool(run.device_arguments()), kwargs_handlers=[patient])
+    accelerator = join(config)  # before ComfyUI, which computes on this process's device
     run.use_comfyui()
     from .base import load_base
     from .dataset import open_dataset, read_index, with_cache

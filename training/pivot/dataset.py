@@ -80,7 +80,9 @@ def with_part(data: Dataset, config: Config, base: Base, folder: Path, numbers: 
 def _fill(data: Dataset, config: Config, base: Base, *place: object) -> dict[Path, list[int]]:
     old = data.samples
     targets = cache.Targets(old.entries, old.homes, old.data, None, old.side, old.seed)
-    return cache.fill(targets, base, Path(config.checkpoint).expanduser(), *place)
+    files = cache.fill(targets, base, Path(config.checkpoint).expanduser(), *place)
+    base.make_room()
+    return files
 
 
 def _with(data: Dataset, files: dict[Path, list[int]]) -> Dataset:

@@ -6,11 +6,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from .dataset import cache_folder, with_part
+from .index import Entry
 from .trainer import Trainer
 
 STEPS = 5
@@ -28,9 +31,9 @@ def estimate(trainer: Trainer) -> str:
 
 def _measured(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
     config, device = trainer.config, trainer.base.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     cache = _try_cache(trainer, scratch) if config.data.cached else []
+    if device.type == "cuda":  # not before: ComfyUI's VAE takes as many pictures at once as there is room for
+        torch.cuda.reset_peak_memory_stats(device)
     seconds = []
     batches = trainer.batches(0, STEPS)
     trainer.clock.start()
@@ -49,7 +52,7 @@ def _measured(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
         ("encoder", f"{total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn"),
         ("batch", f"{config.batch} = {trainer.accelerator.num_processes} process(es) x "
                   f"{config.batch // trainer.accelerator.num_processes}, {trainer.micro} at a time"),
-        ("memory", f"{_memory(device):.1f} GiB at most in one process on {device.type}"),
+        ("memory", _memory(device)),
         ("a step", f"{each:.2f} s, {config.batch / each:.1f} samples a second"),
         ("the run", f"{config.steps} steps: {each * config.steps / 3600:.1f} hours, "
                     f"{config.steps * config.batch / samples:.1f} epochs"),
@@ -67,20 +70,35 @@ def _try_cache(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
     trainer.data = with_part(trainer.data, trainer.config, trainer.base, scratch, numbers)
     each = (time.monotonic() - start) / len(numbers)
     size = sum(file.stat().st_size for file in scratch.rglob("*.bin")) / len(numbers)
-    total = len(samples.entries)
-    return [("the cache", f"{total * each / processes / 3600:.2f} hours once, {total * size / 2**30:.2f} GiB in "
+    hours = largest_share(samples.entries, processes) * each / 3600
+    return [("the cache", f"{hours:.2f} hours once, {len(samples.entries) * size / 2**30:.2f} GiB in "
                           f"{cache_folder(trainer.config)}")]  # fmt: skip
 
 
-def _memory(device: torch.device) -> float:
-    """Highest use so far, GiB: of the GPU, or of the process."""
+def largest_share(entries: Sequence[Entry], processes: int) -> int:
+    """Samples of the process that caches most: the shards are shared out whole, in turn."""
+    sizes = list(Counter(entry.shard for entry in entries).values())
+    return max(sum(sizes[process::processes]) for process in range(processes))
+
+
+def _memory(device: torch.device) -> str:
+    """Highest use so far: of the GPU, or of the process."""
+    more = ""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        peak = torch.cuda.max_memory_reserved(device)
+        used = torch.cuda.max_memory_allocated(device) / 2**30
+        more = f" ({used:.1f} in use, the rest torch's reserve), and about 0.5 of CUDA's own"
+    else:
+        peak = _process_peak()
+    return f"{peak / 2**30:.1f} GiB at most in one process on {device.type}{more}"
+
+
+def _process_peak() -> int:
+    """Bytes."""
     try:
         import resource
     except ImportError:  # Windows
         import psutil
 
-        return psutil.Process().memory_info().peak_wset / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

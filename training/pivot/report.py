@@ -72,6 +72,7 @@ class Reporter:
 
         with self.average.used():
             canvas = sheet(self.base, self.encoder, self.samples, self.config)
+        self.base.make_room()
         path = self.folder / "sheets" / f"{step:09d}.jpg"
         path.parent.mkdir(exist_ok=True)
         pixels = (canvas.clamp(0, 1) * 255).round().byte()

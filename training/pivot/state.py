@@ -73,9 +73,9 @@ def load_state(folder: Path) -> dict | None:
     return torch.load(found[-1], map_location="cpu", weights_only=True) if found else None
 
 
-def write_encoder(folder: Path, encoder: PivotEncoder, average: Average, step: int) -> Path:
+def write_encoder(folder: Path, encoder: PivotEncoder, average: Average, step: int, made: dict[str, object]) -> Path:
     """What Pivot Encoder Loader reads, in half precision, with averaged weights where there are some."""
     path = folder / EXPORT
     with average.used():
-        export(path, encoder, step, torch.float16)
+        export(path, encoder, step, torch.float16, made)
     return path

@@ -8,13 +8,15 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.nn.parallel import DistributedDataParallel
 
 from . import state as disk
 from .base import Base
@@ -110,16 +112,17 @@ class Trainer:
             clock.start()
         return self.save()
 
-    def batches(self, start: int, end: int) -> Iterator[list[list[Sample]]]:
-        """This process's micro-batches of each global batch."""
+    def batches(self, start: int, end: int) -> Iterator[Iterator[list[Sample]]]:
+        """This process's micro-batches of each global batch, read one by one: a tensor from a worker is an open file
+        for as long as it lives."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         order = MicroBatches(self.data.plan, start, end, self.micro, process, processes)
         count = math.ceil(self.config.batch / processes / self.micro)
         read = iter(loader(self.data.samples, order))
         for _ in range(start, end):
-            yield [next(read) for _ in range(count)]
+            yield islice(read, count)
 
-    def step(self, parts: list[list[Sample]]) -> dict[str, float]:
+    def step(self, parts: Iterable[list[Sample]]) -> dict[str, float]:
         """One optimiser step on a global batch, of which `parts` are this process's micro-batches; what to report."""
         config, clock, accelerator = self.config, self.clock, self.accelerator
         inputs = [gather(part, self.base) for part in parts]
@@ -138,7 +141,8 @@ class Trainer:
             if torch.isfinite(norm):
                 self.optimizer.step()
                 self.average.update(clock.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        # Several processes' gradients lie in the buckets that are sent; new ones beside them would be a second copy.
+        self.optimizer.zero_grad(set_to_none=not isinstance(self.model, DistributedDataParallel))
         clock.step += 1
         own = clock.own_time() if accelerator.is_main_process else 0.0
         total, denoising, localisation, located, spent = self._sum(*sums, own)
@@ -213,10 +217,21 @@ class Trainer:
                 "terms": self.terms(),
             }
             disk.save_state(self.folder, self.clock.step, state, self.config.keep)
-            disk.write_encoder(self.folder, self.encoder, self.average, self.clock.step)
+            disk.write_encoder(self.folder, self.encoder, self.average, self.clock.step, self.made())
             (self.folder / "skipped.json").write_text(json.dumps(dict(reasons), indent=1), encoding="utf-8")
         self.accelerator.wait_for_everyone()
         return self.folder / disk.EXPORT
+
+    def made(self) -> dict[str, object]:
+        """How the encoder came about, for who finds its file."""
+        config = self.config
+        return {
+            "objective.eta": config.objective.eta,
+            "steps": config.steps,
+            "samples": self.clock.step * config.batch,
+            "checkpoint": Path(config.checkpoint).name,
+            "seconds": round(self.clock.spent),
+        }
 
     def resume(self) -> bool:
         """Go on from the newest state of the run's folder, if there is one.
