@@ -114,12 +114,10 @@ def test_run_learns_and_leaves_what_the_loader_reads(reference, base):
 
 
 def test_encoder_tells_how_it_was_made(reference):
-    out, trainer, _ = reference
+    out, *_ = reference
     with safe_open(out / disk.EXPORT, framework="pt") as file:
         told = json.loads(file.metadata()["made"])
-    seconds = told.pop("seconds")
-    assert told == {"objective.eta": 1.0, "steps": 4, "samples": 16, "checkpoint": "base.safetensors"}
-    assert seconds == pytest.approx(trainer.clock.spent, abs=0.5)
+    assert told == {"objective.eta": 1.0, "samples": 16, "checkpoint": "base.safetensors"}
 
 
 def test_encoder_loads_in_its_node(reference, base):

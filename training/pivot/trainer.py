@@ -223,14 +223,12 @@ class Trainer:
         return self.folder / disk.EXPORT
 
     def made(self) -> dict[str, object]:
-        """How the encoder came about, for who finds its file."""
+        """How the encoder came about, for who finds its file; the same for equal runs."""
         config = self.config
         return {
             "objective.eta": config.objective.eta,
-            "steps": config.steps,
             "samples": self.clock.step * config.batch,
             "checkpoint": Path(config.checkpoint).name,
-            "seconds": round(self.clock.spent),
         }
 
     def resume(self) -> bool:
