@@ -1,4 +1,5 @@
-"""Forms of a run that must not change what it learns: half precision, recomputed blocks, pictures of several shapes."""
+"""Forms of a run that must not change what it learns: half precision, recomputed blocks, pictures of several shapes;
+and the error of the predicted picture, which does."""
 
 from __future__ import annotations
 
@@ -13,10 +14,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from omniportrait.training.pivot.base import Base, load_base
+from omniportrait.training.pivot.config import Objective
 from omniportrait.training.pivot.dataset import open_dataset
 from omniportrait.training.pivot.plan import Slot
 from omniportrait.training.pivot.pretrained import make_encoder
-from omniportrait.training.pivot.step import gather, losses
+from omniportrait.training.pivot.step import conditioned, draw, gather, losses
 from omniportrait.training.pivot.trainer import Trainer
 from PIL import Image
 from test_training_run import Curve, config_of, make_world, trained
@@ -124,3 +126,24 @@ def test_pictures_of_two_shapes_train_together(made, base, tmp_path):
         assert step["loss"] == pytest.approx(sum(alone) / 2, rel=1e-4) and step["gradient"] > 0
     log = json.loads((tmp_path / "run" / "skipped.json").read_text())
     assert log == {}
+
+
+def test_error_of_the_picture_in_place_of_the_noise(made, base, tmp_path):
+    """Against the predicted picture itself; where sigma^2 is above the limit, against the noise's error times that."""
+    config = config_of(made, tmp_path / "run")
+    data = open_dataset(config)
+    inputs = gather([data.samples[slot] for slot in data.plan.batch(0).slots], base)
+    encoder = make_encoder(config, base.text_width)
+    plain = Objective(eta=0.0, drop_both=0.0, drop_id=0.0)
+    chance = draw(inputs, base.timesteps, plain, seed=3)
+    sigma = base.sigma(chance.timesteps).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        rows, pooled = conditioned(encoder, inputs, chance, base)
+        found = base.predict(inputs.latents, chance.noise, chance.timesteps, rows, pooled, inputs.columns).noise
+        noisy = inputs.latents + sigma * chance.noise
+        picture = (noisy - sigma * found - inputs.latents).square().mean((1, 2, 3))
+        noise = (found - chance.noise).square().mean((1, 2, 3))
+        limit = float(sigma.median() ** 2)
+        for most, expected in ((1e9, picture), (limit, torch.minimum(picture, limit * noise))):
+            told = losses(encoder, inputs, base, replace(plain, picture_error=most), seed=3)
+            torch.testing.assert_close(told.denoising, expected.sum(), rtol=1e-3, atol=0)

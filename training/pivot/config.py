@@ -67,13 +67,16 @@ class Augmentation:
 class Objective:
     """Eq. 5. eta: weight of the localisation loss. maps: how the attention map is normalised. drop_both, drop_id:
     chances that text and ID, or the ID alone, are left out. face_only: chance that the denoising loss of a sample
-    counts inside the face mask alone (FastComposer's masked loss; 0 is the paper)."""
+    counts inside the face mask alone (FastComposer's masked loss; 0 is the paper). picture_error: 0 is the paper's
+    error of the noise; else the error of the predicted picture, which is sigma^2 as large, at most so many times as
+    large. An embedding says who it is where noise hides it, and there the error of the noise is next to nothing."""
 
     eta: float = 2e-3
     maps: Literal["max", "none", "ratio"] = "max"
     drop_both: float = 0.1
     drop_id: float = 0.1
     face_only: float = 0.0
+    picture_error: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,8 @@ def losses(encoder: Encoder, inputs: Inputs, base: Base, objective: Objective, s
     if objective.face_only:
         inside = loss.denoising_in_face(result.noise, noise, masks)
         denoising = torch.where(chance.face_only.to(device), inside, denoising)
+    if objective.picture_error:
+        denoising = denoising * base.sigma(chance.timesteps).square().clamp(max=objective.picture_error)
     with_id = weights * ~(chance.without_both | chance.without_id).to(device)
     located = loss.localisation(result.maps, masks, objective.maps) * with_id
     denoising = (denoising * weights).sum()
