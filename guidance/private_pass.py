@@ -110,6 +110,7 @@ def private_tree(
     twin.__dict__["_parameters"] = {name: _own_view(p) for name, p in module._parameters.items()}
     twin.__dict__["_buffers"] = {name: _own_view(b) for name, b in module._buffers.items()}
     twin.__dict__["_modules"] = {name: m and private_tree(m, wrap, memo) for name, m in module._modules.items()}
+    twin.__dict__.pop("_compiled_call_impl", None)  # torch.nn.Module.compile's, bound to the loaded module
     forward = module.__dict__.get("forward")
     if isinstance(forward, types.MethodType) and forward.__self__ is module:
         twin.__dict__["forward"] = types.MethodType(forward.__func__, twin)  # another pack's patch, now on the copy
@@ -140,22 +141,43 @@ def _checkpoint_forward(module: torch.nn.Module, guard: Callable[[], contextlib.
     module.__dict__["forward"] = run
 
 
-def _skip_fp8_matmul(module: torch.nn.Module) -> None:
-    """ComfyUI's fp8 matrix product has no backward; its own switch away from it is `training`, and dropout is 0 in
-    these UNets."""
-    if getattr(getattr(module, "weight", None), "dtype", None) in (torch.float8_e4m3fn, torch.float8_e5m2):
-        module.__dict__["training"] = True
+def _plain_product(module: torch.nn.Module) -> None:
+    """ComfyUI's fast matrix products (fp8, scaled fp8, cuBLAS) have no backward: let the copy of such a layer be
+    ComfyUI's ordinary one, which casts the weight, here also to its scale, and multiplies."""
+    import comfy.ops
+
+    kind, ordinary = type(module), comfy.ops.disable_weight_init.Linear
+    if kind.__module__ != comfy.ops.__name__ or not issubclass(kind, ordinary) or kind is ordinary:
+        return
+    module.__class__ = comfy.ops.manual_cast.Linear
+    scale = getattr(module, "scale_weight", None)
+    if scale is not None:
+        module.__dict__["weight_function"] = [*module.weight_function, lambda weight: weight * scale.to(weight)]
 
 
-def _own_casts(module: torch.nn.Module, device: torch.device) -> None:
+def _own_casts(module: torch.nn.Module, device: torch.device, own_copy: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Newer cores cast offloaded weights into one buffer that the next layer overwrites, but autograd keeps what it
-    saw:
-    end each such cast with a copy of its own."""
+    saw: end each such cast with a copy of its own."""
     weight = module._parameters.get("weight")
     functions = getattr(module, "weight_function", None)
     if isinstance(functions, list) and weight is not None and weight.device != device and not _subclass(weight):
         for name in ("weight_function", "bias_function"):
-            module.__dict__[name] = [*getattr(module, name), torch.clone]
+            module.__dict__[name] = [*getattr(module, name), own_copy]
+
+
+def _copier(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """torch.clone for casts that ComfyUI makes on a stream of its own: the copy's memory belongs to that stream, and
+    without a word from us would be given away while the main stream's way back is still to read it."""
+    if device.type not in ("cuda", "xpu"):
+        return torch.clone
+    main = getattr(torch, device.type).current_stream(device)
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        own = tensor.clone()
+        own.record_stream(main)
+        return own
+
+    return copy
 
 
 class PlainTensors(TorchFunctionMode):
@@ -200,10 +222,11 @@ class PrivatePass:
         self._sites: dict[tuple[int, int], AttentionSites] = {}
         self.prediction: torch.Tensor | None = None
         """[B, C, H, W] denoised of the last call, with `go_on`."""
+        own_copy = _copier(device)
 
         def wrap(module: torch.nn.Module) -> None:
-            _skip_fp8_matmul(module)
-            _own_casts(module, device)
+            _plain_product(module)
+            _own_casts(module, device, own_copy)
             if checkpointing:
                 _checkpoint_forward(module, self.guard)
 
