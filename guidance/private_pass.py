@@ -27,11 +27,7 @@ CHECKPOINTED = ("ResBlock", "BasicTransformerBlock")
 
 
 class FeaturesReady(Exception):
-    """Leaves the UNet right after the feature block, carrying its output."""
-
-    def __init__(self, features: torch.Tensor) -> None:
-        super().__init__("the feature block has run")
-        self.features = features
+    """Leaves the UNet right after the feature block."""
 
 
 class _Exit(torch.nn.Module):
@@ -42,15 +38,21 @@ class _Exit(torch.nn.Module):
         super().__init__()
         self._earlier = [earlier] if earlier else []  # in a list: no module of this one
         self._go_on = go_on
-        self.features: torch.Tensor | None = None
+        self._features: torch.Tensor | None = None
 
     def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
-        features = joined([*(kept.take() for kept in self._earlier), h])
+        self._features = joined([*(kept.take() for kept in self._earlier), h])
         if not self._go_on:
-            raise FeaturesReady(features)
-        self.features = features
+            raise FeaturesReady
         torch.set_grad_enabled(False)  # for the rest of the call; PrivatePass._run puts it back
         return h.detach()
+
+    def take(self) -> torch.Tensor | None:
+        """The features, or None of a call that did not come here; nothing stays here or in the earlier block."""
+        for kept in self._earlier:
+            kept.take()
+        features, self._features = self._features, None
+        return features
 
 
 class _Kept(torch.nn.Module):
@@ -64,7 +66,7 @@ class _Kept(torch.nn.Module):
         self._features = h
         return h
 
-    def take(self) -> torch.Tensor:
+    def take(self) -> torch.Tensor | None:
         features, self._features = self._features, None
         return features
 
@@ -142,8 +144,8 @@ def _checkpoint_forward(module: torch.nn.Module, guard: Callable[[], contextlib.
 
 
 def _plain_product(module: torch.nn.Module) -> None:
-    """ComfyUI's fast matrix products (fp8, scaled fp8, cuBLAS) have no backward: let the copy of such a layer be
-    ComfyUI's ordinary one, which casts the weight, here also to its scale, and multiplies."""
+    """ComfyUI's fast matrix products (fp8, scaled fp8, cuBLAS) have no backward: make the copy of such a layer one of
+    ComfyUI's that casts its weight, here also scales it, and multiplies."""
     import comfy.ops
 
     kind, ordinary = type(module), comfy.ops.disable_weight_init.Linear
@@ -201,7 +203,7 @@ class PlainTensors(TorchFunctionMode):
 
 
 class PrivatePass:
-    """The first part of one loaded model, ready to be run with gradients. Lives for one sampling run.
+    """The first part of one loaded model, ready to be run with gradients. Lives for one sampling run; `close` it.
 
     base: ComfyUI's BaseModel. exit_block: the output block whose result is the feature. device: where it computes.
     second_block: an earlier output block whose result is joined to it. go_on: run the rest of the UNet too and keep
@@ -267,6 +269,30 @@ class PrivatePass:
             self._sites[latent_size] = choose_sites(self.unet, self._block, latent_size)
         return self._sites[latent_size]
 
+    def explain(self, error: RuntimeError) -> None:
+        """Raises: ValueError in one sentence for the user where autograd says that something has no gradient."""
+        text = str(error)
+        if "no autograd formula" in text:
+            raise ValueError(
+                "RB-Guidance needs a gradient through the model, and another node's attention patch has none in this "
+                "ComfyUI; start it without --use-flash-attention, or bypass that node."
+            ) from error
+        words = ("derivative", "require grad", "requires grad", "not implemented")
+        if self.quantised is not None and any(each in text for each in words):
+            raise ValueError(
+                f"RB-Guidance needs a gradient through the model, and its {self.quantised} weights have none; load the "
+                "model in fp16, bf16 or plain fp8 instead."
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the weights at once: views keep their memory when ComfyUI unloads the model, and the patched
+        forwards lead back to their modules, so Python would only find them at its next collection."""
+        self._exit.take()
+        for module in self.unet.modules():
+            module._parameters.clear()
+            module._buffers.clear()
+            module.__dict__.pop("forward", None)
+
     def guard(self) -> contextlib.AbstractContextManager:
         """Context in which to take the gradient of a pass; a no-op unless foreign inference tensors have been met."""
         return PlainTensors() if self._alias_everything else contextlib.nullcontext()
@@ -276,9 +302,10 @@ class PrivatePass:
         try:
             with self.guard(), torch.set_grad_enabled(torch.is_grad_enabled()):
                 self.prediction = self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
-        except FeaturesReady as ready:
-            return ready.features
-        features, self._exit.features = self._exit.features, None
+        except FeaturesReady:
+            pass
+        finally:
+            features = self._exit.take()  # also where memory has run out after it: all activations hang on it
         if features is None:
             raise RuntimeError("The UNet ended without passing its feature block.")
         return features

@@ -19,6 +19,7 @@ import torch
 from . import region
 from .energy import feature_energy, limit, masked_rms
 from .listener import KEY, RUN_KEY, Listener
+from .memory import out_of_memory, upload
 from .passes import face_box
 from .people import ByHand, Person, assign_people, positive_keys
 from .private_pass import PrivatePass
@@ -31,9 +32,6 @@ from .trace import Trace, Unread
 from .unet import feature_blocks, is_large
 
 log = logging.getLogger("omniportrait")
-
-OUT_OF_MEMORY = torch.cuda.OutOfMemoryError
-"""Exists in every build of PyTorch, and is the very class that newer ones call torch.OutOfMemoryError."""
 
 NO_LATENT = "the VAE makes NaN of the reference face (start ComfyUI with --fp32-vae)"
 
@@ -51,7 +49,7 @@ class Made:
 
 
 class GuidedRun:
-    """State of one run. Made in OUTER_SAMPLE before ComfyUI loads the model, dropped when sampling ends."""
+    """State of one run. Made in OUTER_SAMPLE before ComfyUI loads the model, closed when sampling ends."""
 
     def __init__(
         self, guider: object, vae: object, settings: Settings, by_hand: ByHand | None, noise: torch.Tensor
@@ -111,21 +109,33 @@ class GuidedRun:
         for checkpointing in (False, True):
             try:
                 return self._guide_over_writes(guider, x, sigma, denoised, checkpointing)
-            except OUT_OF_MEMORY:
-                pass  # the handler's traceback holds the failed pass, so it is freed below
             except RuntimeError as error:
-                no_gradient = any(words in str(error) for words in ("derivative", "require grad", "not implemented"))
-                if self._private is None or self._private.quantised is None or not no_gradient:
+                if not self._forgiven(error):
                     raise
-                raise ValueError(
-                    f"RB-Guidance needs a gradient through the model, and its {self._private.quantised} weights have "
-                    "none; load the model in fp16, bf16 or plain fp8 instead."
-                ) from error
-            self._private = self._sharing = None
-            self._shared = {}
+            self._close_passes()  # not in the handler, whose traceback holds the failed pass
             comfy.model_management.soft_empty_cache()
         self._skip(x, "memory ran out, even with checkpointing")
         return denoised
+
+    def _forgiven(self, error: RuntimeError) -> bool:
+        """Whether memory ran out. Raises: ValueError where something has no gradient."""
+        ran_out = out_of_memory(error)
+        if self._private is not None and not ran_out:
+            self._private.explain(error)
+        return ran_out
+
+    def _close_passes(self) -> None:
+        for each in (self._private, self._sharing):
+            if each is not None:
+                each.close()
+        self._private = self._sharing = None
+        self._shared = {}
+
+    def close(self) -> None:
+        """Let go of the model and of all that the calls left, however sampling ended."""
+        self._close_passes()
+        self._held = None
+        self.listener.forget()
 
     def _guide_over_writes(self, *args: object) -> torch.Tensor:
         """The guided step, once more under a mode that keeps what is overwritten when another pack's patch writes into
@@ -212,19 +222,21 @@ class GuidedRun:
     def _share(self, proceed: Callable, x: torch.Tensor, t: torch.Tensor, named: dict) -> torch.Tensor:
         """One of ComfyUI's own model calls, in which the guided rows are run with a gradient and kept for the guided
         step."""
+        import comfy.model_management
+
         guider, whole, sigma = self._asked
-        own: dict[int, torch.Tensor] = {}
-        if self._can_share and may_split(named, KEY) and not self._may_hold(whole):
-            try:
-                with torch.inference_mode(False), torch.enable_grad():
-                    own = self._run_shared(guider, whole.clone(), sigma.clone())
-            except OUT_OF_MEMORY:
-                own = {}
-            if not own:
-                self._shared = {}
-        if not own:
+        if not self._can_share or not may_split(named, KEY) or self._may_hold(whole):
             return proceed(x, t, named)
-        return split_call(proceed, x, t, named, own)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                own = self._run_shared(guider, whole.clone(), sigma.clone())
+            return split_call(proceed, x, t, named, own) if own else proceed(x, t, named)
+        except RuntimeError as error:
+            if not self._forgiven(error):
+                raise
+        self._close_passes()  # not in the handler, whose traceback holds the failed pass
+        comfy.model_management.soft_empty_cache()
+        return proceed(x, t, named)
 
     def _run_shared(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> dict[int, torch.Tensor]:
         """Predictions of the guided rows of the call just heard, by place in its batch; fills `_shared`."""
@@ -280,9 +292,9 @@ class GuidedRun:
         if self._hooked:
             # Hooks (a LoRA on one conditioning) rewrite weights between conditionings: put this one's in place and look
             # again.
-            guider.inner_model.current_patcher.apply_hooks(hooks=cond.get("hooks"))
-            self._private = self._pass(guider.inner_model, x.device)
-        base = guider.inner_model
+            base.current_patcher.apply_hooks(hooks=cond.get("hooks"))
+            self._private.close()
+            self._private = self._pass(base, x.device)
         references = [self._references.rows(self._private, base, person, self._sigma, x.device) for person in people]
         box = face_box(self._held.found) if self.settings.guided_pass == "crop" and self._held else None
         rows = self._shared.pop(cond["uuid"], None) or run_rows(
@@ -386,6 +398,5 @@ class GuidedRun:
         if self.trace.mask is not None:
             self.trace.mask = torch.nn.functional.interpolate(self.trace.mask.float(), scale_factor=8)[:, 0]
         self._unread.clear()
-        self.listener.share = None  # it holds this run, which holds the listener
         if self.trace.steps or self.trace.skipped:
             log.log(logging.WARNING if self.trace.skipped else logging.INFO, self.trace.summary())
