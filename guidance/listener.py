@@ -43,7 +43,7 @@ class Listener:
             self.open = False
 
     def forget(self) -> None:
-        """Let go of everything: a call's options hold the run, which holds this listener."""
+        """Let go of all that was heard: a call's options hold the run, which holds this listener."""
         self.calls, self.cfg_difference, self.share = [], None, None
 
     def heard_call(self, text: torch.Tensor | None, control: dict | None, transformer_options: dict) -> bool:
