@@ -11,12 +11,14 @@ import comfy.model_management
 import pytest
 import small
 import torch
-from guiding import assert_guided, guided
+from guiding import BETA, assert_guided, guided
 from omniportrait.guidance import run as run_module
+from omniportrait.guidance.face_mask import Search, find_faces
 from omniportrait.guidance.memory import OUT_OF_MEMORY
 from omniportrait.guidance.people import ByHand
 from omniportrait.guidance.private_pass import PrivatePass
 from omniportrait.guidance.run import GuidedRun
+from omniportrait.guidance.settings import Settings
 from test_guided_pass import SPOT
 
 INTERRUPTED = comfy.model_management.InterruptProcessingException
@@ -35,21 +37,27 @@ def uncollected():
 def left(monkeypatch):
     """Names of what is still there of the runs and of the private passes' weights that were made."""
     made: list[tuple[str, weakref.ref]] = []
-    start, build = GuidedRun.__init__, PrivatePass.__init__
+    build = PrivatePass.__init__
 
-    def init_run(self, *args):
-        made.append(("the run", weakref.ref(self)))
-        start(self, *args)
+    def remember(kind):
+        start = kind.__init__
+
+        def init(self, *args):
+            made.append((kind.__name__, weakref.ref(self)))
+            start(self, *args)
+
+        monkeypatch.setattr(kind, "__init__", init)
 
     def init_pass(self, *args, **kwargs):
         build(self, *args, **kwargs)
         made.extend((name, weakref.ref(p)) for name, p in self.unet.named_parameters())
 
-    monkeypatch.setattr(GuidedRun, "__init__", init_run)
+    remember(GuidedRun)
+    remember(Search)
     monkeypatch.setattr(PrivatePass, "__init__", init_pass)
 
     def names() -> list[str]:
-        assert len(made) > 100  # a run and the weights of a pass
+        assert len(made) > 100 and {"GuidedRun", "Search"} & {name for name, _ in made}  # and the weights of a pass
         return [name for name, reference in made if reference() is not None]
 
     return names
@@ -77,6 +85,13 @@ def test_a_run_whose_passes_are_replaced(sd15, vae, left):
     model.register_all_hook_patches(hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model))
     _, trace = guided(model, vae, positive, settings={"checkpointing": "on"})
     assert_guided(trace)
+    assert left() == []
+
+
+def test_a_search_for_the_face(sd15, left):
+    with torch.inference_mode():
+        maps, _ = find_faces(sd15, small.annotated(sd15), torch.zeros(1, 4, 16, 16), 3, 1.5, Settings(beta=BETA))
+    assert maps.shape == (1, 1, 16, 16)
     assert left() == []
 
 
