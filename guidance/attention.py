@@ -134,14 +134,16 @@ class Recording:
     def smooth(self, maps: torch.Tensor) -> torch.Tensor:
         """A_s . maps: [B, h, w] to the self-attention's own [B, h', w'], mean over layers and heads.
 
-        Attention with the map as its value is the matrix-vector product, without the matrix.
+        Attention with the map as its value is the matrix-vector product, without the matrix. The value is as wide as
+        the query: Metal's attention takes it for granted.
         """
         smoothed = []
         for key, (q, k, heads) in self.self_.items():
             size = self.sizes[key]
-            values = resize_map(maps, size).flatten(1)[:, None, :, None].expand(-1, heads, -1, 8).contiguous()
-            out = torch.nn.functional.scaled_dot_product_attention(_heads(q, heads), _heads(k, heads), values)
-            smoothed.append(out[..., 0].mean(dim=1).view(len(q), *size))
+            q, k = _heads(q, heads), _heads(k, heads)
+            values = resize_map(maps, size).flatten(1)[:, None, :, None].expand_as(k).contiguous()
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, values)
+            smoothed.append(out[..., 0].mean(dim=1).view(-1, *size))
         return torch.stack(smoothed).mean(dim=0)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from .matching import Reduction, mutual, nearest, similarity
+from .memory import upload
 
 TINY = 1e-12
 
@@ -31,10 +32,12 @@ def feature_energy(
     """E (Eq. 7, 8, 10) of one picture and the mean similarity for people to read.
 
     reference: [N, C] features of the reference's face, float32. features: [C, h, w] of the picture, differentiable.
-    mask: boolean [h, w], M_gen at the features' size, not empty; on the CPU, so that no GPU is waited for.
+    mask: boolean [h, w], M_gen at the features' size, not empty; on the CPU, where its points are counted so that no
+    GPU is waited for.
     mutual_only: count only the matches that are nearest both ways.
     """
-    points = features.permute(1, 2, 0)[mask].float()
+    inside = upload(mask.flatten().nonzero()[:, 0], features.device)
+    points = features.flatten(1).T.index_select(0, inside).float()
     match = nearest(reference, points.detach())
     weight = mutual(reference, points.detach(), match) if mutual_only else None
     value = energy(similarity(reference, points, match, reduction, weight), p)

@@ -6,6 +6,7 @@ A `CFGGuider` with a sampler of one call is used, so that loading, ControlNet, a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -35,18 +36,24 @@ class Search:
 
     def look(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> None:
         """Run each conditioning that carries people through the private pass and keep Eq. 6's maps."""
+        import comfy.samplers
+
         base = guider.inner_model
         block = default_block(base.diffusion_model)
-        with torch.inference_mode(False), torch.no_grad():
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            contextlib.closing(PrivatePass(base, block, False, x.device)) as private,
+        ):
             x, sigma = x.clone(), sigma.clone()
-            private = PrivatePass(base, block, False, x.device)
             for key in positive_keys(guider.conds):
                 for cond in guider.conds[key]:
                     people = self.people.get((key, cond["uuid"]))
                     heard = people and self.listener.call_of(cond)
-                    rows = heard and run_rows(private, cond, *heard, x, sigma, (RUN_KEY,))
-                    if not rows:
+                    part = heard and comfy.samplers.get_area_and_mult(cond, x, sigma)
+                    if not part:
                         continue
+                    rows = run_rows(private, part, *heard, x.shape[-2:], sigma, (RUN_KEY,))
                     for map_, mask in zip(*face_maps(rows, people, self.settings), strict=True):
                         size = tuple(rows.x.shape[-2:])
                         canvas = torch.zeros(x[:, 0].shape)
@@ -111,6 +118,7 @@ def find_faces(
             return result
         finally:
             options.pop(RUN_KEY, None)
+            search.listener.forget()
 
     def predict_noise(executor: Callable, x, sigma, model_options=None, *args, **kwargs):
         guider, search = executor.class_obj, run_of(model_options)

@@ -166,15 +166,15 @@ def compute(
                 maps = maps + region.refine(token_map, recording.smooth, s.alpha, s.gamma, s.refinement)
     size = tuple(features.shape[-2:])
     if face.mask is not None:
-        mask = region.cover(face.mask.to(latent.device), size)[0]
+        mask = region.cover(face.mask.cpu(), size)[0]
     elif record is not None:
-        mask = region.resize_mask(region.threshold(region.min_max(maps), settings.beta), size)[0]
+        mask = region.resize_mask(region.threshold(region.min_max(maps.cpu()), settings.beta), size)[0]
     else:
-        mask = torch.ones(size, dtype=torch.bool, device=latent.device)
+        mask = torch.ones(size, dtype=torch.bool)
     if not mask.any():
         raise ValueError(
             "The reference's face mask is empty at the model's resolution; connect a mask to Face Reference, lower "
             "its crop "
             "factor, or choose another mask source."
         )
-    return ReferenceFeatures(features[0].cpu(), mask.cpu())
+    return ReferenceFeatures(features[0].cpu(), mask)

@@ -42,10 +42,16 @@ class Listener:
         finally:
             self.open = False
 
-    def heard_call(self, text: torch.Tensor | None, control: dict | None, transformer_options: dict) -> None:
-        """One call of apply_model; text: [B, T, D] rows of its cross-attention."""
-        if self.open and any(uuid in self.uuids for uuid in transformer_options.get("uuids", ())):
+    def forget(self) -> None:
+        """Let go of all that was heard: a call's options hold the run, which holds this listener."""
+        self.calls, self.cfg_difference, self.share = [], None, None
+
+    def heard_call(self, text: torch.Tensor | None, control: dict | None, transformer_options: dict) -> bool:
+        """One call of apply_model; text: [B, T, D] rows of its cross-attention. Whether it was kept."""
+        ours = self.open and any(uuid in self.uuids for uuid in transformer_options.get("uuids", ()))
+        if ours:
             self.calls.append(Call.of(text, control, transformer_options))
+        return ours
 
     def call_of(self, cond: dict) -> tuple[Call, int] | None:
         """The first call that holds a conditioning's rows, and their place in it; later ones are other packs' passes.
@@ -81,9 +87,10 @@ def install(patched: object, outer_sample: Callable, predict_noise: Callable) ->
 
         run = run_of(named)
         if run is not None:
-            run.listener.heard_call(named.get("c_crossattn"), named.get("control"), named["transformer_options"])
-            if run.listener.share is not None and run.listener.open:
-                return run.listener.share(proceed, x, t, named)
+            listener = run.listener
+            ours = listener.heard_call(named.get("c_crossattn"), named.get("control"), named["transformer_options"])
+            if ours and listener.share is not None:
+                return listener.share(proceed, x, t, named)
         return executor(x, t, *args, **kwargs)
 
     def post_cfg(args: dict) -> object:

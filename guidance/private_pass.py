@@ -27,11 +27,7 @@ CHECKPOINTED = ("ResBlock", "BasicTransformerBlock")
 
 
 class FeaturesReady(Exception):
-    """Leaves the UNet right after the feature block, carrying its output."""
-
-    def __init__(self, features: torch.Tensor) -> None:
-        super().__init__("the feature block has run")
-        self.features = features
+    """Leaves the UNet right after the feature block."""
 
 
 class _Exit(torch.nn.Module):
@@ -42,15 +38,21 @@ class _Exit(torch.nn.Module):
         super().__init__()
         self._earlier = [earlier] if earlier else []  # in a list: no module of this one
         self._go_on = go_on
-        self.features: torch.Tensor | None = None
+        self._features: torch.Tensor | None = None
 
     def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
-        features = joined([*(kept.take() for kept in self._earlier), h])
+        self._features = joined([*(kept.take() for kept in self._earlier), h])
         if not self._go_on:
-            raise FeaturesReady(features)
-        self.features = features
+            raise FeaturesReady
         torch.set_grad_enabled(False)  # for the rest of the call; PrivatePass._run puts it back
         return h.detach()
+
+    def take(self) -> torch.Tensor | None:
+        """The features, or None of a call that did not come here; nothing stays here or in the earlier block."""
+        for kept in self._earlier:
+            kept.take()
+        features, self._features = self._features, None
+        return features
 
 
 class _Kept(torch.nn.Module):
@@ -64,7 +66,7 @@ class _Kept(torch.nn.Module):
         self._features = h
         return h
 
-    def take(self) -> torch.Tensor:
+    def take(self) -> torch.Tensor | None:
         features, self._features = self._features, None
         return features
 
@@ -110,6 +112,7 @@ def private_tree(
     twin.__dict__["_parameters"] = {name: _own_view(p) for name, p in module._parameters.items()}
     twin.__dict__["_buffers"] = {name: _own_view(b) for name, b in module._buffers.items()}
     twin.__dict__["_modules"] = {name: m and private_tree(m, wrap, memo) for name, m in module._modules.items()}
+    twin.__dict__.pop("_compiled_call_impl", None)  # torch.nn.Module.compile's, bound to the loaded module
     forward = module.__dict__.get("forward")
     if isinstance(forward, types.MethodType) and forward.__self__ is module:
         twin.__dict__["forward"] = types.MethodType(forward.__func__, twin)  # another pack's patch, now on the copy
@@ -140,22 +143,43 @@ def _checkpoint_forward(module: torch.nn.Module, guard: Callable[[], contextlib.
     module.__dict__["forward"] = run
 
 
-def _skip_fp8_matmul(module: torch.nn.Module) -> None:
-    """ComfyUI's fp8 matrix product has no backward; its own switch away from it is `training`, and dropout is 0 in
-    these UNets."""
-    if getattr(getattr(module, "weight", None), "dtype", None) in (torch.float8_e4m3fn, torch.float8_e5m2):
-        module.__dict__["training"] = True
+def _plain_product(module: torch.nn.Module) -> None:
+    """ComfyUI's fast matrix products (fp8, scaled fp8, cuBLAS) have no backward: make the copy of such a layer one of
+    ComfyUI's that casts its weight, here also scales it, and multiplies."""
+    import comfy.ops
+
+    kind, ordinary = type(module), comfy.ops.disable_weight_init.Linear
+    if kind.__module__ != comfy.ops.__name__ or not issubclass(kind, ordinary) or kind is ordinary:
+        return
+    module.__class__ = comfy.ops.manual_cast.Linear
+    scale = getattr(module, "scale_weight", None)
+    if scale is not None:
+        module.__dict__["weight_function"] = [*module.weight_function, lambda weight: weight * scale.to(weight)]
 
 
-def _own_casts(module: torch.nn.Module, device: torch.device) -> None:
+def _own_casts(module: torch.nn.Module, device: torch.device, own_copy: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Newer cores cast offloaded weights into one buffer that the next layer overwrites, but autograd keeps what it
-    saw:
-    end each such cast with a copy of its own."""
+    saw: end each such cast with a copy of its own."""
     weight = module._parameters.get("weight")
     functions = getattr(module, "weight_function", None)
     if isinstance(functions, list) and weight is not None and weight.device != device and not _subclass(weight):
         for name in ("weight_function", "bias_function"):
-            module.__dict__[name] = [*getattr(module, name), torch.clone]
+            module.__dict__[name] = [*getattr(module, name), own_copy]
+
+
+def _copier(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """torch.clone for casts that ComfyUI makes on a stream of its own: the copy's memory belongs to that stream, and
+    without a word from us would be given away while the main stream's way back is still to read it."""
+    if device.type not in ("cuda", "xpu"):
+        return torch.clone
+    main = getattr(torch, device.type).current_stream(device)
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        own = tensor.clone()
+        own.record_stream(main)
+        return own
+
+    return copy
 
 
 class PlainTensors(TorchFunctionMode):
@@ -179,7 +203,7 @@ class PlainTensors(TorchFunctionMode):
 
 
 class PrivatePass:
-    """The first part of one loaded model, ready to be run with gradients. Lives for one sampling run.
+    """The first part of one loaded model, ready to be run with gradients. Lives for one sampling run; `close` it.
 
     base: ComfyUI's BaseModel. exit_block: the output block whose result is the feature. device: where it computes.
     second_block: an earlier output block whose result is joined to it. go_on: run the rest of the UNet too and keep
@@ -200,10 +224,11 @@ class PrivatePass:
         self._sites: dict[tuple[int, int], AttentionSites] = {}
         self.prediction: torch.Tensor | None = None
         """[B, C, H, W] denoised of the last call, with `go_on`."""
+        own_copy = _copier(device)
 
         def wrap(module: torch.nn.Module) -> None:
-            _skip_fp8_matmul(module)
-            _own_casts(module, device)
+            _plain_product(module)
+            _own_casts(module, device, own_copy)
             if checkpointing:
                 _checkpoint_forward(module, self.guard)
 
@@ -244,6 +269,30 @@ class PrivatePass:
             self._sites[latent_size] = choose_sites(self.unet, self._block, latent_size)
         return self._sites[latent_size]
 
+    def explain(self, error: RuntimeError) -> None:
+        """Raises: ValueError in one sentence for the user where autograd says that something has no gradient."""
+        text = str(error)
+        if "no autograd formula" in text:
+            raise ValueError(
+                "RB-Guidance needs a gradient through the model, and another node's attention patch has none in this "
+                "ComfyUI; start it without --use-flash-attention, or bypass that node."
+            ) from error
+        words = ("derivative", "require grad", "requires grad", "not implemented")
+        if self.quantised is not None and any(each in text for each in words):
+            raise ValueError(
+                f"RB-Guidance needs a gradient through the model, and its {self.quantised} weights have none; load the "
+                "model in fp16, bf16 or plain fp8 instead."
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the weights at once: views keep their memory when ComfyUI unloads the model, and the patched
+        forwards lead back to their modules, so Python would only find them at its next collection."""
+        self._exit.take()
+        for module in self.unet.modules():
+            module._parameters.clear()
+            module._buffers.clear()
+            module.__dict__.pop("forward", None)
+
     def guard(self) -> contextlib.AbstractContextManager:
         """Context in which to take the gradient of a pass; a no-op unless foreign inference tensors have been met."""
         return PlainTensors() if self._alias_everything else contextlib.nullcontext()
@@ -253,9 +302,10 @@ class PrivatePass:
         try:
             with self.guard(), torch.set_grad_enabled(torch.is_grad_enabled()):
                 self.prediction = self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
-        except FeaturesReady as ready:
-            return ready.features
-        features, self._exit.features = self._exit.features, None
+        except FeaturesReady:
+            pass
+        finally:
+            features = self._exit.take()  # also where memory has run out after it: all activations hang on it
         if features is None:
             raise RuntimeError("The UNet ended without passing its feature block.")
         return features

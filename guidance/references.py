@@ -59,9 +59,10 @@ class References:
         the cache; None where the VAE made no finite latent of it."""
         key = Key(self._keys[person], sigma if self._matched else self._t0_sigma)
         if key not in self._made:
-            latent = self._latents[key.person].clone().to(device)  # kept: memory may run out below, and be tried again
+            latent = self._latents[key.person]
             if not latent.isfinite().all():
                 return None
+            latent = latent.clone().to(device)  # kept: memory may run out below, and be tried again
             made = features.cached(key) or features.compute(
                 private,
                 latent,

@@ -11,7 +11,7 @@ import torch
 
 from . import region
 from .attention import Recording, install_recorders
-from .nested import some_rows
+from .nested import map_tensors, some_rows
 from .passes import Box, GuidedPass, cropped, cut, halved
 from .people import Person
 from .private_pass import PrivatePass
@@ -48,18 +48,23 @@ class Call:
         there = self.text[place * rows, : own.cond.shape[1]]
         return torch.equal(there, own.cond[0].to(there))
 
-    def control_of(self, place: int, rows: int) -> dict | None:
-        """ControlNet's residuals for the conditioning at a place, of `rows` pictures."""
+    def control_of(self, place: int, like: torch.Tensor) -> dict | None:
+        """ControlNet's residuals for the conditioning at a place, whose pictures are `like`; another card may have
+        worked on the call (MultiGPU Work Units)."""
+        rows = len(like)
         start, all_rows = place * rows, rows * len(self.transformer_options["uuids"])
-        return some_rows(self.control, slice(start, start + rows), all_rows)
+        own = some_rows(self.control, slice(start, start + rows), all_rows)
+        return map_tensors(own, lambda tensor: tensor.to(like.device))
 
-    def options_of(self, place: int, foreign_to_drop: tuple[str, ...]) -> dict:
-        """A private copy of the call's transformer_options for one conditioning's rows alone.
+    def options_of(self, place: int, device: torch.device, foreign_to_drop: tuple[str, ...]) -> dict:
+        """A private copy of the call's transformer_options for one conditioning's rows alone, on a device.
 
         Wrappers and callbacks are left out: they are other packs' (caches, step counters), and our pass is not a step.
         """
         options = {
-            k: v for k, v in self.transformer_options.items() if k not in ("wrappers", "callbacks", *foreign_to_drop)
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in self.transformer_options.items()
+            if name not in ("wrappers", "callbacks", *foreign_to_drop)
         }
         options["uuids"] = [options["uuids"][place]]
         options["cond_or_uncond"] = [options["cond_or_uncond"][place]]
@@ -119,51 +124,58 @@ class Rows:
 
 def run_rows(
     private: PrivatePass,
-    cond: dict,
+    part: object,
     call: Call,
     place: int,
-    x: torch.Tensor,
+    canvas: tuple[int, int],
     sigma: torch.Tensor,
     drop: tuple[str, ...],
     guided_pass: GuidedPass = "full",
     box: Box | None = None,
-) -> Rows | None:
-    """Run one conditioning's rows through the private pass; None where it does not apply at this sigma (its timestep
-    range).
+) -> Rows:
+    """Run one conditioning's rows through the private pass.
 
+    part: what ComfyUI makes of the conditioning at this sigma (get_area_and_mult), of ordinary tensors.
     call, place: what ComfyUI's own call was given for these rows (Listener.call_of).
-    x: [B, C, H, W], sigma: [B], ordinary tensors. Keep the caller's grad mode: with gradients, Rows.x is the leaf.
+    canvas: (H, W) of the whole latent. sigma: [B]. Keep the caller's grad mode: with gradients, Rows.x is the leaf.
     box: of the picture, to see no more of it; only for conditionings of the whole picture.
     """
-    import comfy.samplers
-
-    part = comfy.samplers.get_area_and_mult(cond, x, sigma)
-    if part is None:
-        return None
     arguments = {name: value.cond for name, value in part.conditioning.items()}
     leaf, area, mult = part.input_x.detach().clone(), part.area, part.mult
-    arguments["control"] = call.control_of(place, len(leaf))
+    arguments["control"] = call.control_of(place, leaf)
     if box is not None and area is None:
         arguments = cropped(arguments, leaf.shape[-1], box)
         leaf, area, mult = cut(leaf, box).clone(), list(box), cut(mult, box)
     seen = leaf = leaf.requires_grad_(torch.is_grad_enabled())
     if guided_pass == "half":
         seen, sigma, arguments = halved(leaf, sigma, arguments)
-    options = call.options_of(place, drop)
+    options = call.options_of(place, leaf.device, drop)
     recording = install_recorders(options, private.sites(tuple(seen.shape[-2:])), plain_attention)
     features = private.features(seen, sigma, arguments, options)
     recording.close()
     tokens = arguments["c_crossattn"].shape[1]
-    return Rows(leaf, tuple(x.shape[-2:]), area, mult, features, recording, tokens, private.guard)
+    return Rows(leaf, tuple(canvas), area, mult, features, recording, tokens, private.guard)
 
 
 def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
     """Eq. 6 for each person: refined maps and M_gen, float and boolean [K, B, h, w] at the self-attention's size, CPU.
 
-    People are kept apart by argmax; a region limits its person. A mask given by hand is taken as it is. The maps' way
-    to the CPU, where parts are labelled, is the one moment at which a guided step waits for a GPU.
+    People are kept apart by argmax; a region limits its person. A mask given by hand is taken as it is. The maps go to
+    the CPU, where parts are labelled, all at once: each such way waits for the GPU.
     """
     refined, masks = [], []
+    found = [
+        region.refine(
+            rows.recording.token_map(person.record.token_index, rows.tokens),
+            rows.recording.smooth,
+            settings.alpha,
+            settings.gamma,
+            settings.refinement,
+        )
+        for person in people
+        if person.record is not None
+    ]
+    attended = iter(torch.stack(found).cpu() if found else ())
     for person in people:
         limit = None if person.mask is None else area_of(person.mask, rows)
         if person.record is None:
@@ -172,8 +184,7 @@ def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tup
             refined.append(mask.float())
             masks.append(mask)
             continue
-        maps = rows.recording.token_map(person.record.token_index, rows.tokens)
-        maps = region.refine(maps, rows.recording.smooth, settings.alpha, settings.gamma, settings.refinement).cpu()
+        maps = next(attended)
         if limit is not None:
             maps = region.min_max(maps * region.cover(limit, tuple(maps.shape[-2:])))
         refined.append(maps)

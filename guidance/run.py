@@ -1,9 +1,8 @@
 """One guided sampling run: what it remembers from start to end, and the guided step itself (Eq. 11 in ComfyUI's terms).
 
 ComfyUI's x = x0 + sigma eps, so adding g to the noise prediction is denoised - sigma g, for eps, v and EDM models
-alike. The gradient
-is taken with respect to the UNet's own input, c_in x, which for eps and v models is the paper's variance-preserving
-z_t.
+alike. The gradient is taken with respect to the UNet's own input, c_in x, which for eps and v models is the paper's
+variance-preserving z_t.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from . import region
 from .energy import feature_energy, limit, masked_rms
 from .listener import KEY, RUN_KEY, Listener
+from .memory import out_of_memory, upload
 from .passes import face_box
 from .people import ByHand, Person, assign_people, positive_keys
 from .private_pass import PrivatePass
@@ -31,9 +31,6 @@ from .trace import Trace, Unread
 from .unet import feature_blocks, is_large
 
 log = logging.getLogger("omniportrait")
-
-OUT_OF_MEMORY = torch.cuda.OutOfMemoryError
-"""Exists in every build of PyTorch, and is the very class that newer ones call torch.OutOfMemoryError."""
 
 NO_LATENT = "the VAE makes NaN of the reference face (start ComfyUI with --fp32-vae)"
 
@@ -51,7 +48,7 @@ class Made:
 
 
 class GuidedRun:
-    """State of one run. Made in OUTER_SAMPLE before ComfyUI loads the model, dropped when sampling ends."""
+    """State of one run. Made in OUTER_SAMPLE before ComfyUI loads the model, closed when sampling ends."""
 
     def __init__(
         self, guider: object, vae: object, settings: Settings, by_hand: ByHand | None, noise: torch.Tensor
@@ -111,21 +108,33 @@ class GuidedRun:
         for checkpointing in (False, True):
             try:
                 return self._guide_over_writes(guider, x, sigma, denoised, checkpointing)
-            except OUT_OF_MEMORY:
-                pass  # the handler's traceback holds the failed pass, so it is freed below
             except RuntimeError as error:
-                no_gradient = any(words in str(error) for words in ("derivative", "require grad", "not implemented"))
-                if self._private is None or self._private.quantised is None or not no_gradient:
+                if not self._forgiven(error):
                     raise
-                raise ValueError(
-                    f"RB-Guidance needs a gradient through the model, and its {self._private.quantised} weights have "
-                    "none; load the model in fp16, bf16 or plain fp8 instead."
-                ) from error
-            self._private = self._sharing = None
-            self._shared = {}
+            self._close_passes()  # not in the handler, whose traceback holds the failed pass
             comfy.model_management.soft_empty_cache()
         self._skip(x, "memory ran out, even with checkpointing")
         return denoised
+
+    def _forgiven(self, error: RuntimeError) -> bool:
+        """Whether memory ran out. Raises: ValueError where something has no gradient."""
+        ran_out = out_of_memory(error)
+        if self._private is not None and not ran_out:
+            self._private.explain(error)
+        return ran_out
+
+    def _close_passes(self) -> None:
+        for each in (self._private, self._sharing):
+            if each is not None:
+                each.close()
+        self._private = self._sharing = None
+        self._shared = {}
+
+    def close(self) -> None:
+        """Let go of the model and of all that the calls left, however sampling ended."""
+        self._close_passes()
+        self._held = None
+        self.listener.forget()
 
     def _guide_over_writes(self, *args: object) -> torch.Tensor:
         """The guided step, once more under a mode that keeps what is overwritten when another pack's patch writes into
@@ -155,7 +164,7 @@ class GuidedRun:
                 yardstick = noise_prediction
             else:
                 yardstick = self.listener.cfg_difference.clone() / sigma.view(-1, 1, 1, 1)
-            inside = (mask & made.found).to(x.device, torch.float32)  # the face, also where all the picture is guided
+            inside = upload((mask & made.found).float(), x.device)  # the face, also where all the picture is guided
             if s.sigma_scale:
                 gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)  # sqrt(1 - abar_t)
             gradient = s.strength * limit(gradient * s.gain, yardstick, inside, s.clip)
@@ -185,8 +194,8 @@ class GuidedRun:
         mask = torch.zeros(x[:, :1].shape, dtype=torch.bool)  # masks live on the CPU, like the parts' labels
         found = mask.clone()
         similarities: list[torch.Tensor] = []
-        for cond, people, total in self._guided_conds(guider, x, sigma):
-            self._add_rows(guider, cond, people, total, x, sigma, (gradient, mask, found), similarities)
+        for guided_cond in self._guided_conds(guider, x, sigma):
+            self._add_rows(guider, *guided_cond, x, sigma, (gradient, mask, found), similarities)
         finite = gradient.isfinite().flatten(1).all(dim=1)
         gradient = torch.where(finite.view(-1, 1, 1, 1), gradient, 0.0)
         return Made(gradient, mask, found, similarities, finite.all())
@@ -212,22 +221,26 @@ class GuidedRun:
     def _share(self, proceed: Callable, x: torch.Tensor, t: torch.Tensor, named: dict) -> torch.Tensor:
         """One of ComfyUI's own model calls, in which the guided rows are run with a gradient and kept for the guided
         step."""
+        import comfy.model_management
+
         guider, whole, sigma = self._asked
-        own: dict[int, torch.Tensor] = {}
-        if self._can_share and may_split(named, KEY) and not self._may_hold(whole):
-            try:
-                with torch.inference_mode(False), torch.enable_grad():
-                    own = self._run_shared(guider, whole.clone(), sigma.clone())
-            except OUT_OF_MEMORY:
-                own = {}
-            if not own:
-                self._shared = {}
-        if not own:
+        if not self._can_share or not may_split(named, KEY) or self._may_hold(whole):
             return proceed(x, t, named)
-        return split_call(proceed, x, t, named, own)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                own = self._run_shared(guider, whole.clone(), sigma.clone())
+            return split_call(proceed, x, t, named, own) if own else proceed(x, t, named)
+        except RuntimeError as error:
+            if not self._forgiven(error):
+                raise
+        self._close_passes()  # not in the handler, whose traceback holds the failed pass
+        comfy.model_management.soft_empty_cache()
+        return proceed(x, t, named)
 
     def _run_shared(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> dict[int, torch.Tensor]:
         """Predictions of the guided rows of the call just heard, by place in its batch; fills `_shared`."""
+        import comfy.samplers
+
         self._open_private(guider.inner_model, x, False)
         self._sharing = self._sharing or self._pass(guider.inner_model, x.device, go_on=True)
         own = {}
@@ -236,16 +249,17 @@ class GuidedRun:
                 heard = self.listener.call_of(cond) if (key, cond["uuid"]) in self.people else None
                 if heard is None or heard[0] is not self.listener.calls[-1] or cond["uuid"] in self._shared:
                     continue
-                rows = run_rows(self._sharing, cond, *heard, x, sigma, (RUN_KEY,))
-                if rows is not None:
-                    self._shared[cond["uuid"]] = rows
+                part = comfy.samplers.get_area_and_mult(cond, x, sigma)
+                if part is not None:
+                    self._shared[cond["uuid"]] = run_rows(self._sharing, part, *heard, x.shape[-2:], sigma, (RUN_KEY,))
                     own[heard[1]], self._sharing.prediction = self._sharing.prediction, None
         return own
 
     def _guided_conds(
         self, guider: object, x: torch.Tensor, sigma: torch.Tensor
-    ) -> Iterator[tuple[dict, tuple[Person, ...], torch.Tensor]]:
-        """Conditionings that carry people, with them and the total weight [B, C, H, W] of their list's predictions."""
+    ) -> Iterator[tuple[dict, object | None, tuple[Person, ...], torch.Tensor]]:
+        """Conditionings that carry people; what ComfyUI makes of each at this sigma, if it applies; the people; the
+        total weight [B, C, H, W] of their list's predictions."""
         import comfy.samplers
 
         for key in positive_keys(guider.conds):
@@ -253,47 +267,42 @@ class GuidedRun:
             if not any((key, cond["uuid"]) in self.people for cond in conds):
                 continue
             total = torch.zeros_like(x)
-            for cond in conds:
-                part = comfy.samplers.get_area_and_mult(cond, x, sigma)
+            parts = [comfy.samplers.get_area_and_mult(cond, x, sigma) for cond in conds]
+            for part in parts:
                 if part is not None:
                     window = total
                     if part.area is not None:
                         h, w, top, left = part.area
                         window = total[..., top : top + h, left : left + w]
                     window += part.mult
-            for cond in conds:
+            for cond, part in zip(conds, parts, strict=True):
                 if (key, cond["uuid"]) in self.people:
-                    yield cond, self.people[key, cond["uuid"]], total
+                    yield cond, part, self.people[key, cond["uuid"]], total
 
-    def _add_rows(self, guider, cond, people, total, x, sigma, canvases, similarities) -> None:
+    def _add_rows(self, guider, cond, part, people, total, x, sigma, canvases, similarities) -> None:
         """Run one conditioning's rows and add its people's gradients, weighted as ComfyUI weights the rows'
         prediction."""
-        import comfy.samplers
-
-        if comfy.samplers.get_area_and_mult(cond, x, sigma) is None:
+        if part is None:
             self._reasons["a person's conditioning does not apply at this timestep"] += 1
             return
         heard = self.listener.call_of(cond)
         if heard is None:
             self._reasons["another node skipped the model call"] += 1
             return
+        base = guider.inner_model
         if self._hooked:
             # Hooks (a LoRA on one conditioning) rewrite weights between conditionings: put this one's in place and look
             # again.
-            guider.inner_model.current_patcher.apply_hooks(hooks=cond.get("hooks"))
-            self._private = self._pass(guider.inner_model, x.device)
-        base = guider.inner_model
+            base.current_patcher.apply_hooks(hooks=cond.get("hooks"))
+            self._private.close()
+            self._private = self._pass(base, x.device)
         references = [self._references.rows(self._private, base, person, self._sigma, x.device) for person in people]
         box = face_box(self._held.found) if self.settings.guided_pass == "crop" and self._held else None
         rows = self._shared.pop(cond["uuid"], None) or run_rows(
-            self._private, cond, *heard, x, sigma, (RUN_KEY,), self.settings.guided_pass, box
+            self._private, part, *heard, x.shape[-2:], sigma, (RUN_KEY,), self.settings.guided_pass, box
         )
-        if rows is None:
-            return
         gradient, mask, found = canvases
-        own, own_mask, own_found = self._people_gradient(
-            guider.inner_model, rows, people, references, sigma, similarities
-        )
+        own, own_mask, own_found = self._people_gradient(base, rows, people, references, sigma, similarities)
         weight = rows.mult / rows.window(total).clamp_min(1e-12)
         rows.paste(own * weight, gradient)
         rows.window(mask).logical_or_(own_mask)
@@ -301,8 +310,7 @@ class GuidedRun:
 
     def _people_gradient(self, base, rows: Rows, people, references, sigma, similarities) -> tuple[torch.Tensor, ...]:
         """Sum over people of gradient_k inside M_k (Eq. 9: the background's gradient is filtered out), the union of the
-        M_k that
-        were used, and of all that were found."""
+        M_k that were used, and of all that were found."""
         _, masks = face_maps(rows, people, self.settings)
         latent_size, feature_size = tuple(rows.x.shape[-2:]), tuple(rows.features.shape[-2:])
         everywhere = not self.settings.background_masking
@@ -318,11 +326,11 @@ class GuidedRun:
                 continue
             at_features = region.resize_mask(masks[k], feature_size) | everywhere
             at_latent = (region.resize_mask(masks[k], latent_size) | everywhere)[:, None].clone()
+            at_latent[[b for b in range(len(at_latent)) if b not in usable]] = False
+            weight = upload(region.feather(at_latent, self.settings.feather), rows.x.device)
             own = self._gradient(
                 base, rows, references[k], at_features, usable, sigma, similarities, k + 1 < len(people)
             )
-            at_latent[[b for b in range(len(at_latent)) if b not in usable]] = False
-            weight = region.feather(at_latent, self.settings.feather).to(own.device)
             # A product alone would let NaN out of pictures that are not guided.
             total += torch.where(weight > 0, own * weight, 0.0)
             union |= at_latent
@@ -345,8 +353,7 @@ class GuidedRun:
         """dE/dz_t of one person, [B, C, h, w] float32.
 
         dE/dh is taken in float32 on the detached feature and handed to the UNet's backward scaled to 1, because half
-        precision
-        would flush it to zero (cosine 0.69 to the true gradient instead of 0.999996).
+        precision would flush it to zero (cosine 0.69 to the true gradient instead of 0.999996).
         """
         s = self.settings
         leaf = rows.features.detach().float().requires_grad_(True)
@@ -386,6 +393,5 @@ class GuidedRun:
         if self.trace.mask is not None:
             self.trace.mask = torch.nn.functional.interpolate(self.trace.mask.float(), scale_factor=8)[:, 0]
         self._unread.clear()
-        self.listener.share = None  # it holds this run, which holds the listener
         if self.trace.steps or self.trace.skipped:
             log.log(logging.WARNING if self.trace.skipped else logging.INFO, self.trace.summary())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from .listener import RUN_KEY, install, run_of, uninstall
@@ -39,14 +40,15 @@ def patch(
     def outer_sample(executor: Callable, noise: object, *args: object, **kwargs: object) -> object:
         guider = executor.class_obj
         options = guider.model_options["transformer_options"]
-        run = options[RUN_KEY] = GuidedRun(guider, vae, settings, by_hand, noise)
-        try:
-            return executor(noise, *args, **kwargs)
-        finally:
-            options.pop(RUN_KEY, None)
-            run.report()
-            if observe is not None:
-                observe(run.trace)
+        with contextlib.closing(GuidedRun(guider, vae, settings, by_hand, noise)) as run:
+            options[RUN_KEY] = run
+            try:
+                return executor(noise, *args, **kwargs)
+            finally:
+                options.pop(RUN_KEY, None)
+                run.report()
+                if observe is not None:
+                    observe(run.trace)
 
     def predict_noise(
         executor: Callable, x: object, sigma: object, model_options: dict | None = None, *args, **kwargs

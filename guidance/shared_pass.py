@@ -19,8 +19,10 @@ PLAIN_ARGUMENTS = ("c_concat", "c_crossattn", "control", "transformer_options", 
 
 
 def may_split(named: dict, own_key: str) -> bool:
-    """Whether a call's rows can be run apart: no argument of an unknown kind, and no other pack around the model, which
-    would see half a batch."""
+    """Whether a call's rows can be run apart: no argument of an unknown kind, no other pack around the model, which
+    would see half a batch, and no work of several cards, for this call's may be another than the guided rows'."""
+    if "multigpu_thread_device" in named["transformer_options"]:
+        return False
     if any(value is not None and name not in PLAIN_ARGUMENTS for name, value in named.items()):
         return False
     wrappers = named["transformer_options"].get("wrappers", {})
@@ -43,7 +45,7 @@ def split_call(
     others = [place for place in range(places) if place not in own]
     chunks = {place: value.to(x.dtype) for place, value in own.items()}
     if others:
-        index = torch.cat([torch.arange(place * rows, (place + 1) * rows) for place in others]).to(x.device)
+        index = torch.cat([torch.arange(place * rows, (place + 1) * rows, device=x.device) for place in others])
         kept = {name: [options[name][place] for place in others] for name in ("uuids", "cond_or_uncond")}
         arguments = {n: some_rows(value, index, len(x)) for n, value in named.items() if n != "transformer_options"}
         arguments["transformer_options"] = options | kept

@@ -8,8 +8,8 @@ import small
 import torch
 from guiding import assert_effective, assert_guided, footprint, guide, guided
 from omniportrait.guidance import features
+from omniportrait.guidance.memory import OUT_OF_MEMORY
 from omniportrait.guidance.private_pass import PrivatePass
-from omniportrait.guidance.run import OUT_OF_MEMORY
 
 INTERRUPTED = comfy.model_management.InterruptProcessingException
 
@@ -171,15 +171,21 @@ def test_a_mask_of_one_cell(family, vae, size):
     assert all(step.mask.float().mean() < 0.1 for step in trace.steps)
 
 
-def run_out(monkeypatch, times: float) -> list[bool]:
+OTHER_BACKENDS = [RuntimeError("MPS backend out of memory (MPS allocated: 18.10 GB). Tried to allocate 3.90 GB.")]
+if hasattr(torch, "AcceleratorError"):
+    OTHER_BACKENDS.append(torch.AcceleratorError("CUDA error: out of memory"))
+
+
+def run_out(monkeypatch, times: float, error: Exception | None = None) -> list[bool]:
     """Raise out of memory in the first `times` passes with a gradient; returns the list of attempts."""
+    error = error or OUT_OF_MEMORY("Tried to allocate 3.90 GiB.")
     attempts, original = [], PrivatePass.features
 
     def features_(self, *args, **kwargs):
         if torch.is_grad_enabled():
             attempts.append(True)
             if len(attempts) <= times:
-                raise OUT_OF_MEMORY("Tried to allocate 3.90 GiB.")
+                raise error
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(PrivatePass, "features", features_)
@@ -209,6 +215,15 @@ def test_out_of_memory_once(family, vae, monkeypatch):
     assert flags == [False, True] and len(attempts) == len(trace.steps) + 1
     assert torch.equal(picture, expected)
     assert footprint(family) == before
+
+
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+@pytest.mark.parametrize("error", OTHER_BACKENDS, ids=lambda error: type(error).__name__)
+def test_out_of_memory_in_another_backends_words(sd15, vae, monkeypatch, error, guided_pass):
+    attempts = run_out(monkeypatch, 1, error)
+    _, trace = guided(sd15, vae, small.annotated(sd15), settings={"guided_pass": guided_pass})
+    assert_guided(trace)
+    assert len(attempts) == len(trace.steps) + 1
 
 
 def test_out_of_memory_always(family, vae, monkeypatch, caplog):

@@ -8,7 +8,7 @@ import pytest
 import small
 import torch
 from guiding import ONE_CALL, assert_effective, assert_guided, change, footprint, guided
-from omniportrait.guidance import passes, private_pass
+from omniportrait.guidance import passes, private_pass, shared_pass
 from omniportrait.guidance import run as run_module
 from omniportrait.guidance.people import ByHand
 from omniportrait.guidance.rows import private_options
@@ -161,6 +161,25 @@ def test_sharing_gives_the_full_passes_picture(family, vae, monkeypatch, sampler
     assert len(rows) == len(trace.steps) == len(passes_run)
     torch.testing.assert_close(shared, whole, rtol=0, atol=2e-4 * float(whole.abs().max()))
     assert footprint(family) == before
+
+
+def test_sharing_when_memory_lets_no_two_conditionings_run_together(sd15, vae, monkeypatch):
+    """A call without people's rows is none of ours."""
+    monkeypatch.setattr(type(sd15.model), "memory_required", lambda *args, **kwargs: 1e30)
+    positive = [*small.annotated(sd15), *small.conditioning(sd15, 4)]
+    whole, trace = guided(sd15, vae, positive, settings={"checkpointing": "off"})
+    rows = spied(monkeypatch)
+    shared, shared_trace = guided(sd15, vae, positive, settings={"checkpointing": "off", "guided_pass": "shared"})
+    assert_guided(shared_trace, len(trace.steps))
+    assert len(rows) == len(trace.steps)
+    torch.testing.assert_close(shared, whole, rtol=0, atol=2e-4 * float(whole.abs().max()))
+
+
+def test_work_of_several_cards_is_not_split():
+    """MultiGPU Work Units: a call may be on another card than the guided rows."""
+    options = {"uuids": [1]}
+    assert shared_pass.may_split({"transformer_options": options}, "own")
+    assert not shared_pass.may_split({"transformer_options": options | {"multigpu_thread_device": "cpu"}}, "own")
 
 
 def test_sharing_steps_back_for_other_packs(sd15, vae):

@@ -206,5 +206,5 @@ def test_dual_cfg_with_an_area(sd15, vae, place):
         run_module.run_rows = original
     assert_guided(traces[0])
     assert len(seen) == len(traces[0].steps)
-    for cond in seen:
-        assert torch.equal(cond["model_conds"]["c_crossattn"].cond, person[0][0])
+    for part in seen:
+        assert torch.equal(part.conditioning["c_crossattn"].cond, person[0][0])

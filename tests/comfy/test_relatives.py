@@ -106,6 +106,22 @@ def test_patch_with_inference_weights_under_checkpointing(sd15, vae):
     assert shares["on"] == pytest.approx(shares["off"], rel=1e-3)
 
 
+@torch.library.custom_op("omniportrait_tests::attention", mutates_args=())
+def attention_without_a_way_back(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+    return comfy.ldm.modules.attention.attention_pytorch(q, k, v, heads).contiguous()
+
+
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+def test_a_patch_that_calls_an_attention_without_a_way_back(sd15, vae, guided_pass):
+    """As ComfyUI's own is under --use-flash-attention."""
+    model = sd15.clone()
+    model.set_model_attn1_replace(
+        lambda q, k, v, extra: attention_without_a_way_back(q, k, v, extra["n_heads"]), "input", 1
+    )
+    with pytest.raises(ValueError, match="another node's attention patch has none .* without --use-flash-attention"):
+        guided(model, vae, small.annotated(model), settings={"guided_pass": guided_pass})
+
+
 def test_offloaded_weights_end_their_cast_with_a_copy(sd15):
     """Newer cores cast them into one reused buffer; weights that are where the pass computes are left alone."""
     base = sd15.model

@@ -90,10 +90,10 @@ def watched(
                 main.setdefault((uuid, side, sigma), own)
         return h, skip
 
-    def spy(private_pass, cond, call, place, x, sigma, *args):
-        rows = original(private_pass, cond, call, place, x, sigma, *args)
-        if rows is not None:  # side 0: ComfyUI copies an area to the negative under the same uuid
-            private.append((rows.features.detach().clone(), main[cond["uuid"], 0, float(sigma[0])]))
+    def spy(private_pass, part, call, place, canvas, sigma, *args):
+        rows = original(private_pass, part, call, place, canvas, sigma, *args)
+        # side 0: ComfyUI copies an area to the negative under the same uuid
+        private.append((rows.features.detach().clone(), main[part.uuid, 0, float(sigma[0])]))
         return rows
 
     tapped = model.clone()

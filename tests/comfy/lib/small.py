@@ -73,10 +73,13 @@ def unet(
     manual_cast=None,
     inference: bool = True,
     v_prediction=False,
+    operations=None,
 ):
-    """A ModelPatcher; weights are inference tensors unless `inference` is False."""
+    """A ModelPatcher; weights are inference tensors unless `inference` is False. operations: the layers' classes, where
+    ComfyUI is not to pick them."""
     with torch.inference_mode(inference):
         config = config_class(dict(shape, dtype=dtype))
+        config.custom_operations = operations
         config.set_inference_dtype(dtype, manual_cast)
         state = V_PREDICTION if v_prediction else {}
         base = config.get_model(state, "", device=torch.device("cpu"))

@@ -1,0 +1,176 @@
+"""Nothing of a guided run outlives it. On a GPU a view of a weight keeps the whole weight's memory, so what Python's
+garbage collector would find some minutes later is a model that cannot be unloaded. It is switched off here."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import comfy.hooks
+import comfy.model_management
+import pytest
+import small
+import torch
+from guiding import BETA, assert_guided, guided
+from omniportrait.guidance import run as run_module
+from omniportrait.guidance.face_mask import Search, find_faces
+from omniportrait.guidance.memory import OUT_OF_MEMORY
+from omniportrait.guidance.people import ByHand
+from omniportrait.guidance.private_pass import PrivatePass
+from omniportrait.guidance.run import GuidedRun
+from omniportrait.guidance.settings import Settings
+from test_guided_pass import SPOT
+
+INTERRUPTED = comfy.model_management.InterruptProcessingException
+PASSES = ["full", "shared", "half", "crop"]
+
+
+@pytest.fixture(autouse=True)
+def uncollected():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def left(monkeypatch):
+    """Names of what is still there of the runs and of the private passes' weights that were made."""
+    made: list[tuple[str, weakref.ref]] = []
+    build = PrivatePass.__init__
+
+    def remember(kind):
+        start = kind.__init__
+
+        def init(self, *args):
+            made.append((kind.__name__, weakref.ref(self)))
+            start(self, *args)
+
+        monkeypatch.setattr(kind, "__init__", init)
+
+    def init_pass(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        made.extend((name, weakref.ref(p)) for name, p in self.unet.named_parameters())
+
+    remember(GuidedRun)
+    remember(Search)
+    monkeypatch.setattr(PrivatePass, "__init__", init_pass)
+
+    def names() -> list[str]:
+        assert len(made) > 100 and {"GuidedRun", "Search"} & {name for name, _ in made}  # and the weights of a pass
+        return [name for name, reference in made if reference() is not None]
+
+    return names
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@pytest.mark.parametrize("guided_pass", PASSES)
+def test_a_finished_run(sd15, vae, left, guided_pass, checkpointing):
+    settings = {"guided_pass": guided_pass, "checkpointing": checkpointing}
+    if guided_pass == "crop":
+        _, trace = guided(
+            sd15, vae, small.conditioning(sd15, 1), settings=settings, by_hand=ByHand(small.face(), SPOT), size=(32, 32)
+        )
+    else:
+        _, trace = guided(sd15, vae, small.annotated(sd15), settings=settings)
+    assert_guided(trace)
+    assert left() == []
+
+
+def test_a_run_whose_passes_are_replaced(sd15, vae, left):
+    """A LoRA hook on the person makes a pass a step."""
+    hooks = comfy.hooks.create_hook_lora(small.lora(sd15), 1.0, 0.0)
+    positive = comfy.hooks.set_hooks_for_conditioning(small.annotated(sd15), hooks)
+    model = sd15.clone()
+    model.register_all_hook_patches(hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model))
+    _, trace = guided(model, vae, positive, settings={"checkpointing": "on"})
+    assert_guided(trace)
+    assert left() == []
+
+
+def test_a_search_for_the_face(sd15, left):
+    with torch.inference_mode():
+        maps, _ = find_faces(sd15, small.annotated(sd15), torch.zeros(1, 4, 16, 16), 3, 1.5, Settings(beta=BETA))
+    assert maps.shape == (1, 1, 16, 16)
+    assert left() == []
+
+
+class Fail(torch.autograd.Function):
+    """Raises on the way there, or on the way back."""
+
+    @staticmethod
+    def forward(ctx, q, kind, when):
+        ctx.kind = kind
+        if when == "forward":
+            raise kind("by the test")
+        return q.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ctx.kind("by the test")
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@pytest.mark.parametrize("when", ["forward", "backward"])
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+@pytest.mark.parametrize("kind", [INTERRUPTED, RuntimeError], ids=["interrupted", "failed"])
+def test_a_run_that_ends_early(sd15, vae, left, kind, guided_pass, when, checkpointing):
+    model, raised = sd15.clone(), False
+    model.set_model_attn2_patch(
+        lambda q, k, v, extra: (Fail.apply(q, kind, when) if torch.is_grad_enabled() else q, k, v)
+    )
+    settings = {"guided_pass": guided_pass, "checkpointing": checkpointing}
+    try:
+        guided(model, vae, small.annotated(model), settings=settings)
+    except kind:
+        raised = True
+    assert raised
+    assert left() == []
+
+
+class Marked(torch.autograd.Function):
+    """Puts an object into the graph that lives as long as the graph does."""
+
+    @staticmethod
+    def forward(ctx, q, mark):
+        ctx.mark = mark
+        return q.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+@pytest.mark.parametrize("second_block, block", [(-1, 11), (2, 4)], ids=["after the features", "between two blocks"])
+def test_memory_that_runs_out_in_the_shared_pass(sd15, vae, monkeypatch, second_block, block):
+    """The guided step that follows finds its graph gone; the picture is that of the full pass."""
+    model, graphs, found = sd15.clone(), [], []
+
+    def mark(q, k, v, extra):
+        if torch.is_grad_enabled():
+            graphs.append(weakref.ref(token := lambda: None))
+            q = Marked.apply(q, token)
+        return q, k, v
+
+    def run_out(h, skip, transformer_options):
+        if sharing and transformer_options["block"] == ("output", block) and not torch.is_inference_mode_enabled():
+            raise OUT_OF_MEMORY("Tried to allocate 3.90 GiB.")
+        return h, skip
+
+    original, sharing = run_module.run_rows, []
+
+    def spy(private, *args):
+        found.append(sum(graph() is not None for graph in graphs))
+        sharing[:] = [True] * private._exit._go_on
+        return original(private, *args)
+
+    model.set_model_attn2_patch(mark)
+    model.set_model_output_block_patch(run_out)
+    positive, settings = small.annotated(model), {"second_block": second_block, "checkpointing": "off"}
+    whole, _ = guided(model, vae, positive, settings=settings)
+    monkeypatch.setattr(run_module, "run_rows", spy)
+    picture, trace = guided(model, vae, positive, settings=settings | {"guided_pass": "shared"})
+    assert_guided(trace)
+    assert len(found) == 2 * len(trace.steps) and len(graphs) > len(found)
+    assert not any(found)
+    assert torch.equal(picture, whole)
