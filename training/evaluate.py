@@ -1,6 +1,6 @@
 """`python run.py train evaluate`: what a pivot encoder does, on people it was not trained on.
 
-Two numbers for each encoder file, each with a 95% interval over identities: how well the attention of e_mix covers
+For each encoder file, with 95% intervals over identities: how well the attention of e_mix covers
 the true face (IoU), and how near the portraits it makes are to their reference, against other people's references.
 """
 

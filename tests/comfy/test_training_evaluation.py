@@ -73,12 +73,27 @@ def test_portraits_that_are_the_person_are_told_from_others(evaluated, monkeypat
     assert other["distance"]["own"]["mean"] > own["distance"]["own"]["mean"] and other["rank"]["mean"] < 0.9
 
 
+def test_spread_between_people_and_within_one(evaluated):
+    """An encoder that moves the word by 1, 2, 3, 4 for four people, and by 0.5 more and less for their two pictures."""
+    _, found = evaluated
+    turn = iter((1.0, 2.0, 3.0, 4.0))
+
+    def encoder(faces, text):
+        assert len(faces) == 2
+        return text + next(turn) + torch.tensor([[-0.5], [0.5]])
+
+    spread, width = found._spread(encoder, 16), found.base.text_width
+    assert spread["between"] == pytest.approx(width**0.5) and spread["within"] == pytest.approx(0.5 * width**0.5)
+    assert spread["common"] == pytest.approx(2.5 * width**0.5)
+
+
 def test_whole_measurement_of_a_file(evaluated):
     folder, found = evaluated
     encoder = PivotEncoder(PivotConfig("generic", (found.base.text_width,), TOWER))
     pivot_checkpoint.save(folder / "untrained.safetensors", encoder, 0, torch.float16)
     results = {"None": found.measure(None), "untrained": found.measure(Path(folder / "untrained.safetensors"))}
-    # An untrained encoder gives e_mix = e_txt, so both rows are one.
-    assert results["None"] == results["untrained"] and 0 <= results["None"]["iou"]["mean"] <= 1
     text = "\n".join(lines(results))
-    assert "plain text, no encoder" in text and "untrained" in text and "4 people" in text
+    assert "plain text, no encoder" in text and "untrained" in text and "4 people" in text and "e_mix - e_txt" in text
+    # An untrained encoder gives e_mix = e_txt, so both rows are one.
+    assert results["untrained"].pop("spread") == {"between": 0.0, "within": 0.0, "common": 0.0}
+    assert results["None"] == results["untrained"] and 0 <= results["None"]["iou"]["mean"] <= 1

@@ -1,6 +1,7 @@
-"""The two numbers by which a pivot encoder is judged, on held-out people whose faces are known.
+"""The numbers by which a pivot encoder is judged, on held-out people whose faces are known.
 
 IoU: A_t(m) over its maximum, averaged over four noise levels, above a half, against the true face on the same grid.
+Spread: of e_mix - e_txt, between people and within the pictures of one; without the first nothing tells who it is.
 Distance: of the faces of generated portraits to the person's own reference and to other people's, in an embedding that
 nothing in training has seen (demo/measures).
 """
@@ -29,7 +30,7 @@ from .index import Entry
 from .plan import Slot, bucket_sizes, nearest
 from .samples import Sample, Samples, decode, seen_face
 from .sheets import attention, portraits
-from .step import gather
+from .step import Encoder, gather
 
 log = logging.getLogger(__name__)
 
@@ -100,18 +101,42 @@ class Evaluation:
             encoder, header = pivot_checkpoint.load(path, torch.float32)
             encoder, side = encoder.to(self.base.device), header.config.tower.image_size
         result: dict = {"iou": interval(self._attention(encoder, side))}
+        if encoder is not None:
+            result["spread"] = self._spread(encoder, side)
         if self.options.portraits:
             result |= self._distances(encoder, side)
         return result
 
     def _with_reference(self, person: Person, numbers: Sequence[int], side: int) -> list[Sample]:
         """Samples of a person's pictures whose tower sees the person's reference."""
-        reference = self.entries[person.reference]
-        picture, box = decode(reference.read(reference.picture)), reference.description()["face_box"]
-        face = seen_face(picture, tuple(box), side)
+        face = self._face(person.reference, side)
         samples = Samples(self.entries, self.homes, replace(self.config.data, reference="own"), None, side, 0)
         found = [samples[Slot(number, -1, number)] for number in numbers]
         return [replace(sample, face=face) for sample in found if not sample.problem]
+
+    def _spread(self, encoder: Encoder, side: int) -> dict[str, float]:
+        """Of e_mix - e_txt. between, within: mean distances of people's means from the mean of all, and of a person's
+        pictures from their own mean. common: length of the mean of all."""
+        means, within = [], []
+        for person in self.people:
+            entry = self.entries[person.reference]
+            told = entry.description()
+            text = self.base.text(told["caption"], told["subject"], told.get("occurrence", 0))
+            faces = [self._face(number, side) for number in (person.reference, *person.views[: self.options.views])]
+            word = text.rows[text.column].expand(len(faces), -1).to(self.base.device)
+            change = encoder(torch.stack(faces).to(self.base.device), word) - word
+            means.append(change.mean(0))
+            within.append((change - means[-1]).norm(dim=1).mean())
+        every = torch.stack(means)
+        return {
+            "between": float((every - every.mean(0)).norm(dim=1).mean()),
+            "within": float(torch.stack(within).mean()),
+            "common": float(every.mean(0).norm()),
+        }
+
+    def _face(self, number: int, side: int) -> torch.Tensor:
+        entry = self.entries[number]
+        return seen_face(decode(entry.read(entry.picture)), tuple(entry.description()["face_box"]), side)
 
     def _attention(self, encoder: PivotEncoder | None, side: int) -> dict[str, list[float]]:
         values: dict[str, list[float]] = {}
@@ -182,6 +207,9 @@ def lines(results: Mapping[str, dict]) -> list[str]:
     for name, result in results.items():
         text.append("plain text, no encoder" if name == "None" else name)
         text.append(f"  IoU of the attention with the face     {_shown(result['iou'])}")
+        if spread := result.get("spread"):
+            told = "between people {between:.2f}, of one {within:.2f}, in common {common:.2f}".format(**spread)
+            text.append(f"  e_mix - e_txt                          {told}")
         if distance := result.get("distance"):
             text.append(f"  distance to the own reference          {_shown(distance['own'])}")
             text.append(f"  distance to other people's             {_shown(distance['others'])}")
