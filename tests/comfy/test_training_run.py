@@ -34,7 +34,7 @@ SMALL = {
     "data.resolution": 64, "data.workers": 0, "data.cached": False, "batch": 4, "micro_batch": 2, "steps": 4,
     "tower": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}, "precision": "fp32",
     "warmup": 2, "rate": 1e-3, "ema": 0.9, "save_every": 2, "log_every": 1, "report_every": 1000, "objective.eta": 1.0,
-    "report_samples": 1, "report_steps": 2,
+    "report_samples": 1, "report_steps": 2, "trainable_layers": None, "objective.picture_error": 0.0,
 }  # fmt: skip
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

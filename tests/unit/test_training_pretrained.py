@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -76,6 +76,14 @@ def test_new_encoder_starts_from_the_file(tmp_path, kind):
     assert made.config.tower == replace(SMALL, mean=(0.5,) * 3, std=(0.5,) * 3)
     random = make_encoder(replace(config, pretrained=None), 768)
     assert not torch.equal(random.tower.conv1.weight, made.tower.conv1.weight)
+
+
+def test_a_tower_that_would_stay_random_is_refused():
+    config = settings.read("demo")
+    with pytest.raises(ValueError, match="would stay so.*pretrained=FILE"):
+        make_encoder(config, 8)
+    learning = settings.read("demo", {"trainable_layers": None, "tower": asdict(SMALL)})
+    assert all(each.requires_grad for each in make_encoder(learning, 8).tower.parameters())
 
 
 def test_other_files_are_told_by_what_they_are(tmp_path):

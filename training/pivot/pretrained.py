@@ -23,6 +23,11 @@ def make_encoder(config: Config, text_width: int) -> PivotEncoder:
             f"{text_width}: choose the config of its family."
         )
     path = Path(config.pretrained).expanduser() if config.pretrained else None
+    if path is None and config.trainable_layers == 0:
+        raise ValueError(
+            "The image tower's weights begin at random and would stay so, since trainable_layers is 0: give weights by "
+            "--set pretrained=FILE (`train tower` makes some), or let it learn by --set trainable_layers=null."
+        )
     weights = read_tower(path) if path else None
     tower = as_trained(config.tower, path, config.pretrained_tag) if path else config.tower
     with torch.random.fork_rng(devices=[]):
