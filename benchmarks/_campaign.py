@@ -199,6 +199,12 @@ def told(row: dict) -> str:
     ])  # fmt: skip
 
 
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table; the first line is its head."""
+    head, *others = lines
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *others))
+
+
 def command(name: str) -> str:
     """The command line as people may repeat it: paths by their last name."""
     words = [re.sub(r"[^\s=]*/", "", word) for word in sys.argv[1:]]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from _portraits import Case, Made, digest, of_file, of_source, sitter, wanted
 from omniportrait.demo.measures.detail import KnownMoles, contrasts
-from omniportrait.demo.measures.held_out import NEIGHBOUR
+from omniportrait.demo.measures.held_out import away_from
 from omniportrait.demo.measures.identity import CHIP, FaceEmbedder, align, template
 from omniportrait.demo.measures.identity import WEIGHTS as EMBEDDER
 from omniportrait.demo.measures.separation import THRESHOLDS, thresholds
@@ -26,8 +26,8 @@ from omniportrait.models.face.mask import face_oval
 from omniportrait.models.face.mtcnn import WEIGHTS as DETECTOR
 from omniportrait.models.face.mtcnn import BuiltInDetector
 
-MEASURES = ("demo/measures/detail.py", "demo/measures/geometry.py", "demo/measures/identity.py",
-            "demo/measures/text.py", "models/face")  # fmt: skip
+MEASURES = ("demo/measures/detail.py", "demo/measures/geometry.py", "demo/measures/held_out.py",
+            "demo/measures/identity.py", "demo/measures/text.py", "models/face")  # fmt: skip
 LAST_PLACES = 2
 """Blocks at the embedder's end that crop similarity leaves out: what remains still has places (9x9 on a chip)."""
 AROUND = 1.25
@@ -164,9 +164,8 @@ class Judge:
         own = marks.carried(face.landmarks).places
         seen: list[torch.Tensor] = []
         for rival in self.rivals(person):
-            placed = self.known(rival)[1].carried(face.landmarks)
-            apart = (torch.cdist(placed.places, own) > NEIGHBOUR * placed.radii[:, None]).all(1)
-            seen.append(contrasts(picture, placed.chosen(apart.nonzero().flatten().tolist())) > cut)
+            placed = away_from(self.known(rival)[1].carried(face.landmarks), own)
+            seen.append(contrasts(picture, placed) > cut)
         together = torch.cat(seen) if seen else torch.zeros(0)
         return float(together.float().mean()) if len(together) else None
 

@@ -26,7 +26,7 @@ run.use_comfyui()
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch  # noqa: E402
-from _campaign import Campaign, arguments, command, named  # noqa: E402
+from _campaign import Campaign, arguments, command, markdown, named  # noqa: E402
 from _intervals import difference_of, mean_of  # noqa: E402
 from _judge import RIVALS, VIEWS  # noqa: E402
 from _portraits import Variant  # noqa: E402
@@ -157,9 +157,9 @@ def table(columns: Sequence[Column], rows: Mapping[str, Mapping[str, Interval | 
     """Markdown; columns without a single value are left out."""
     shown = [c for c in columns if any(cells[c.key] for cells in rows.values())]
     arrows = {1: " ↑", -1: " ↓", 0: ""}
-    lines = [["", *(c.title + arrows[c.better] for c in shown)], ["---"] * (len(shown) + 1)]
+    lines = [["", *(c.title + arrows[c.better] for c in shown)]]
     lines += [[name, *(cell(c, cells[c.key], bold) for c in shown)] for name, cells in rows.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def cell(column: Column, value: Interval | None, bold: bool) -> str:
@@ -197,7 +197,7 @@ def page(
 
 def timetable(times: Mapping[str, float]) -> str:
     """Markdown."""
-    return "\n".join(["| | sampling time |", "|---|---|", *(f"| {name} | {x:.2f} |" for name, x in times.items())])
+    return markdown([["", "sampling time"], *([name, f"{x:.2f}"] for name, x in times.items())])
 
 
 def device_name() -> str:

@@ -31,7 +31,7 @@ from omniportrait import run
 run.use_comfyui()
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _campaign import Campaign, arguments, command, converted, named  # noqa: E402
+from _campaign import Campaign, arguments, command, converted, markdown, named  # noqa: E402
 from _intervals import difference_of, mean_of  # noqa: E402
 from _portraits import Variant, defaults  # noqa: E402
 from _sheets import contact_sheet, one_each  # noqa: E402
@@ -195,23 +195,20 @@ def shown(value: object) -> str:
 def table(name: str, gains: Mapping[object, Cells], values: Mapping[object, Cells], own: object) -> str:
     """Markdown: a row for each value, its differences to off and its values."""
     lines = [[name, *(f"{title}, over off" for title, _ in GAINS.values()), *(title for title, _ in VALUES.values())]]
-    lines.append(["---"] * len(lines[0]))
     for value in gains:
         entries = [text(gains[value][c], factor, "+") for c, (_, factor) in GAINS.items()]
         entries += [text(values[value][c], factor) for c, (_, factor) in VALUES.items()]
         lines.append([f"{shown(value)}{'*' if value == own else ''}", *entries])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def compared(name: str, differences: Mapping[object, Cells]) -> str:
     """Markdown: a row for each value but the node's own, its differences to that."""
     titles = [f"{title}, over the own value" for title, _ in GAINS.values()]
-    lines = [[name, *titles], ["---"] * (len(titles) + 1)]
-    lines += [
+    return markdown([[name, *titles], *(
         [shown(value), *(text(cells[c], factor, "+") for c, (_, factor) in GAINS.items())]
         for value, cells in differences.items()
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    )])  # fmt: skip
 
 
 def text(value: Interval | None, factor: float, sign: str = "") -> str:
@@ -235,7 +232,7 @@ def page(
         command=command("sweeps"), people=len({row["person"] for row in some}), first=campaign.options.first,
         prompts=campaign.options.prompts, settings=campaign.told_settings(),
     )]  # fmt: skip
-    costs, trades = {}, {}
+    costs, trades, cases = {}, {}, one_each(campaign.cases(), 4)
     for name, by_value in sweeps.items():
         rows = {value: results[variant.name] for value, variant in by_value.items()}
         off = {value: results[variant.unguided.name] for value, variant in by_value.items()}
@@ -255,7 +252,6 @@ def page(
             lost = {v: gains[v]["scene"] for v in rows}
             trades[name] = {v: (100 * lost[v].mean, gains[v]["margin"]) for v in rows if lost[v]}
             sheet = images / f"sweep_{name}_sheet.jpg"
-            cases = one_each(campaign.cases(), 4)
             variants = [next(iter(by_value.values())).unguided, *by_value.values()]
             contact_sheet(campaign.studio, variants, cases).save(sheet, quality=88)
             lines += [f"![{name}, in pictures]({images.name}/{sheet.name})", ""]

@@ -132,7 +132,12 @@ def carried_moles(renders: Renders, landmarks: Sequence[torch.Tensor | None], mo
 def on_bare_skin(moles: KnownMoles, description: Mapping) -> KnownMoles:
     """The places that lie apart from every visible mark of the person in the picture."""
     own = torch.tensor([(d["x"], d["y"]) for d in description["details"] if d["visible"]]).reshape(-1, 2)
-    apart = torch.cdist(moles.places, own) > NEIGHBOUR * moles.radii[:, None]
+    return away_from(moles, own)
+
+
+def away_from(moles: KnownMoles, marks: torch.Tensor) -> KnownMoles:
+    """Those with none of the marks [N, 2] nearby."""
+    apart = torch.cdist(moles.places, marks) > NEIGHBOUR * moles.radii[:, None]
     return moles.chosen(apart.all(1).nonzero().flatten().tolist())
 
 
