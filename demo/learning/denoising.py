@@ -112,7 +112,7 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
     state = loop.State(options.out, budget, {"model": model, "optimizer": optimizer, "average": average}, recipe)
     went_on = not options.restart and state.resume()
     if options.start and not went_on:
-        loop.load_weights(options.start, model, average)
+        begin_with(options.start, model, average)
     log = loop.Log(options.out.with_suffix(".log"))
     sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.unet, model.text)]
     if options.compile:
@@ -139,6 +139,23 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
         return losses
 
     loop.advance(budget, log, options.batch, optimizer, average, step, finish, 30, 60 * options.save_minutes)
+
+
+def begin_with(path: Path, model: Denoiser, average: Averaged) -> None:
+    """Begin with the weights of another run and nothing else of it: of its state, or of the checkpoint it wrote."""
+    if path.suffix != ".safetensors":
+        loop.load_weights(path, model, average)
+        return
+    import safetensors.torch
+
+    state = safetensors.torch.load_file(path)
+    model.unet.load_state_dict(under(state, "model.diffusion_model."))
+    model.text.read(under(state, "cond_stage_model.transformer."))
+    average.restart()
+
+
+def under(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def draw(
@@ -178,7 +195,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="run.py make base", description=__doc__)
     loop.add_arguments(parser, minutes=75.0, batch=32, rate=8e-4)
     parser.add_argument("--vae", type=Path, required=True, help="the autoencoder that `make vae` wrote")
-    parser.add_argument("--start", type=Path, metavar="STATE", help="begin with the weights of another run's state")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of another run: its state, or its checkpoint")
     parser.add_argument("--compile", action="store_true", help="compile the UNet: minutes first, then faster")
     parser.add_argument("--save-minutes", type=float, default=10.0, help="between two saves, each with a sheet")
     return parser

@@ -99,6 +99,12 @@ class Averaged:
         torch._foreach_lerp_(self.values, [value.detach() for value in self.live], 1 - decay)
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew from the live values."""
+        for average, live in zip(self.values, self.live, strict=True):
+            average.copy_(live)
+
+    @torch.no_grad()
     def swap(self) -> None:
         """Exchange live and averaged values; a second call undoes it."""
         for average, live in zip(self.values, self.live, strict=True):
@@ -166,9 +172,9 @@ def load_weights(path: Path, model: torch.nn.Module, average: Averaged) -> None:
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     with torch.no_grad():
-        for live, value, saved in zip(average.live, average.values, state["average"], strict=True):
+        for live, saved in zip(average.live, state["average"], strict=True):
             live.copy_(saved)
-            value.copy_(saved)
+    average.restart()
 
 
 def write_tensors(path: Path, state: dict[str, torch.Tensor]) -> None:

@@ -67,6 +67,11 @@ class TextModel(nn.Module):
         table[self.ids] = state[name]
         return state | {name: table}
 
+    def read(self, state: dict[str, torch.Tensor]) -> None:
+        """Take what `exported` gave, in this model's own words."""
+        name = "text_model.embeddings.token_embedding.weight"
+        self.core.load_state_dict(state | {name: state[name][self.ids]})
+
 
 def attend(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Causal self-attention with the weights of ComfyUI's CLIPAttention: [B, L, width] -> [B, L, width]."""

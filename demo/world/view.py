@@ -54,19 +54,21 @@ class View:
 
 
 def random_view(rng: np.random.Generator) -> View:
-    """One of all views; every class is as likely as the others of its kind."""
+    """One of all views of somebody who sits for a portrait: near, turned a little. Every class is as likely as the
+    others of its kind. A face of half the picture's height gives a mouth five latents of the model; of a third, three,
+    and the model then never learnt to smile."""
     return View(
         expression=str(rng.choice(list(EXPRESSIONS))),
         garment=str(rng.choice(list(GARMENTS))),
         colour=str(rng.choice(list(COLOURS))),
         background=str(rng.choice(list(BACKGROUNDS))),
         light=str(rng.choice(list(LIGHTS))),
-        yaw=float(np.clip(rng.normal(0, 16), -40, 40)),
-        pitch=float(np.clip(rng.normal(0, 6), -14, 14)),
+        yaw=float(np.clip(rng.normal(0, 11), -25, 25)),
+        pitch=float(np.clip(rng.normal(0, 5), -12, 12)),
         roll=float(np.clip(rng.normal(0, 3), -8, 8)),
-        face_height=float(rng.uniform(0.34, 0.56)),
-        x=float(rng.uniform(0.42, 0.58)),
-        y=float(rng.uniform(0.36, 0.46)),
+        face_height=float(rng.uniform(0.48, 0.62)),
+        x=float(rng.uniform(0.45, 0.55)),
+        y=float(rng.uniform(0.38, 0.44)),
         seed=int(rng.integers(2**31)),
     )
 
