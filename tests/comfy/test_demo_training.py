@@ -173,6 +173,18 @@ def test_resumed_run_ends_where_a_whole_one_does(kind, small_training, tmp_path)
     assert equal(small_training(kind, out, "--restart"), whole) and log.read_text().count("100.0% step 4") == 2
 
 
+@pytest.mark.parametrize("kind", [".state.pt", ".safetensors"])
+def test_start_begins_with_the_weights_of_another_run(kind, small_training, tmp_path):
+    """Of its state or of its checkpoint alike; the words that no caption holds are their mean, rounded once more."""
+    first = tmp_path / "first.safetensors"
+    ended = small_training("base", first)
+    start = ("--start", str(first.with_suffix(kind)), "--pause", "0")
+    begun = small_training("base", tmp_path / "next.safetensors", *start)
+    for name, value in ended.items():
+        torch.testing.assert_close(begun[name], value, atol=1e-4, rtol=2e-3)
+    assert not equal(ended, small_training("base", tmp_path / "other.safetensors", "--pause", "0"))
+
+
 def test_a_state_of_another_run_is_refused(small_training, vae_file, tmp_path):
     """Other batches and another autoencoder would train on something else in the middle; another model has other
     shapes. The state stays as it was."""
