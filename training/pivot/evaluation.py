@@ -107,7 +107,7 @@ class Evaluation:
         result: dict = {"iou": interval(self._attention(encoder, side))}
         if encoder is not None:
             result["spread"] = self._spread(encoder, side)
-        result["stranger"] = self._stranger(encoder, side)
+            result["stranger"] = self._stranger(encoder, side)  # plain text is the same for everybody: it has no own
         if self.options.portraits:
             result |= self._distances(encoder, side)
         return result
@@ -128,7 +128,7 @@ class Evaluation:
         face = self._face(person.reference, side)[None]
         return [replace(each, faces=face) for each in self._known[person.name]]
 
-    def _stranger(self, encoder: PivotEncoder | None, side: int) -> dict | None:
+    def _stranger(self, encoder: Encoder, side: int) -> dict | None:
         """Per cent by which the denoiser errs more in a face with a stranger's reference: with the timesteps' ratios
         averaged as logs, and at each of them. None where no two people have the same noun."""
         pairs = []
@@ -138,7 +138,7 @@ class Evaluation:
                 pairs += [Pair(person.name, view, stranger) for view in self._views(person, side)]
         if not pairs:
             return None
-        found = by_person(self.base, encoder or plain, pairs, self.options.seed)
+        found = by_person(self.base, encoder, pairs, self.options.seed)
         means = {name: [sum(row) / len(row) for row in rows] for name, rows in found.items()}
         at = {}
         for i, look in enumerate(TIMESTEPS):
@@ -249,9 +249,9 @@ def lines(results: Mapping[str, dict]) -> list[str]:
             told = "between people {between:.2f}, of one {within:.2f}, in common {common:.2f}".format(**spread)
             text.append(f"  e_mix - e_txt                          {told}")
         if stranger := result.get("stranger"):
-            shown = _shown(stranger["percent"], "+.2f", "%")
+            shown = _shown(stranger["percent"], "+.3f", "%")
             text.append(f"  errs more with a stranger's reference  {shown}")
-            each = ", ".join(f"{value['mean']:+.2f}% at t = {look}" for look, value in stranger["at"].items())
+            each = ", ".join(f"{value['mean']:+.3f}% at t = {look}" for look, value in stranger["at"].items())
             text.append(f"    of this                              {each}")
         if distance := result.get("distance"):
             text.append(f"  distance to the own reference          {_shown(distance['own'])}")
