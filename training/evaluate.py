@@ -1,7 +1,8 @@
 """`python run.py train evaluate`: what a pivot encoder does, on people it was not trained on.
 
-For each encoder file, with 95% intervals over identities: how well the attention of e_mix covers
-the true face (IoU), and how near the portraits it makes are to their reference, against other people's references.
+For each encoder file, with 95% intervals over identities: how well the attention of e_mix covers the true face (IoU),
+how much more the denoiser errs in a face with a stranger's reference than with the own, and how near the portraits it
+makes are to their reference, against other people's references.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, help="shards of people it was not trained on")
     parser.add_argument("--config", default="demo", help="a config: how to read the shards (default: demo)")
     parser.add_argument("--people", type=int, default=50, help="how many people (default: 50)")
-    parser.add_argument("--views", type=int, default=4, help="pictures of each for the IoU (default: 4)")
+    parser.add_argument("--views", type=int, default=4, help="pictures of each, but for portraits (default: 4)")
     parser.add_argument("--portraits", type=int, default=2, help="portraits of each, or 0 (default: 2)")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps (default: 25, the demo's)")
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale (default: 4, the demo's)")

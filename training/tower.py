@@ -24,17 +24,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000, help="end after so many steps, if the time is not up")
     parser.add_argument("--people", type=int, default=32, help="people in a batch, two pictures of each (default: 32)")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--held-out", nargs="+", metavar="SHARDS", help="say at the end how well it tells these people")
     options = parser.parse_args()
     from omniportrait.training.pivot import config as settings
     from omniportrait.training.pivot.contrast import teach
+    from omniportrait.training.pivot.retrieval import look_with_file
 
     try:
         overrides = {"data.shards": options.data, "out": str(options.out.parent), "rate": options.rate}
         config = settings.read(options.config, overrides | {"steps": options.steps, "batch": options.people})
         accuracy = teach(config, options.out, options.minutes, lambda line: print(line, flush=True))
+        print(f"{options.out}: found {accuracy:.0%} of the last people among {options.people}", flush=True)
+        if options.held_out:
+            print(look_with_file(options.out, config, options.held_out))
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    print(f"{options.out}: found {accuracy:.0%} of the last people among {options.people}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from omniportrait.demo.world.shards import write as render
 from omniportrait.models import pivot_checkpoint
 from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig
 from omniportrait.training.pivot import evaluation
-from omniportrait.training.pivot.evaluation import Evaluation, iou, lines
+from omniportrait.training.pivot.evaluation import Evaluation, iou, lines, plain
 
 TOWER = TowerConfig(image_size=16, patch_size=8, width=16, layers=1, head_width=8)
 
@@ -87,6 +87,49 @@ def test_spread_between_people_and_within_one(evaluated):
     assert spread["common"] == pytest.approx(2.5 * width**0.5)
 
 
+def test_strangers_are_the_next_people_of_the_same_noun(evaluated, monkeypatch):
+    _, found = evaluated
+    nouns = dict(zip(found.people, ("woman", "man", "woman", "girl"), strict=True))
+    monkeypatch.setattr(found, "_noun", nouns.__getitem__)
+    one, two, three, four = found.people
+    assert [found._rival(each) for each in found.people] == [three, None, one, None]
+    nouns |= {two: "woman"}
+    assert [found._rival(each) for each in found.people] == [two, three, one, None]
+
+
+def test_pictures_are_encoded_once_for_all_encoders_and_references(evaluated, monkeypatch):
+    _, found = evaluated
+    sizes = []
+    real = found.base.latents
+    monkeypatch.setattr(found.base, "latents", lambda pictures: sizes.append(len(pictures)) or real(pictures))
+    monkeypatch.setattr(found, "_known", {})
+    monkeypatch.setattr(found, "_noun", lambda _: "woman")
+    first = found._stranger(plain, 16), found._attention(None, 16)
+    assert (found._stranger(plain, 16), found._attention(None, 16)) == first
+    assert sizes == [1] * len(found.people)
+    assert first[0]["percent"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "people": 4}
+
+
+def test_an_encoder_that_spoils_a_strangers_word_is_told(evaluated, monkeypatch):
+    """With the person's own face e_mix is the text; with a stranger's it is far from all that the base knows."""
+    _, found = evaluated
+    monkeypatch.setattr(found, "_noun", lambda _: "woman")
+
+    def encoder_of(*added: float):
+        """Adds one number in its first call, the own faces', and one in its second."""
+        turn = iter(added)
+        return lambda faces, text: text + next(turn)
+
+    worse, better = (found._stranger(encoder_of(*added), 16) for added in ((0.0, 50.0), (50.0, 0.0)))
+    assert abs(worse["percent"]["mean"]) > 0.1
+    # The other way round the ratios are the inverse ones.
+    product = (1 + worse["percent"]["mean"] / 100) * (1 + better["percent"]["mean"] / 100)
+    assert product == pytest.approx(1, abs=1e-5)
+    assert worse["percent"]["low"] <= worse["percent"]["mean"] <= worse["percent"]["high"]
+    text = "\n".join(lines({"known": {"iou": worse["percent"], "stranger": worse}}))
+    assert f"{worse['percent']['mean']:+.3f}%  [" in text and f"{worse['at']['700']['mean']:+.3f}% at t = 700" in text
+
+
 def test_whole_measurement_of_a_file(evaluated):
     folder, found = evaluated
     encoder = PivotEncoder(PivotConfig("generic", (found.base.text_width,), TOWER))
@@ -96,4 +139,5 @@ def test_whole_measurement_of_a_file(evaluated):
     assert "plain text, no encoder" in text and "untrained" in text and "4 people" in text and "e_mix - e_txt" in text
     # An untrained encoder gives e_mix = e_txt, so both rows are one.
     assert results["untrained"].pop("spread") == {"between": 0.0, "within": 0.0, "common": 0.0}
+    assert results["untrained"].pop("stranger")["percent"]["mean"] == 0.0
     assert results["None"] == results["untrained"] and 0 <= results["None"]["iou"]["mean"] <= 1

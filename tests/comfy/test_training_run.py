@@ -37,6 +37,7 @@ SMALL = {
     "tower": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}, "precision": "fp32",
     "warmup": 2, "rate": 1e-3, "ema": 0.9, "save_every": 2, "log_every": 1, "report_every": 1000, "objective.eta": 1.0,
     "report_samples": 1, "report_steps": 2, "trainable_layers": None, "objective.picture_error": 0.0,
+    "objective.drop_both": 0.1, "objective.drop_id": 0.1,
 }  # fmt: skip
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from made_shards import GOOD, encoded, mask, opened, picture, sample
 from omniportrait.models.pivot_encoder import CLIP_MEAN, CLIP_STD, prepare_face
-from omniportrait.training.pivot.config import Data
+from omniportrait.training.pivot import samples as samples_module
+from omniportrait.training.pivot.config import Augmentation, Data
 from omniportrait.training.pivot.plan import Plan, Slot
 from omniportrait.training.pivot.samples import MicroBatches, crop_window, loader, seen_face
 from PIL import Image
@@ -79,8 +80,6 @@ STILL |= {"box": 0.0, "blur_chance": 0.0, "grey_chance": 0.0}
 
 def test_background_of_the_reference_may_become_noise(tmp_path):
     """The face stays, all else changes from epoch to epoch; masks come from the picture that is the reference."""
-    from omniportrait.training.pivot.config import Augmentation
-
     people = [sample(i, identity=0) | {"mask.png": encoded(np.roll(mask(), 9 * i))} for i in range(2)]
     data = Data(workers=0, reference="identity")
 
@@ -125,8 +124,6 @@ def test_lone_pictures_fall_back_to_themselves(tmp_path):
 
 
 def test_workers_and_processes_read_the_same_samples(tmp_path):
-    from omniportrait.training.pivot.config import Augmentation
-
     def read(workers: int, process: int, processes: int, start: int = 0) -> list:
         data = Data(workers=workers)
         samples = opened(tmp_path, [sample(i) for i in range(8)], data, augmentation=Augmentation())
@@ -144,6 +141,19 @@ def test_workers_and_processes_read_the_same_samples(tmp_path):
                 assert torch.equal(one.picture, two.picture)
     later = read(0, 0, 1, start=2)
     assert [s.slot for batch in later for s in batch] == [s.slot for batch in alone[4:] for s in batch]
+
+
+def test_augmented_faces_come_of_no_larger_crop_than_is_of_use(monkeypatch):
+    """The crop holds 2 faces and the tower sees 1.4 of them: with 1.5 pixels for one of its 64 that is 137. What the
+    tower sees of a smooth picture is the same from fewer pixels."""
+    sides, real = [], samples_module.augment
+    monkeypatch.setattr(samples_module, "augment", lambda crop, *_: sides.append(crop.shape[-1]) or real(crop, *_))
+    ramp = torch.linspace(0, 255, 600).byte().expand(3, 600, 600)
+    nothing = Augmentation(**STILL)
+    found = seen_face(ramp, (200, 200, 400, 400), 64, nothing, torch.Generator())
+    seen_face(ramp, (270, 270, 330, 330), 64, nothing, torch.Generator())  # never enlarged
+    assert sides == [137, 120]
+    assert (found - seen_face(ramp, (200, 200, 400, 400), 64)).abs().max() < 0.05  # of a deviation
 
 
 def test_normalisation_is_clips():

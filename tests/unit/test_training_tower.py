@@ -15,7 +15,7 @@ from omniportrait import run
 from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder
 from omniportrait.training.pivot import config as settings
 from omniportrait.training.pivot import contrast as contrast_module
-from omniportrait.training.pivot.contrast import TEMPERATURE, contrast, teach
+from omniportrait.training.pivot.contrast import TEMPERATURE, by_noun, contrast, teach
 from omniportrait.training.pivot.index import BROKEN_PICTURE, BadSample
 from PIL import Image
 from safetensors.torch import load_file
@@ -51,6 +51,17 @@ def test_contrast_is_the_cross_entropy_both_ways():
     value, accuracy = contrast(ones, others)
     assert float(value) == pytest.approx(float(sum(both_ways)) / 2, rel=1e-5)
     assert accuracy == pytest.approx(float((scores.argmax(1) == torch.arange(3)).double().mean()))
+
+
+def test_batches_hold_people_of_one_noun():
+    """Nouns without a batch of people of their own go to another's, so that nobody is left out."""
+    nouns = ["man", "woman"] * 20 + ["girl"] * 3
+    plan = by_noun(nouns, batch=8, seed=0)
+    batches = [[slot.sample for slot in plan.batch(step).slots] for step in range(plan.per_epoch)]
+    assert {person for batch in batches for person in batch} == set(range(43))
+    kinds = [{nouns[person] for person in batch} for batch in batches]
+    assert all(len(kind - {"girl"}) == 1 for kind in kinds) and {"woman"} in kinds
+    assert all(len(set(batch)) == 8 for batch in batches)  # a person twice would be its own stranger
 
 
 def test_tower_learns_and_an_encoder_starts_from_it(tmp_path):
@@ -103,6 +114,7 @@ def test_workers_that_are_spawned_find_the_package(tmp_path):
     lesson(tmp_path)
     (tmp_path / "small.yaml").write_text(json.dumps({"tower": TOWER, "data": {"workers": 1}, "precision": "fp32"}))
     words = ["--config", str(tmp_path / "small.yaml"), "--data", str(tmp_path), "--people", "4", "--steps", "2"]
+    words += ["--held-out", str(tmp_path)]
     started = (
         "import multiprocessing, runpy, sys\n"
         "from omniportrait_start import run\n"
@@ -119,7 +131,8 @@ def test_workers_that_are_spawned_find_the_package(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", started], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "among 4" in done.stdout and (tmp_path / "tower.safetensors").is_file()
+    assert "among 4" in done.stdout and "8 pictures of 4 people" in done.stdout
+    assert (tmp_path / "tower.safetensors").is_file()
 
 
 def test_too_few_people_are_refused(tmp_path):

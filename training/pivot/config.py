@@ -69,7 +69,8 @@ class Objective:
     chances that text and ID, or the ID alone, are left out. face_only: chance that the denoising loss of a sample
     counts inside the face mask alone (FastComposer's masked loss; 0 is the paper). picture_error: 0 is the paper's
     error of the noise; else the error of the predicted picture, which is sigma^2 as large, at most so many times as
-    large. An embedding says who it is where noise hides it, and there the error of the noise is next to nothing."""
+    large. An embedding says who it is where noise hides it, and there the error of the noise is next to nothing.
+    timesteps: how t is drawn. "uniform" is the paper; "noisy" with a chance that grows in proportion to t."""
 
     eta: float = 2e-3
     maps: Literal["max", "none", "ratio"] = "max"
@@ -77,6 +78,7 @@ class Objective:
     drop_id: float = 0.1
     face_only: float = 0.0
     picture_error: float = 0.0
+    timesteps: Literal["uniform", "noisy"] = "uniform"
 
 
 @dataclass(frozen=True)

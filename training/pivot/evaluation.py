@@ -2,6 +2,7 @@
 
 IoU: A_t(m) over its maximum, averaged over four noise levels, above a half, against the true face on the same grid.
 Spread: of e_mix - e_txt, between people and within the pictures of one; without the first nothing tells who it is.
+Stranger: how much more the denoiser errs in a true face with a stranger's reference than with the own (stranger.py).
 Distance: of the faces of generated portraits to the person's own reference and to other people's, in an embedding that
 nothing in training has seen (demo/measures).
 """
@@ -30,7 +31,8 @@ from .index import Entry
 from .plan import Slot, bucket_sizes, nearest
 from .samples import Sample, Samples, decode, seen_face
 from .sheets import attention, portraits
-from .step import Encoder, gather
+from .step import Encoder, Inputs, gather
+from .stranger import TIMESTEPS, Pair, by_person, percent
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ class Evaluation:
         self.base, self.options, self.entries = base, options, entries
         self.scratch: tempfile.TemporaryDirectory | None = None
         """Lives as long as this."""
+        self._known: dict[str, list[Inputs]] = {}
+        """Each person's views, whose latents and text are the same for every encoder."""
         sizes = bucket_sizes(config.data.resolution, config.data.bucket_step, config.data.max_aspect)
         self.homes = [nearest(entry.width, entry.height, sizes) for entry in entries]
         self.config = config
@@ -95,7 +99,7 @@ class Evaluation:
 
     @torch.no_grad()
     def measure(self, path: Path | None) -> dict:
-        """Both numbers of one encoder; of the plain text for None."""
+        """All numbers of one encoder; of the plain text for None."""
         encoder, side = None, 8
         if path is not None:
             encoder, header = pivot_checkpoint.load(path, torch.float32)
@@ -103,6 +107,7 @@ class Evaluation:
         result: dict = {"iou": interval(self._attention(encoder, side))}
         if encoder is not None:
             result["spread"] = self._spread(encoder, side)
+            result["stranger"] = self._stranger(encoder, side)  # plain text is the same for everybody: it has no own
         if self.options.portraits:
             result |= self._distances(encoder, side)
         return result
@@ -113,6 +118,41 @@ class Evaluation:
         samples = Samples(self.entries, self.homes, replace(self.config.data, reference="own"), None, side, 0)
         found = [samples[Slot(number, -1, number)] for number in numbers]
         return [replace(sample, face=face) for sample in found if not sample.problem]
+
+    def _views(self, person: Person, side: int) -> list[Inputs]:
+        """A person's pictures, whose tower sees the person's reference. Encoded once."""
+        if person.name not in self._known:
+            found = self._with_reference(person, person.views[: self.options.views], side)
+            inputs = [gather([sample], self.base) for sample in found]
+            self._known[person.name] = [each for each in inputs if not each.problems]
+        face = self._face(person.reference, side)[None]
+        return [replace(each, faces=face) for each in self._known[person.name]]
+
+    def _stranger(self, encoder: Encoder, side: int) -> dict | None:
+        """Per cent by which the denoiser errs more in a face with a stranger's reference: with the timesteps' ratios
+        averaged as logs, and at each of them. None where no two people have the same noun."""
+        pairs = []
+        for person in self.people:
+            if rival := self._rival(person):
+                stranger = self._face(rival.reference, side)
+                pairs += [Pair(person.name, view, stranger) for view in self._views(person, side)]
+        if not pairs:
+            return None
+        found = by_person(self.base, encoder, pairs, self.options.seed)
+        means = {name: [sum(row) / len(row) for row in rows] for name, rows in found.items()}
+        at = {}
+        for i, look in enumerate(TIMESTEPS):
+            at[str(look)] = percent(interval({name: [row[i] for row in rows] for name, rows in found.items()}))
+        return {"percent": percent(interval(means)), "at": at}
+
+    def _rival(self, person: Person) -> Person | None:
+        """The next person, from the last on to the first, of the same noun."""
+        place = self.people.index(person)
+        others = self.people[place + 1 :] + self.people[:place]
+        return next((each for each in others if self._noun(each) == self._noun(person)), None)
+
+    def _noun(self, person: Person) -> str:
+        return self.entries[person.reference].description()["subject"]
 
     def _spread(self, encoder: Encoder, side: int) -> dict[str, float]:
         """Of e_mix - e_txt. between, within: mean distances of people's means from the mean of all, and of a person's
@@ -141,9 +181,7 @@ class Evaluation:
     def _attention(self, encoder: PivotEncoder | None, side: int) -> dict[str, list[float]]:
         values: dict[str, list[float]] = {}
         for person in self.people:
-            found = self._with_reference(person, person.views[: self.options.views], side)
-            for sample in found:  # pictures may differ in size
-                inputs = gather([sample], self.base)
+            for inputs in self._views(person, side):  # one by one: pictures may differ in size
                 maps = attention(self.base, encoder or plain, inputs, self.options.seed)
                 values.setdefault(person.name, []).append(float(iou(maps, inputs.masks)[0]))
         return values
@@ -158,13 +196,13 @@ class Evaluation:
             five = find_landmarks(picture)
             return None if five is None else embedder.embed(picture[None], five[None])[0]
 
-        references, nouns = {}, {}
+        references = {}
         for person in self.people:
             entry = self.entries[person.reference]
             known = embed(decode(entry.read(entry.picture)).float() / 255)
-            nouns[person.name] = entry.description()["subject"]
             if known is not None:
                 references[person.name] = known
+        nouns = {person.name: self._noun(person) for person in self.people}
         own, others, nearer, missing = {}, {}, {}, 0
         for person in self.people:
             if person.name not in references:
@@ -210,6 +248,11 @@ def lines(results: Mapping[str, dict]) -> list[str]:
         if spread := result.get("spread"):
             told = "between people {between:.2f}, of one {within:.2f}, in common {common:.2f}".format(**spread)
             text.append(f"  e_mix - e_txt                          {told}")
+        if stranger := result.get("stranger"):
+            shown = _shown(stranger["percent"], "+.3f", "%")
+            text.append(f"  errs more with a stranger's reference  {shown}")
+            each = ", ".join(f"{value['mean']:+.3f}% at t = {look}" for look, value in stranger["at"].items())
+            text.append(f"    of this                              {each}")
         if distance := result.get("distance"):
             text.append(f"  distance to the own reference          {_shown(distance['own'])}")
             text.append(f"  distance to other people's             {_shown(distance['others'])}")
@@ -220,5 +263,6 @@ def lines(results: Mapping[str, dict]) -> list[str]:
     return text
 
 
-def _shown(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]  {value['people']} people"
+def _shown(value: Mapping[str, float], form: str = ".3f", unit: str = "") -> str:
+    mean, low, high = (f"{value[name]:{form}}{unit}" for name in ("mean", "low", "high"))
+    return f"{mean}  [{low}, {high}]  {value['people']} people"

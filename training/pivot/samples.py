@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ...models.face.crop import square_around, take
-from ...models.pivot_encoder import prepare_face
+from ...models.pivot_encoder import FACE_MARGIN, prepare_face
 from .augment import augment, moved_box, over_noise
 from .config import Augmentation, Data
 from .index import BROKEN_MASK, BROKEN_PICTURE, EMPTY_MASK, BadSample, Entry, is_box
@@ -21,6 +21,8 @@ SHRINK = 8
 """Pixels of the picture for one of the latent."""
 REFERENCE_ROOM = 2.0
 """Side of the crop that is augmented, in sides of the face box, as Face Reference crops at inference."""
+ENOUGH = 1.5
+"""Pixels of an augmented crop for one that the tower sees: more of them only cost time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +144,8 @@ def seen_face(
         box = moved_box(box, augmentation.box, random)
     square = square_around(box, REFERENCE_ROOM)
     crop = take(picture, square).float() / 255
-    scale = min(1.0, 2 * REFERENCE_ROOM * side / crop.shape[-1])
+    wanted = 2.0 if augmentation is None else ENOUGH / FACE_MARGIN
+    scale = min(1.0, wanted * REFERENCE_ROOM * side / crop.shape[-1])
     if scale < 1:
         crop = F.interpolate(crop[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
     if mask is not None and mask.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -77,12 +78,26 @@ def gather(samples: Sequence[Sample], base: Base) -> Inputs:
     )  # fmt: skip
 
 
+def timestep(timesteps: int, kind: str, random: torch.Generator) -> torch.Tensor:
+    """t [] of one sample, a whole number below `timesteps`, T.
+
+    "uniform": the paper's. "noisy": floor(T sqrt(u)), so that t < k has the chance (k / T)^2 and t itself (2 t + 1) /
+    T^2. At a small t the noisy picture shows who it is, so the denoiser needs no word for it and the embedding learns
+    little; where noise hides the person it has to be told. No importance weight undoes the draw: that would give the
+    gradient of the uniform one again, and the other weighting of Eq. 5's expectation over t is what is wanted.
+    """
+    if kind == "uniform":
+        return torch.randint(timesteps, (), generator=random)
+    u = float(torch.rand((), generator=random))  # of 24 bits, so that its root in double precision stays below 1
+    return torch.tensor(int(timesteps * math.sqrt(u)))
+
+
 def draw(inputs: Inputs, timesteps: int, objective: Objective, seed: int) -> Draw:
-    """Chance, from the run's seed and each sample's epoch and position alone."""
+    """Chance, from the run's seed and each sample's epoch and position alone; t as `timestep` draws it."""
     noise, times, values = [], [], []
     for slot, latent in zip(inputs.slots, inputs.latents, strict=True):
         random = seeded(seed, slot.epoch, slot.position, "noise")
-        times.append(torch.randint(timesteps, (), generator=random))
+        times.append(timestep(timesteps, objective.timesteps, random))
         values.append(torch.rand(3, generator=random))
         noise.append(torch.randn(latent.shape, generator=random))
     both, alone, inside = torch.stack(values).T
