@@ -11,6 +11,7 @@ from guiding import (
     assert_checkpointing_keeps_the_gradient,
     assert_effective,
     assert_guided,
+    change,
     core,
     guide,
     guided,
@@ -168,6 +169,44 @@ def test_core_patches_before_us(sd15, vae, name):
     assert_effective(picture, plain)
     assert_checkpointing_keeps_the_gradient(model, vae, positive)
     assert torch.equal(small.sample(model, positive), plain)
+
+
+def stretched(h):
+    """FreeU's way: half of the channels grow with the mean of all."""
+    half = h.shape[1] // 2
+    return torch.cat([h[:, :half] * (1 + 0.5 * h.mean(dim=1, keepdim=True).tanh()), h[:, half:]], dim=1)
+
+
+def stretched_in_place(h):
+    half = h.shape[1] // 2
+    h[:, :half] = h[:, :half] * (1 + 0.5 * h.mean(dim=1, keepdim=True).tanh())
+    return h
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@pytest.mark.parametrize("place", ["input_block_patch", "output_block_patch", "middle_patch", "attn2_output_patch"])
+def test_a_patch_that_writes_in_place_has_the_gradient_of_one_that_does_not(sd15, vae, place, checkpointing):
+    """Between blocks and inside of those that checkpointing computes again. Four times the same step, for memory that
+    is used again and again has once given another tensor back."""
+
+    def patched(stretch):
+        def patch(h, *rest):
+            return (stretch(h), rest[0]) if place == "output_block_patch" else stretch(h)
+
+        model = sd15.clone()
+        model.set_model_patch(patch, place)
+        return model
+
+    positive, loud = small.annotated(sd15), {"clip": 0.0, "gain": 1e6, "checkpointing": checkpointing}
+    expected, trace = change(patched(stretched), vae, positive, loud)
+    assert trace.steps and not trace.skipped, trace.summary()
+    scale = float(expected.abs().max())
+    assert not torch.allclose(change(sd15, vae, positive, loud)[0], expected, rtol=1e-2, atol=1e-2 * scale)
+    model = patched(stretched_in_place)
+    for _ in range(4):
+        found, trace = change(model, vae, positive, loud)
+        assert trace.steps and not trace.skipped, trace.summary()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("name", PATCHES)
