@@ -20,6 +20,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .attention import AttentionSites, choose_sites
+from .foreign import NEEDS
 from .nested import map_tensors
 from .recompute import checkpoint_forward
 from .saved import Copies
@@ -252,8 +253,8 @@ class PrivatePass:
         text = str(error)
         if "no autograd formula" in text:
             raise ValueError(
-                "RB-Guidance needs a gradient through the model, and another node's attention patch has none in this "
-                "ComfyUI; start it without --use-flash-attention, or bypass that node."
+                f"{NEEDS} attention patch has none in this ComfyUI; start it without --use-flash-attention, or bypass "
+                "that node."
             ) from error
         words = ("derivative", "require grad", "requires grad", "not implemented")
         if self.quantised is not None and any(each in text for each in words):

@@ -220,10 +220,11 @@ def test_core_patches_after_us(sd15, vae, name):
     assert torch.equal(before, after)
 
 
-def test_attention_without_a_backward(sd15, vae):
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+def test_attention_without_a_backward(sd15, vae, guided_pass):
     """SageAttention and its kind return tensors cut off from autograd; the guided pass asks for PyTorch's instead."""
-    positive = small.annotated(sd15)
-    expected, _ = guided(sd15, vae, positive)
+    positive, settings = small.annotated(sd15), {"guided_pass": guided_pass}
+    expected, _ = guided(sd15, vae, positive, settings=settings)
     model, calls = sd15.clone(), []
 
     def override(function, *args, **kwargs):
@@ -231,7 +232,69 @@ def test_attention_without_a_backward(sd15, vae):
         return function(*args, **kwargs).detach()
 
     model.model_options["transformer_options"]["optimized_attention_override"] = override
-    picture, trace = guided(model, vae, positive)
+    picture, trace = guided(model, vae, positive, settings=settings)
     assert_guided(trace)
     assert calls and not any(calls)
     assert torch.equal(picture, expected)
+
+
+class Sage:
+    """Another pack's replacement of attention, whose kernel knows no gradient."""
+
+    def __call__(self, q, k, v, extra_options):
+        attention = comfy.ldm.modules.attention.optimized_attention  # the core's own at that block, to the bit
+        return attention(q, k, v, extra_options["n_heads"], transformer_options=extra_options).detach()
+
+
+AFTER_THE_EXIT = ("output", 8)
+
+
+def with_sage(model, kind, place):
+    model = model.clone()
+    if kind == "attn2_output_patch":
+        model.set_model_patch(lambda n, extra: n.detach() if extra["block"] == place else n, kind)
+    else:
+        model.set_model_patch_replace(Sage(), kind, *place)
+    return model
+
+
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@pytest.mark.parametrize(
+    "kind, place",
+    [
+        ("attn1", ("input", 1)),
+        ("attn1", ("input", 4)),  # both are recorded for the maps, at their size
+        ("attn2", ("input", 1)),
+        ("attn2", ("output", 4)),
+        ("attn2_output_patch", ("middle", 0)),
+    ],
+)
+def test_a_patch_that_cuts_the_gradient_is_named(sd15, vae, kind, place, checkpointing, guided_pass):
+    """Half a gradient looks like one: what goes around attention still has it."""
+    model, settings = with_sage(sd15, kind, place), {"guided_pass": guided_pass, "checkpointing": checkpointing}
+    whose = "with_sage.*lambda" if kind == "attn2_output_patch" else "test_relatives.Sage"
+    with pytest.raises(ValueError, match=f"another node's patch .*{whose}.* cuts it off.* or bypass that node"):
+        guided(model, vae, small.annotated(model), settings=settings)
+
+
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+@pytest.mark.parametrize("kind", ["attn1", "attn2", "attn2_output_patch"])
+def test_a_patch_that_cuts_no_gradient_of_ours(sd15, vae, kind, guided_pass):
+    """After the feature block nothing is asked of it."""
+    model, positive = with_sage(sd15, kind, AFTER_THE_EXIT), small.annotated(sd15)
+    settings = {"guided_pass": guided_pass}
+    expected, _ = guided(sd15, vae, positive, settings=settings)
+    picture, trace = guided(model, vae, positive, settings=settings)
+    assert_guided(trace)
+    assert torch.equal(picture, expected)
+
+
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+def test_attention_that_passes_on_its_values_is_no_cut(sd15, vae, guided_pass):
+    """PAG's way, for the whole of a run: the gradient rightly leaves q and k out."""
+    model = sd15.clone()
+    for place in (("input", 4), ("middle", 0)):
+        model.set_model_attn1_replace(lambda q, k, v, extra: v, *place)
+    _, trace = guided(model, vae, small.annotated(model), settings={"guided_pass": guided_pass})
+    assert_guided(trace)
