@@ -209,6 +209,16 @@ def test_a_patch_that_writes_in_place_has_the_gradient_of_one_that_does_not(sd15
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * scale)
 
 
+def test_sharing_steps_back_where_a_patch_writes_in_place(sd15, vae):
+    """Two conditionings with people: what ComfyUI's own call ran for the second is of no use either."""
+    model, positive = PATCHES["FreeU V2"](sd15), [*small.annotated(sd15), *small.annotated(sd15, seed=4)]
+    options = {"steps": 5, "scheduler": "karras"}
+    whole, _ = guided(model, vae, positive, **options)
+    shared, trace = guided(model, vae, positive, settings={"guided_pass": "shared"}, **options)
+    assert_guided(trace)
+    torch.testing.assert_close(shared, whole, rtol=0, atol=2e-4 * float(whole.abs().max()))
+
+
 @pytest.mark.parametrize("name", PATCHES)
 def test_core_patches_after_us(sd15, vae, name):
     """The order of the nodes on the model does not matter."""
