@@ -84,7 +84,7 @@ class Recomputed:
         keep = self._copies or torch.Tensor.detach
         self._made.clear()
 
-        def pack(tensor: torch.Tensor) -> None:
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
             number = len(self._made)
             if self._kinds[number] != _kind(tensor):
                 raise RuntimeError("A checkpointed block did not do the same again.")
@@ -92,8 +92,9 @@ class Recomputed:
             self._made[number] = kept, _version(kept)
             if number + 1 == len(self._kinds):
                 raise _Enough
+            return kept  # asked for at once by a patch that takes a gradient of its own
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept)
         with torch.enable_grad(), self._autocast, self._guard(), contextlib.suppress(_Enough), hooks:
             inputs = [self._fresh(value) for value in self._inputs]
             positional = len(inputs) - len(self._names)

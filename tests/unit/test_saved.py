@@ -98,6 +98,16 @@ def test_blocks_computed_again_give_the_same_bits(copying):
     assert torch.equal(gradient(*three(copying=copying)), gradient(*three(checkpointing=False)))
 
 
+def test_a_patch_may_take_a_gradient_of_its_own():
+    def uphill(h):
+        with torch.enable_grad():
+            own = h.detach().requires_grad_()
+            (step,) = torch.autograd.grad(own.sin().square().sum(), own)
+        return h * step
+
+    assert torch.equal(gradient(*three(uphill)), gradient(*three(uphill, checkpointing=False)))
+
+
 def test_a_block_may_write_into_its_input():
     class Greedy(ResBlock):
         def forward(self, x, scale):
