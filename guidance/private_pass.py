@@ -18,12 +18,12 @@ from collections.abc import Callable
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
 from .attention import AttentionSites, choose_sites
+from .foreign import NEEDS
 from .nested import map_tensors
-
-CHECKPOINTED = ("ResBlock", "BasicTransformerBlock")
+from .recompute import checkpoint_forward
+from .saved import Copies
 
 
 class FeaturesReady(Exception):
@@ -120,29 +120,6 @@ def private_tree(
     return twin
 
 
-def _checkpoint_forward(module: torch.nn.Module, guard: Callable[[], contextlib.AbstractContextManager]) -> None:
-    """Keep only the block's input and compute the rest again on the way back.
-
-    guard is the pass's own: taking a gradient switches function modes off, so the recomputation switches it on again.
-    """
-    if type(module).__name__ not in CHECKPOINTED:
-        return
-    forward = module.forward
-
-    def guarded(*args: object, **kwargs: object) -> torch.Tensor:
-        with guard():
-            return forward(*args, **kwargs)
-
-    def run(*args: object, **kwargs: object) -> torch.Tensor:
-        if "transformer_options" in kwargs:
-            # The UNet goes on changing this dictionary; the recomputation must see the block's own number or patches
-            # stop firing and the gradient is silently wrong.
-            kwargs["transformer_options"] = dict(kwargs["transformer_options"])
-        return checkpoint(guarded, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    module.__dict__["forward"] = run
-
-
 def _plain_product(module: torch.nn.Module) -> None:
     """ComfyUI's fast matrix products (fp8, scaled fp8, cuBLAS) have no backward: make the copy of such a layer one of
     ComfyUI's that casts its weight, here also scales it, and multiplies."""
@@ -207,7 +184,7 @@ class PrivatePass:
 
     base: ComfyUI's BaseModel. exit_block: the output block whose result is the feature. device: where it computes.
     second_block: an earlier output block whose result is joined to it. go_on: run the rest of the UNet too and keep
-    its prediction. Make it outside inference mode.
+    its prediction. copying: autograd keeps copies, for patches that write in place. Make it outside inference mode.
     """
 
     def __init__(
@@ -218,6 +195,7 @@ class PrivatePass:
         device: torch.device,
         second_block: int | None = None,
         go_on: bool = False,
+        copying: bool = False,
     ) -> None:
         self._alias_everything = False
         self._block = exit_block
@@ -225,14 +203,15 @@ class PrivatePass:
         self.prediction: torch.Tensor | None = None
         """[B, C, H, W] denoised of the last call, with `go_on`."""
         own_copy = _copier(device)
+        unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)  # without torch.compile
+        self._copies = Copies(unet) if copying else None
 
         def wrap(module: torch.nn.Module) -> None:
             _plain_product(module)
             _own_casts(module, device, own_copy)
             if checkpointing:
-                _checkpoint_forward(module, self.guard)
+                checkpoint_forward(module, self.guard, self._copies)
 
-        unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)  # without torch.compile
         tree = self.unet = private_tree(unet, wrap)
         kept = None if second_block is None else _Kept()
         if kept:
@@ -274,8 +253,8 @@ class PrivatePass:
         text = str(error)
         if "no autograd formula" in text:
             raise ValueError(
-                "RB-Guidance needs a gradient through the model, and another node's attention patch has none in this "
-                "ComfyUI; start it without --use-flash-attention, or bypass that node."
+                f"{NEEDS} attention patch has none in this ComfyUI; start it without --use-flash-attention, or bypass "
+                "that node."
             ) from error
         words = ("derivative", "require grad", "requires grad", "not implemented")
         if self.quantised is not None and any(each in text for each in words):
@@ -299,8 +278,9 @@ class PrivatePass:
 
     def _run(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
         arguments = map_tensors(arguments, _fresh)
+        saving = self._copies.saving() if self._copies else contextlib.nullcontext()
         try:
-            with self.guard(), torch.set_grad_enabled(torch.is_grad_enabled()):
+            with self.guard(), saving, torch.set_grad_enabled(torch.is_grad_enabled()):
                 self.prediction = self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
         except FeaturesReady:
             pass

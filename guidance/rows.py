@@ -11,6 +11,7 @@ import torch
 
 from . import region
 from .attention import Recording, install_recorders
+from .foreign import watch_patches
 from .nested import map_tensors, some_rows
 from .passes import Box, GuidedPass, cropped, cut, halved
 from .people import Person
@@ -68,7 +69,7 @@ class Call:
         }
         options["uuids"] = [options["uuids"][place]]
         options["cond_or_uncond"] = [options["cond_or_uncond"][place]]
-        options["patches"] = {name: list(patches) for name, patches in options.get("patches", {}).items()}
+        watch_patches(options)
         if self.control is not None or "output_block_patch" in options["patches"]:
             options["patches"].setdefault("input_block_patch_after_skip", []).append(spare_the_skip)
         return private_options(options)

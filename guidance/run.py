@@ -24,6 +24,7 @@ from .people import ByHand, Person, assign_people, positive_keys
 from .private_pass import PrivatePass
 from .references import References
 from .rows import Rows, face_maps, failed, run_rows
+from .saved import overwritten
 from .schedule import Clock, guided
 from .settings import Settings
 from .shared_pass import may_split, split_call
@@ -137,17 +138,16 @@ class GuidedRun:
         self.listener.forget()
 
     def _guide_over_writes(self, *args: object) -> torch.Tensor:
-        """The guided step, once more under a mode that keeps what is overwritten when another pack's patch writes into
-        tensors that the way back needs (FreeU V2 does). The mode sees every operation, so it is not on before."""
-        if not self._overwritten:
-            try:
-                return self._guide(*args)
-            except RuntimeError as error:
-                if "modified by an inplace operation" not in str(error):
-                    raise
-                self._overwritten = True
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        """The guided step, once more with copies of what autograd keeps when another pack's patch writes into tensors
+        that the way back needs (FreeU V2 does). Copies cost memory, so they are not made before."""
+        try:
             return self._guide(*args)
+        except RuntimeError as error:
+            if self._overwritten or not overwritten(error):
+                raise
+        self._overwritten = True
+        self._close_passes()  # not in the handler, whose traceback holds the failed pass
+        return self._guide(*args)
 
     def _guide(
         self, guider: object, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor, checkpointing: bool
@@ -211,7 +211,8 @@ class GuidedRun:
             self._private = self._pass(base, x.device)
 
     def _pass(self, base: torch.nn.Module, device: torch.device, go_on: bool = False) -> PrivatePass:
-        return PrivatePass(base, self.block, self._checkpointing, device, self.second_block, go_on)
+        settings = self.second_block, go_on, self._overwritten
+        return PrivatePass(base, self.block, self._checkpointing, device, *settings)
 
     @property
     def _can_share(self) -> bool:

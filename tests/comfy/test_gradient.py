@@ -77,6 +77,14 @@ def test_checkpointing_gives_the_same_gradient(case):
     torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-6 * float(plain.abs().max()))
 
 
+def test_no_weight_asks_for_a_gradient(family):
+    """ComfyUI's own do on most cores; autograd would then keep the input of every layer, too."""
+    with torch.inference_mode(False):
+        unet = private_pass.PrivatePass(family.model, 2, False, torch.device("cpu")).unet
+    assert len(list(unet.parameters())) == len(list(family.model.diffusion_model.parameters()))
+    assert not any(p.requires_grad for p in unet.parameters())
+
+
 def test_half_precision_keeps_the_gradients_direction(vae):
     """The scaled hand-over at the feature: fp16 weights and activations against the same model in fp32."""
     gradients = {}

@@ -11,6 +11,7 @@ from guiding import (
     assert_checkpointing_keeps_the_gradient,
     assert_effective,
     assert_guided,
+    change,
     core,
     guide,
     guided,
@@ -170,6 +171,54 @@ def test_core_patches_before_us(sd15, vae, name):
     assert torch.equal(small.sample(model, positive), plain)
 
 
+def stretched(h):
+    """FreeU's way: half of the channels grow with the mean of all."""
+    half = h.shape[1] // 2
+    return torch.cat([h[:, :half] * (1 + 0.5 * h.mean(dim=1, keepdim=True).tanh()), h[:, half:]], dim=1)
+
+
+def stretched_in_place(h):
+    half = h.shape[1] // 2
+    h[:, :half] = h[:, :half] * (1 + 0.5 * h.mean(dim=1, keepdim=True).tanh())
+    return h
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@pytest.mark.parametrize("place", ["input_block_patch", "output_block_patch", "middle_patch", "attn2_output_patch"])
+def test_a_patch_that_writes_in_place_has_the_gradient_of_one_that_does_not(sd15, vae, place, checkpointing):
+    """Between blocks and inside of those that checkpointing computes again. Four times the same step, for memory that
+    is used again and again has once given another tensor back."""
+
+    def patched(stretch):
+        def patch(h, *rest):
+            return (stretch(h), rest[0]) if place == "output_block_patch" else stretch(h)
+
+        model = sd15.clone()
+        model.set_model_patch(patch, place)
+        return model
+
+    positive, loud = small.annotated(sd15), {"clip": 0.0, "gain": 1e6, "checkpointing": checkpointing}
+    expected, trace = change(patched(stretched), vae, positive, loud)
+    assert trace.steps and not trace.skipped, trace.summary()
+    scale = float(expected.abs().max())
+    assert not torch.allclose(change(sd15, vae, positive, loud)[0], expected, rtol=1e-2, atol=1e-2 * scale)
+    model = patched(stretched_in_place)
+    for _ in range(4):
+        found, trace = change(model, vae, positive, loud)
+        assert trace.steps and not trace.skipped, trace.summary()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_sharing_steps_back_where_a_patch_writes_in_place(sd15, vae):
+    """Two conditionings with people: what ComfyUI's own call ran for the second is of no use either."""
+    model, positive = PATCHES["FreeU V2"](sd15), [*small.annotated(sd15), *small.annotated(sd15, seed=4)]
+    options = {"steps": 5, "scheduler": "karras"}
+    whole, _ = guided(model, vae, positive, **options)
+    shared, trace = guided(model, vae, positive, settings={"guided_pass": "shared"}, **options)
+    assert_guided(trace)
+    torch.testing.assert_close(shared, whole, rtol=0, atol=2e-4 * float(whole.abs().max()))
+
+
 @pytest.mark.parametrize("name", PATCHES)
 def test_core_patches_after_us(sd15, vae, name):
     """The order of the nodes on the model does not matter."""
@@ -181,10 +230,11 @@ def test_core_patches_after_us(sd15, vae, name):
     assert torch.equal(before, after)
 
 
-def test_attention_without_a_backward(sd15, vae):
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+def test_attention_without_a_backward(sd15, vae, guided_pass):
     """SageAttention and its kind return tensors cut off from autograd; the guided pass asks for PyTorch's instead."""
-    positive = small.annotated(sd15)
-    expected, _ = guided(sd15, vae, positive)
+    positive, settings = small.annotated(sd15), {"guided_pass": guided_pass}
+    expected, _ = guided(sd15, vae, positive, settings=settings)
     model, calls = sd15.clone(), []
 
     def override(function, *args, **kwargs):
@@ -192,7 +242,69 @@ def test_attention_without_a_backward(sd15, vae):
         return function(*args, **kwargs).detach()
 
     model.model_options["transformer_options"]["optimized_attention_override"] = override
-    picture, trace = guided(model, vae, positive)
+    picture, trace = guided(model, vae, positive, settings=settings)
     assert_guided(trace)
     assert calls and not any(calls)
     assert torch.equal(picture, expected)
+
+
+class Sage:
+    """Another pack's replacement of attention, whose kernel knows no gradient."""
+
+    def __call__(self, q, k, v, extra_options):
+        attention = comfy.ldm.modules.attention.optimized_attention  # the core's own at that block, to the bit
+        return attention(q, k, v, extra_options["n_heads"], transformer_options=extra_options).detach()
+
+
+AFTER_THE_EXIT = ("output", 8)
+
+
+def with_sage(model, kind, place):
+    model = model.clone()
+    if kind == "attn2_output_patch":
+        model.set_model_patch(lambda n, extra: n.detach() if extra["block"] == place else n, kind)
+    else:
+        model.set_model_patch_replace(Sage(), kind, *place)
+    return model
+
+
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@pytest.mark.parametrize(
+    "kind, place",
+    [
+        ("attn1", ("input", 1)),
+        ("attn1", ("input", 4)),  # both are recorded for the maps, at their size
+        ("attn2", ("input", 1)),
+        ("attn2", ("output", 4)),
+        ("attn2_output_patch", ("middle", 0)),
+    ],
+)
+def test_a_patch_that_cuts_the_gradient_is_named(sd15, vae, kind, place, checkpointing, guided_pass):
+    """Half a gradient looks like one: what goes around attention still has it."""
+    model, settings = with_sage(sd15, kind, place), {"guided_pass": guided_pass, "checkpointing": checkpointing}
+    whose = "with_sage.*lambda" if kind == "attn2_output_patch" else "test_relatives.Sage"
+    with pytest.raises(ValueError, match=f"another node's patch .*{whose}.* cuts it off.* or bypass that node"):
+        guided(model, vae, small.annotated(model), settings=settings)
+
+
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+@pytest.mark.parametrize("kind", ["attn1", "attn2", "attn2_output_patch"])
+def test_a_patch_that_cuts_no_gradient_of_ours(sd15, vae, kind, guided_pass):
+    """After the feature block nothing is asked of it."""
+    model, positive = with_sage(sd15, kind, AFTER_THE_EXIT), small.annotated(sd15)
+    settings = {"guided_pass": guided_pass}
+    expected, _ = guided(sd15, vae, positive, settings=settings)
+    picture, trace = guided(model, vae, positive, settings=settings)
+    assert_guided(trace)
+    assert torch.equal(picture, expected)
+
+
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+def test_attention_that_passes_on_its_values_is_no_cut(sd15, vae, guided_pass):
+    """PAG's way, for the whole of a run: the gradient rightly leaves q and k out."""
+    model = sd15.clone()
+    for place in (("input", 4), ("middle", 0)):
+        model.set_model_attn1_replace(lambda q, k, v, extra: v, *place)
+    _, trace = guided(model, vae, small.annotated(model), settings={"guided_pass": guided_pass})
+    assert_guided(trace)
