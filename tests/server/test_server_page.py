@@ -25,7 +25,9 @@ PROMPT = "async () => (await window.app.graphToPrompt()).output"
 SET = """values => {
     for (const [id, name, value] of values) {
         const node = window.app.graph.nodes.find(node => String(node.id) === id);
-        node.widgets.find(widget => widget.name === name).value = value;
+        const slot = node.inputs.findIndex(input => input.widget?.name === name);
+        const primitive = slot < 0 ? null : node.getInputNode(slot);  // its value goes before the widget's own
+        (primitive?.widgets[0] ?? node.widgets.find(widget => widget.name === name)).value = value;
     }
 }"""
 
@@ -92,6 +94,7 @@ def test_workflow_opens_and_runs(page, server, name):
     prompt = page.evaluate(PROMPT)
     standin_files.provide(server.base, prompt)
     page.evaluate(SET, reductions(prompt))
+    assert reductions(page.evaluate(PROMPT)) == []
     with page.expect_response(is_queueing) as sent:
         page.evaluate("() => window.app.queuePrompt(0)")
     answer = sent.value.json()
