@@ -27,13 +27,14 @@ from pathlib import Path
 import psutil
 from omniportrait import run
 from omniportrait.demo import main as demo
-from omniportrait.demo.server import ComfyServer, link
+from omniportrait.demo.server import ComfyServer
 
 CROPS = (1.6, 2.0, 2.6)
 SHARED = {
     "CheckpointLoaderSimple",
     "LoadImage",
     "OmniPortraitFaceReference",
+    "OmniPortraitPivotEncoderLoader",
     "OmniPortraitPivotConditioning",
     "CLIPTextEncode",
     "EmptyLatentImage",
@@ -145,7 +146,7 @@ def start_server(base: Path) -> ComfyServer:
     if comfyui is None:
         raise SystemExit("There is no ComfyUI here: start this as `python run.py bench soak`.")
     python = demo.python_for(comfyui)
-    link(demo.DEMO_CHECKPOINT, base / "models" / "checkpoints" / demo.DEMO_CHECKPOINT.name)
+    demo.link_models(base)
     (base / "input").mkdir(parents=True, exist_ok=True)
     demo.save_photo(demo.HELD_OUT, base / "input" / demo.REFERENCE)
     return ComfyServer(comfyui, python, base, demo.CUSTOM_NODES, arguments=demo.device_arguments(python))

@@ -21,6 +21,7 @@ BASE = ROOT / ".omniportrait" / "base"
 CUSTOM_NODES = {"comfyui-omniportrait": ROOT, "omniportrait-demo": ROOT / "demo"}
 WORKFLOW = ROOT / "workflows" / "api" / "omniportrait_demo.json"
 DEMO_CHECKPOINT = ROOT / "demo" / "weights" / "omniportrait_demo.safetensors"
+DEMO_ENCODER = ROOT / "demo" / "weights" / "omniportrait_demo_pivot.safetensors"
 CHOSEN = "chosen"
 """Subfolder for the files that the command line names, so that no link takes the place of a file put there by hand."""
 REFERENCE = "omniportrait_reference.png"
@@ -81,11 +82,17 @@ def python_for(comfyui: Path) -> Path:
 
 
 def prepare_base(photo: Path | None, need_model: bool) -> None:
-    """Fill the private folder with the picture that the demo reads and the demo model."""
+    """Fill the private folder with the picture that the demo reads, the demo model and its pivot encoder."""
     (BASE / "input").mkdir(parents=True, exist_ok=True)
     save_photo(photo or HELD_OUT, BASE / "input" / REFERENCE)
     if need_model:
-        link(DEMO_CHECKPOINT, BASE / "models" / "checkpoints" / DEMO_CHECKPOINT.name)
+        link_models(BASE)
+
+
+def link_models(base: Path) -> None:
+    """Put the demo model and its pivot encoder into the `models` of a server's folder."""
+    for file, folder in ((DEMO_CHECKPOINT, "checkpoints"), (DEMO_ENCODER, "pivot_encoders")):
+        link(file, base / "models" / folder / file.name)
 
 
 def save_photo(photo: Path, target: Path) -> None:
@@ -137,7 +144,7 @@ def build_prompt(choices: Choices) -> dict:
     """The demo workflow with the user's choices in it."""
     prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     pivot = node(prompt, "OmniPortraitPivotConditioning")
-    sampler = node(prompt, "OmniPortraitRBGuidanceKSampler")
+    samplers = [node(prompt, kind) for kind in ("KSampler", "OmniPortraitRBGuidanceKSampler")]
     latent = node(prompt, "EmptyLatentImage")
     if choices.checkpoint:
         node(prompt, "CheckpointLoaderSimple")["ckpt_name"] = os.path.join(CHOSEN, choices.checkpoint.name)
@@ -147,14 +154,17 @@ def build_prompt(choices: Choices) -> dict:
         pivot["subject"] = choices.subject or guess_subject(pivot["text"])
     for name in ("seed", "steps"):
         if getattr(choices, name) is not None:
-            sampler[name] = getattr(choices, name)
+            for sampler in samplers:  # equal in both, or the comparison says nothing
+                sampler[name] = getattr(choices, name)
     size = choices.size or (default_size(choices.checkpoint) if choices.checkpoint else None)
     if size:
         latent["width"], latent["height"] = size
     if choices.pivot_encoder:
-        loader = {"pivot_encoder_name": os.path.join(CHOSEN, choices.pivot_encoder.name)}
-        prompt["pivot_encoder"] = {"class_type": "OmniPortraitPivotEncoderLoader", "inputs": loader}
-        pivot["pivot_encoder"] = ["pivot_encoder", 0]
+        name = os.path.join(CHOSEN, choices.pivot_encoder.name)
+        node(prompt, "OmniPortraitPivotEncoderLoader")["pivot_encoder_name"] = name
+    elif choices.checkpoint:  # the demo's encoder is of the demo model's family
+        loader, _ = pivot.pop("pivot_encoder")
+        del prompt[loader]
     return prompt
 
 
@@ -189,6 +199,7 @@ def demo(options: argparse.Namespace, comfyui: Path) -> None:
         if file:
             link(file, BASE / "models" / folder / CHOSEN / file.name)
     print(f"Starting ComfyUI from {comfyui}", flush=True)
+    print("The portrait is sampled twice from one noise, without RB-Guidance and with it, to be compared.", flush=True)
     arguments = ("--disable-metadata", *said_device(python), *model_paths(comfyui))
     with ComfyServer(comfyui, python, BASE, CUSTOM_NODES, arguments=arguments) as server:
         show = Bar()
@@ -197,6 +208,7 @@ def demo(options: argparse.Namespace, comfyui: Path) -> None:
         folder = save_outputs(server, prompt, outputs, Path(options.output))
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     print(f"Saved in {folder}: {names}", flush=True)
+    print("Look at comparison.png first: photograph | without RB-Guidance | with RB-Guidance.", flush=True)
 
 
 def save_outputs(server: ComfyServer, prompt: dict, outputs: dict, output: Path) -> Path:

@@ -96,10 +96,13 @@ def photomaker(path: Path) -> None:
 
 
 def pivot_encoder(path: Path) -> None:
-    """A pivot encoder with a small tower and a fusion that does change the word."""
+    """The demo's own pivot encoder, or one with a small tower and a fusion that does change the word."""
+    from omniportrait.demo import main
     from omniportrait.models.pivot_checkpoint import save
     from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig
 
+    if path.name == main.DEMO_ENCODER.name:
+        return main.link(main.DEMO_ENCODER, path)
     tower = TowerConfig(image_size=56, patch_size=14, width=64, layers=2, head_width=16)
     family, widths = ("sdxl", (768, 1280)) if _is_sdxl(path.name) else ("sd15", (768,))
     generator = torch.Generator().manual_seed(9)

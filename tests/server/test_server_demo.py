@@ -17,7 +17,12 @@ from PIL import Image
 
 ASKED = {"subject": "woman", "expression": "smiling", "garment": "t-shirt", "colour": "red", "background": "forest"}
 """What the workflow's prompt says. Expressions are too fine for the demo's model to be relied on."""
-PICTURES = ["face_crop.png", "face_mask.png", "guidance_trace.png", "portrait.png"]
+PICTURES = [
+    "comparison.png", "face_crop.png", "face_mask.png", "guidance_trace.png", "portrait.png",
+    "portrait_without_guidance.png",
+]  # fmt: skip
+GAP = 8
+"""White between the pictures of the comparison."""
 
 
 @pytest.fixture
@@ -40,26 +45,36 @@ def test_demo_as_it_comes(demo, capsys):
     status, saved = demo()
     assert status == 0
     assert [path.name for path in saved] == PICTURES
-    portrait = numpy.asarray(Image.open(saved[-1]))
-    assert portrait.shape == (256, 256, 3) and portrait.std() > 2
-    assert "Saved in" in capsys.readouterr().out
+    comparison, *_, portrait, unguided = (numpy.asarray(Image.open(path)) for path in saved)
+    assert portrait.shape == unguided.shape == (256, 256, 3) and min(portrait.std(), unguided.std()) > 2
+    left, middle, right = (comparison[:, place : place + 256] for place in (0, 256 + GAP, 2 * (256 + GAP)))
+    assert comparison.shape == (256, 3 * 256 + 2 * GAP, 3)
+    crop = Image.open(saved[1]).resize((256, 256), Image.Resampling.LANCZOS)
+    for shown, meant in ((left, crop), (middle, unguided), (right, portrait)):
+        assert abs(shown.astype(int) - numpy.asarray(meant)).max() <= 2  # the stitching rounds
+    assert abs(right.astype(int) - middle).max() > 8, "the guidance did nothing"
+    told = capsys.readouterr().out
+    assert "Saved in" in told and "comparison.png first" in told
     picture = torch.from_numpy(portrait.copy()).float().movedim(2, 0)[None] / 255
     shown = {head: bool(right) for head, right in TextMeasure.load().agreement(picture, [ASKED]).items()}
     shown.pop("expression")
     assert find_landmarks(picture[0]) is not None and all(shown.values()), shown
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_demo_on_own_files(demo, tmp_path, family):
+@pytest.mark.parametrize(("family", "with_encoder"), [("sd15", True), ("sdxl", True), ("sd15", False)])
+def test_demo_on_own_files(demo, tmp_path, family, with_encoder):
     checkpoint, encoder = tmp_path / f"my {family}.safetensors", tmp_path / f"encoder {family}.safetensors"
     getattr(standin_files, family)(checkpoint)
     standin_files.pivot_encoder(encoder)
-    own = ("--checkpoint", str(checkpoint), "--pivot-encoder", str(encoder), "--photo", str(main.second_photo()))
+    own = ("--checkpoint", str(checkpoint), "--photo", str(main.second_photo()))
+    if with_encoder:
+        own += ("--pivot-encoder", str(encoder))
     prompt = ("--prompt", "a man on the beach", "--seed", "5", "--steps", "2", "--size", "192x256")
     status, saved = demo(*own, *prompt)
     assert status == 0
     assert [path.name for path in saved] == PICTURES
     assert Image.open(saved[-1]).size == (192, 256)
+    assert Image.open(saved[0]).size == (256 + 2 * 192 + 2 * GAP, 256), "a square crop of the portrait's height"
 
 
 def test_demo_fails_with_one_sentence(demo, capsys):

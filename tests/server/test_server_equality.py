@@ -23,7 +23,7 @@ def test_switched_off_is_bit_equal_to_ksampler(server, sampler, off):
     prompt = read_api("omniportrait_demo")
     (sampling,) = (key for key, node in prompt.items() if node["class_type"] == "OmniPortraitRBGuidanceKSampler")
     keep = {"CheckpointLoaderSimple", "LoadImage", "OmniPortraitFaceReference", "OmniPortraitPivotConditioning"}
-    keep |= {"CLIPTextEncode", "EmptyLatentImage", "OmniPortraitRBGuidanceKSampler"}
+    keep |= {"OmniPortraitPivotEncoderLoader", "CLIPTextEncode", "EmptyLatentImage", "OmniPortraitRBGuidanceKSampler"}
     prompt = {key: node for key, node in prompt.items() if node["class_type"] in keep}
     ours = prompt[sampling]["inputs"] | {"sampler_name": sampler}
     prompt["save"] = {"class_type": "SaveLatent", "inputs": {"samples": [sampling, 0], "filename_prefix": "equality"}}

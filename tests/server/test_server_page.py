@@ -25,7 +25,9 @@ PROMPT = "async () => (await window.app.graphToPrompt()).output"
 SET = """values => {
     for (const [id, name, value] of values) {
         const node = window.app.graph.nodes.find(node => String(node.id) === id);
-        node.widgets.find(widget => widget.name === name).value = value;
+        const slot = node.inputs.findIndex(input => input.widget?.name === name);
+        const primitive = slot < 0 ? null : node.getInputNode(slot);  // its value goes before the widget's own
+        (primitive?.widgets[0] ?? node.widgets.find(widget => widget.name === name)).value = value;
     }
 }"""
 
@@ -91,7 +93,10 @@ def test_workflow_opens_and_runs(page, server, name):
     assert page.evaluate(OPEN, json.loads(path.read_text(encoding="utf-8"))) == []
     prompt = page.evaluate(PROMPT)
     standin_files.provide(server.base, prompt)
-    page.evaluate(SET, reductions(prompt))
+    reduced = reductions(prompt)
+    page.evaluate(SET, reduced)
+    prompt = page.evaluate(PROMPT)
+    assert all(prompt[node_id]["inputs"][name] == value for node_id, name, value in reduced)
     with page.expect_response(is_queueing) as sent:
         page.evaluate("() => window.app.queuePrompt(0)")
     answer = sent.value.json()

@@ -11,6 +11,7 @@ import numpy as np
 import omniportrait
 import safetensors
 from omniportrait.demo.measures.separation import thresholds
+from omniportrait.models import pivot_checkpoint
 from PIL import Image
 
 DEMO = Path(omniportrait.__file__).parent / "demo"
@@ -34,6 +35,17 @@ def test_the_base_is_small_and_plain_safetensors():
     assert sum(counts.values()) <= 28_000_000
     assert all(counts[part] > 1_000_000 for part in counts if part) and counts[""] < 100
     assert kinds <= {"F16", "I64", "U8"}
+
+
+def test_the_pivot_encoder_is_small_and_fits_the_base():
+    """What Pivot Encoder Loader reads, trained, of the text width that the base has; under 20 MB."""
+    file = WEIGHTS / "omniportrait_demo_pivot.safetensors"
+    assert file.stat().st_size < 20e6
+    _, header = pivot_checkpoint.load(file)
+    with safetensors.safe_open(WEIGHTS / "omniportrait_demo.safetensors", "pt") as base:
+        words = base.get_slice("cond_stage_model.transformer.text_model.embeddings.token_embedding.weight")
+        assert header.config.text_dims == (words.get_shape()[1],)
+    assert header.config.family == "generic" and header.step > 0
 
 
 def test_the_cuts_are_there_for_renders_and_for_generated_pictures():

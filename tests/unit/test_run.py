@@ -99,12 +99,35 @@ def test_choices_reach_the_workflow(tmp_path):
     assert prompt["CheckpointLoaderSimple"]["ckpt_name"] == os.path.join("chosen", "mine.safetensors")
     loader = prompt["OmniPortraitPivotEncoderLoader"]
     assert loader["pivot_encoder_name"] == os.path.join("chosen", "encoder.safetensors")
-    assert prompt["OmniPortraitPivotConditioning"]["pivot_encoder"] == ["pivot_encoder", 0]
+    assert "pivot_encoder" in prompt["OmniPortraitPivotConditioning"]
     assert prompt["OmniPortraitPivotConditioning"]["text"] == "an old man, smiling"
     assert prompt["OmniPortraitPivotConditioning"]["subject"] == "man"
-    sampler = prompt["OmniPortraitRBGuidanceKSampler"]
-    assert (sampler["seed"], sampler["steps"]) == (7, 9)
+    for sampler in (prompt["OmniPortraitRBGuidanceKSampler"], prompt["KSampler"]):
+        assert (sampler["seed"], sampler["steps"]) == (7, 9)
     assert (prompt["EmptyLatentImage"]["width"], prompt["EmptyLatentImage"]["height"]) == (1024, 1024)
+
+
+def test_the_demos_encoder_stays_with_the_demos_checkpoint(tmp_path):
+    """It is of that family: another checkpoint goes without a pivot encoder, unless one of its own is named."""
+    mine = tmp_path / "mine.safetensors"
+    mine.touch()
+    own = os.path.join("chosen", mine.name)
+    for chosen, encoder in ((dict(checkpoint=mine), None), (dict(pivot_encoder=mine), own)):
+        prompt = main.build_prompt(main.Choices(**(CHOICES | chosen)))
+        loaders = [n["inputs"] for n in prompt.values() if n["class_type"] == "OmniPortraitPivotEncoderLoader"]
+        assert [each["pivot_encoder_name"] for each in loaders] == ([encoder] if encoder else [])
+        assert ("pivot_encoder" in main.node(prompt, "OmniPortraitPivotConditioning")) is bool(encoder)
+
+
+def test_the_demos_models_are_in_the_folders_that_comfyui_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "BASE", tmp_path)
+    main.prepare_base(None, need_model=True)
+    prompt = kinds(main.build_prompt(main.Choices(**CHOICES)))
+    checkpoint = prompt["CheckpointLoaderSimple"]["ckpt_name"]
+    encoder = prompt["OmniPortraitPivotEncoderLoader"]["pivot_encoder_name"]
+    assert (tmp_path / "models" / "checkpoints" / checkpoint).samefile(main.DEMO_CHECKPOINT)
+    assert (tmp_path / "models" / "pivot_encoders" / encoder).samefile(main.DEMO_ENCODER)
+    assert (tmp_path / "input" / prompt["LoadImage"]["image"]).is_file()
 
 
 def test_nothing_chosen_changes_nothing():

@@ -10,6 +10,7 @@ from omniportrait import run
 
 FOLDER = run.ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+PAGE_ONLY = ("MarkdownNote", "PrimitiveNode")
 TITLE = 30
 """Pixels of a node's title bar, which lies above its position."""
 
@@ -25,11 +26,15 @@ def workflow(request) -> dict:
 
 def real(workflow: dict) -> list[dict]:
     """The nodes that run."""
-    return [node for node in workflow["nodes"] if node["type"] != "MarkdownNote"]
+    return [node for node in workflow["nodes"] if node["type"] not in PAGE_ONLY]
 
 
-def inputs_of(node: dict, links: dict[int, list]) -> dict:
-    """What the page sends for one node: its links, and its widgets' values in order."""
+def inputs_of(node: dict, links: dict[int, list], shared: dict[int, dict]) -> dict:
+    """What the page sends for one node: its links, and its widgets' values in order.
+
+    shared: the primitives by id. The page puts their value in the place of the widget's own, which has to agree, or
+    the graph would show one number and use another.
+    """
     values = iter(node.get("widgets_values", ()))
     inputs = {}
     for entry in node["inputs"]:
@@ -41,22 +46,42 @@ def inputs_of(node: dict, links: dict[int, list]) -> dict:
                 assert next(values) == "fixed"
         if entry["link"] is not None:
             origin, slot = links[entry["link"]][1:3]
-            inputs[entry["name"]] = [str(origin), slot]
+            if origin in shared:
+                assert shared[origin]["widgets_values"][:2] == [inputs[entry["name"]], "fixed"]
+                assert shared[origin]["outputs"][slot]["widget"] == entry["widget"]
+            else:
+                inputs[entry["name"]] = [str(origin), slot]
     assert not list(values), f"node {node['id']} has more values than widgets"
     return inputs
 
 
 def test_both_forms_say_the_same(workflow):
     links = {link[0]: link for link in workflow["links"]}
+    shared = {node["id"]: node for node in workflow["nodes"] if node["type"] == "PrimitiveNode"}
     page = {
         str(node["id"]): {
             "class_type": node["type"],
-            "inputs": inputs_of(node, links),
+            "inputs": inputs_of(node, links, shared),
             "_meta": {"title": node["title"]},
         }
         for node in real(workflow)
     }
     assert page == read(FOLDER / "api" / f"{workflow['name']}.json")
+
+
+def test_the_demo_compares_like_with_like():
+    """Both samplings of the demo have every input in common that KSampler has, and on the page one place to set each:
+    else the comparison would show something other than what RB-Guidance does."""
+    prompt = read(FOLDER / "api" / "omniportrait_demo.json")
+    plain, guided = (
+        next(node["inputs"] for node in prompt.values() if node["class_type"] == kind)
+        for kind in ("KSampler", "OmniPortraitRBGuidanceKSampler")
+    )
+    assert plain == {name: guided[name] for name in plain} and guided["strength"] > 0
+    nodes = {node["id"]: node for node in read(FOLDER / "omniportrait_demo.json")["nodes"]}
+    for name in ("seed", "steps", "cfg", "sampler_name", "scheduler"):
+        (one,) = (n for n in nodes.values() if n["outputs"] and n["outputs"][0].get("widget") == {"name": name})
+        assert len(one["outputs"][0]["links"]) == 2, name
 
 
 def test_links_are_known_at_both_ends(workflow):
