@@ -56,7 +56,7 @@ class Denoiser(nn.Module):
         steps: torch.Tensor,
         tokens: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """The loss to descend, weighted by noise level and by place (`weights` [B, h, w]), and the `plain` one."""
+        """The loss to descend, weighted by noise level and by place (`weights` [h, w]), and the `plain` one."""
         sigma = self.sigmas[steps].view(-1, 1, 1, 1)
         noisy = (latents + sigma * noise) / (1 + sigma**2).sqrt()
         with torch.autocast(latents.device.type, torch.bfloat16):

@@ -22,14 +22,14 @@ TELLINGS = 6
 
 
 class Examples:
-    """All training data in memory: `latents` half [N, 2, 4, 32, 32] (plain, mirrored), `weights` half [N, 32, 32] of
-    mean 1, `tokens` [N, TELLINGS, 77], `empty` [77]."""
+    """All training data in memory: `latents` half [N, 2, 4, 32, 32] (plain, mirrored), `weights` [32, 32] of mean 1,
+    `tokens` [N, TELLINGS, 77], `empty` [77]."""
 
     def __init__(self, latents: torch.Tensor, weights: torch.Tensor, records: list[dict], seed: int):
         random = np.random.default_rng(seed)
         texts = [retold(record, random) for record in records for _ in range(TELLINGS)]
         tokens = tokenize([*texts, ""])
-        self.latents, self.weights, self.empty = latents, weights, tokens[-1]
+        self.latents, self.weights, self.empty = latents, of_place(weights), tokens[-1]
         self.tokens = tokens[:-1].view(len(records), TELLINGS, -1)
         self.whole = tokenize([record["caption"] for record in records])
         self.ids = torch.cat((tokens.flatten(), self.whole.flatten())).unique()
@@ -39,14 +39,24 @@ class Examples:
         index = loop.batch_indices(len(self.latents), size, step, seed)
         random = loop.seeded(seed + 1, step)
         mirrored = torch.randint(2, (size,), generator=random)
-        latents, weights = self.latents[index, mirrored].float(), self.weights[index].float()
-        weights = torch.where(mirrored[:, None, None].bool(), weights.flip(-1), weights)
+        latents = self.latents[index, mirrored].float()
         tokens = self.tokens[index, torch.randint(TELLINGS, (size,), generator=random)]
         dropped = torch.rand(size, generator=random) < DROPPED
         tokens = torch.where(dropped[:, None], self.empty, tokens)
         noise = torch.randn(latents.shape, generator=random)
         spread = (torch.arange(size) + torch.rand((), generator=random)) / size  # one step from each part of the range
-        return latents, weights, noise, (spread * 1000).long().clamp(max=999), tokens
+        return latents, self.weights, noise, (spread * 1000).long().clamp(max=999), tokens
+
+
+def of_place(weights: torch.Tensor) -> torch.Tensor:
+    """What each place counts in all pictures alike, float [32, 32] of mean 1, from what it counts in each, [N, 32, 32].
+
+    A weight that hangs on the picture itself moves what the model learns from the mean of the pictures that a noisy one
+    may come of towards those that count more: where a mole, a brow or a lip weighs twice as much as skin, it is drawn
+    twice as likely as it is, again at each sampling step, and faces are strewn with marks.
+    """
+    mean = weights.float().mean(0)
+    return (mean + mean.flip(-1)) / 2  # as often mirrored as not
 
 
 def of_file(path: Path) -> str:
