@@ -17,7 +17,7 @@ from omniportrait.demo import architecture
 from omniportrait.demo.autoencoder import MARK, PortraitAutoencoder
 from omniportrait.demo.learning import denoising, loop, reconstruction
 from omniportrait.demo.learning import pictures as learning_pictures
-from omniportrait.demo.learning.examples import cached_latents, cached_weights, stamps
+from omniportrait.demo.learning.examples import Examples, cached_latents, cached_weights, of_place, stamps
 from omniportrait.demo.learning.pictures import open_pictures, pixel_weights, to_float
 from omniportrait.demo.learning.text import tokenize
 from omniportrait.demo.random_weights import vae_state
@@ -171,6 +171,18 @@ def test_resumed_run_ends_where_a_whole_one_does(kind, small_training, tmp_path)
     assert log.read_text().count("100.0% step 4") == 1 and "budget is spent" not in log.read_text()
     assert equal(small_training(kind, out), whole) and "budget is spent" in log.read_text()
     assert equal(small_training(kind, out, "--restart"), whole) and log.read_text().count("100.0% step 4") == 2
+
+
+def test_a_place_weighs_alike_in_all_pictures(data):
+    """A step's weights are no picture's own: they are the mean of all and of their mirror images, place by place."""
+    each = torch.rand(6, 32, 32, generator=torch.Generator().manual_seed(6))
+    expected = torch.zeros(32, 32)
+    for x in range(32):
+        expected[:, x] = torch.cat((each[:, :, x], each[:, :, 31 - x])).mean(0)
+    torch.testing.assert_close(of_place(each), expected)
+    records = [record for records in open_pictures(data).records for record in records]
+    examples = Examples(torch.randn(6, 2, 4, 32, 32).half(), each.half(), records, 0)
+    torch.testing.assert_close(examples.batch(2, 0, 0)[1], expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [".state.pt", ".safetensors"])
