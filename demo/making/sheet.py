@@ -67,6 +67,15 @@ def obeyed(pictures: np.ndarray, descriptions: list[dict[str, str]]) -> str:
     return ", ".join(f"{head} {100 * values.float().mean():.0f}%" for head, values in right.items())
 
 
+def faces(pictures: np.ndarray) -> int:
+    """In how many samples the detector finds a face."""
+    import torch
+    from omniportrait.demo.measures.identity import find_landmarks
+
+    shown = torch.from_numpy(pictures).movedim(3, 1).float() / 255
+    return sum(find_landmarks(picture) is not None for picture in shown)
+
+
 def main() -> None:
     from omniportrait.demo.world.view import describe
     from PIL import Image
@@ -88,6 +97,7 @@ def main() -> None:
     Image.fromarray(np.concatenate(rows, 0)).save(options.out, quality=88)
     options.out.with_suffix(".txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     print(f"The prompt is obeyed: {obeyed(pictures, descriptions)}")
+    print(f"A face is found in {faces(pictures)} of {len(pictures)}.")
     print(f"{options.out}: {len(texts)} samples; their captions are in {options.out.with_suffix('.txt')}")
 
 
