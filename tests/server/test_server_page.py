@@ -54,7 +54,7 @@ def page(browser, server):
     server.request("/settings", {"Comfy.TutorialCompleted": True})
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
     opened = context.new_page()
-    opened.goto(server.url)
+    opened.goto(server.url, wait_until="commit")  # the line below waits until it is ready
     opened.wait_for_function("window.app && window.app.graph && window.app.vueAppReady !== false", timeout=120_000)
     yield opened
     context.close()
