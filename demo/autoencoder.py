@@ -23,6 +23,11 @@ CHANNELS = 4
 SHRINK = 8
 
 
+def under(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The part of a state whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -120,7 +125,7 @@ class PortraitAutoencoder(nn.Module):
         import safetensors.torch
 
         state = safetensors.torch.load_file(file)
-        inside = {name.removeprefix(INSIDE): value for name, value in state.items() if name.startswith(INSIDE)}
+        inside = under(state, INSIDE)
         autoencoder = cls.shaped_like(inside or state)
         autoencoder.load_state_dict(inside or state)
         return autoencoder.eval()

@@ -14,7 +14,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
 from ..architecture import MARK, PREVIEW, TEXT, UNET, mark
-from ..autoencoder import INSIDE, PortraitAutoencoder
+from ..autoencoder import INSIDE, PortraitAutoencoder, under
 from . import loop
 from .examples import Examples, cached_latents, cached_weights, of_file, preview_colours, stamps
 from .loop import Averaged, Budget
@@ -153,10 +153,6 @@ def begin_with(path: Path, model: Denoiser, average: Averaged) -> None:
     model.unet.load_state_dict(under(state, "model.diffusion_model."))
     model.text.read(under(state, "cond_stage_model.transformer."))
     average.restart()
-
-
-def under(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def draw(

@@ -4,7 +4,6 @@ al. 2018; both ways, as CLIP does)."""
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig, renormalised
 from .config import Augmentation, Config, Data
-from .dataset import read_index
+from .dataset import people_of, read_index
 from .index import BadSample, Entry, write_whole
 from .plan import Plan, Slot, seeded
 from .samples import MicroBatches, decode, loader, seen_face
@@ -87,11 +86,7 @@ def teach(config: Config, out: Path, minutes: float, say: Callable[[str], None])
     one is mirrored would teach the tower not to see that.
     ValueError where fewer than a batch of people have two pictures, or where no picture can be read.
     """
-    entries, _ = read_index(config)
-    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
-    for entry in entries:
-        groups[entry.shard, entry.identity].append(entry)
-    people = [group for (_, identity), group in groups.items() if identity and len(group) > 1]
+    people = people_of(read_index(config)[0])
     if len(people) < config.batch:
         raise ValueError(f"Only {len(people)} people have an identity and two pictures; a batch needs {config.batch}.")
     augmentation = replace(config.augmentation, flip_chance=0.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +50,16 @@ def read_index(config: Config) -> tuple[list[Entry], Counter[str]]:
             + skip_table(problems)
         )
     return good, problems
+
+
+def people_of(entries: Iterable[Entry]) -> list[Sequence[Entry]]:
+    """The pictures of each person of whom there are two or more, in the entries' order. An identity is its shard's own;
+    entries without one are left out."""
+    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        if entry.identity:
+            groups[entry.shard, entry.identity].append(entry)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def open_dataset(config: Config) -> Dataset:

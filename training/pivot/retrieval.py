@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 
 from ...models.pivot_encoder import PivotConfig, PivotEncoder, renormalised
 from .config import Config
-from .dataset import read_index
+from .dataset import people_of, read_index
 from .index import BadSample, Entry
 from .pretrained import read_tower
 from .samples import decode, seen_face
@@ -56,12 +55,8 @@ def retrieved(references: torch.Tensor, pictures: torch.Tensor, owners: torch.Te
 def look(tower: Callable[[torch.Tensor], torch.Tensor], config: Config) -> Found:
     """How often a tower (faces [B, 3, S, S] to vectors [B, D]) finds people of the config's shards, of whom the first
     picture is the reference. ValueError where fewer than two have more than one."""
-    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
-    for entry in read_index(config)[0]:
-        if entry.identity:
-            groups[entry.shard, entry.identity].append(entry)
     faces, owners, nouns, references = [], [], [], []
-    for entries in groups.values():
+    for entries in people_of(read_index(config)[0]):
         seen = [face for face in (_face(entry, config.tower.image_size) for entry in entries) if face is not None]
         if len(seen) < 2:
             continue
