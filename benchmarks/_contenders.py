@@ -1,4 +1,5 @@
-"""What overhead.py compares: ways to sample on the same loaded model, and stopwatches inside one run.
+"""What overhead.py compares: ways to sample on the same loaded model, and meters inside one run: seconds, or the
+floating-point operations of its matrix products and convolutions, forward and backward.
 
 Needs ComfyUI and tests/comfy/lib on the path.
 """
@@ -22,6 +23,7 @@ from omniportrait.guidance.people import ByHand
 from omniportrait.guidance.private_pass import PrivatePass
 from omniportrait.guidance.sampler_patch import patch
 from omniportrait.guidance.settings import Settings
+from torch.utils.flop_counter import FlopCounterMode
 
 CFG = 7.5
 WINDOW_SIGMA = 2.2851
@@ -107,9 +109,9 @@ def contenders(lower_block: int) -> list[Contender]:
 
 
 @dataclass
-class Times:
-    """One run. calls: (sigma, seconds) of each prediction. whole: seconds of the sampling. reference: of the
-    reference's features, without the VAE, which is a small one here. peak: bytes above what was in use before."""
+class Metered:
+    """One run, in the meter's unit. calls: (sigma, amount) of each prediction. whole: of the sampling. reference: of
+    the reference's features, without the VAE, which is a small one here. peak: bytes above what was in use before."""
 
     calls: list[tuple[float, float]] = field(default_factory=list)
     whole: float = 0.0
@@ -117,65 +119,80 @@ class Times:
     peak: int = 0
 
 
-def now(device: torch.device) -> float:
+Meter = Callable[[], float]
+
+
+def seconds(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 @contextlib.contextmanager
-def stopwatch(owner: object, name: str, add: Callable[[float], None], device: torch.device) -> Iterator[None]:
+def metered(owner: object, name: str, add: Callable[[float], None], meter: Meter) -> Iterator[None]:
+    """Inside, each call of `owner.name` adds what it took."""
     original = getattr(owner, name)
 
-    def timed(*args: object, **kwargs: object) -> object:
-        start = now(device)
+    def watched(*args: object, **kwargs: object) -> object:
+        start = meter()
         try:
             return original(*args, **kwargs)
         finally:
-            add(now(device) - start)
+            add(meter() - start)
 
-    setattr(owner, name, timed)
+    setattr(owner, name, watched)
     try:
         yield
     finally:
         setattr(owner, name, original)
 
 
-def timed_run(contender: Contender, model: object, vae: object, side: int, steps: int) -> Times:
-    """One run of Euler on the normal schedule from an empty latent, with the reference features made anew."""
+def timed_run(contender: Contender, model: object, vae: object, side: int, steps: int) -> Metered:
+    """In seconds."""
+    return _run(contender, model, vae, side, steps, lambda: seconds(model.load_device))
+
+
+def counted_run(contender: Contender, model: object, vae: object, side: int, steps: int) -> Metered:
+    """In floating-point operations, as torch counts them: what a way would take if nothing but arithmetic took time,
+    and all arithmetic went at one speed."""
+    with FlopCounterMode(display=False) as counter:
+        return _run(contender, model, vae, side, steps, counter.get_total_flops)
+
+
+def _run(contender: Contender, model: object, vae: object, side: int, steps: int, meter: Meter) -> Metered:
+    """Euler on the normal schedule from an empty latent, with the reference features made anew."""
     from comfy.patcher_extension import WrappersMP
 
-    times, device = Times(), model.load_device
+    run, device = Metered(), model.load_device
     watched = contender.prepare(model, vae).clone()
 
     def predict(executor: Callable, x: torch.Tensor, sigma: torch.Tensor, *args: object, **kwargs: object) -> object:
-        before, start = times.reference, now(device)
+        before, start = run.reference, meter()
         result = executor(x, sigma, *args, **kwargs)
-        seconds = now(device) - start - (times.reference - before)
-        times.calls.append((float(sigma[0]), seconds))
+        run.calls.append((float(sigma[0]), meter() - start - (run.reference - before)))
         return result
 
-    def add_reference(seconds: float) -> None:
-        times.reference += seconds
+    def add_reference(amount: float) -> None:
+        run.reference += amount
 
     watched.wrappers = {
         kind: {key: list(values) for key, values in table.items()} for kind, table in watched.wrappers.items()
     }
     table = watched.wrappers.setdefault(WrappersMP.PREDICT_NOISE, {})
-    watched.wrappers[WrappersMP.PREDICT_NOISE] = {"overhead": [predict], **table}  # outermost: it times the others
+    watched.wrappers[WrappersMP.PREDICT_NOISE] = {"overhead": [predict], **table}  # outermost: it meters the others
     dift.forget_all()
     positive, options = small.conditioning(model, 1), {"steps": steps, "size": (side, side), "cfg": CFG}
     with contextlib.ExitStack() as stack:
         if contender.naive:
             stack.callback(setattr, guided_run, "PrivatePass", guided_run.PrivatePass)
             guided_run.PrivatePass = NaivePass
-        stack.enter_context(stopwatch(dift, "compute", add_reference, device))
+        stack.enter_context(metered(dift, "compute", add_reference, meter))
         used = reset_peak(device)
-        start = now(device)
+        start = meter()
         small.sample(watched, positive, **options)
-        times.whole = now(device) - start
-        times.peak = peak(device) - used
-    return times
+        run.whole = meter() - start
+        run.peak = peak(device) - used
+    return run
 
 
 def reset_peak(device: torch.device) -> int:

@@ -7,7 +7,8 @@
 
 True architectures with random weights (speed does not depend on them), Euler on the normal schedule, cfg 7.5, a mask
 by hand. All ways run by turns, so that a busy machine slows all alike; a step is the mean over a run's calls in the
-guided window, and numbers are medians over the rounds. Results are kept in a JSON-lines file, the newest in force, and
+guided window, and numbers are medians over the rounds. One more round counts floating-point operations: the floor under
+what is measured, for these shapes. Results are kept in a JSON-lines file, the newest in force, and
 docs/overhead.md is written from it.
 """
 
@@ -49,14 +50,15 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Line:
-    """One way on one model. step: a call of the guided window, in the mean, over a plain one; whole: a run over a plain
-    one, the reference's features made anew; reference: those features in plain calls; peak: MiB over the plain run's
-    peak."""
+    """One way on one model. step: a call of the guided window, in the mean, over a plain one; floor: the same of the
+    arithmetic alone; whole: a run over a plain one, the reference's features made anew; reference: those features in
+    plain calls; peak: MiB over the plain run's peak."""
 
     setup: str
     way: str
     plain_seconds: float
     step: float
+    floor: float
     whole: float
     reference: float
     peak: float
@@ -81,7 +83,7 @@ def load(name: str, dtype: str) -> object:
 def measure(name: str, dtype: str, side: int, options: argparse.Namespace) -> list[Line]:
     """Every way on one model, by turns."""
     import small
-    from _contenders import WINDOW_SIGMA, contenders, timed_run
+    from _contenders import WINDOW_SIGMA, contenders, counted_run, timed_run
 
     model, vae = load(name, dtype), small.vae()
     ways = contenders(LOWER[name])
@@ -96,22 +98,24 @@ def measure(name: str, dtype: str, side: int, options: argparse.Namespace) -> li
                 print(f"  {way.name} cannot run here: {type(error).__name__}: {error}", flush=True)
                 continue
             print(f"  round {number + 1}: {runs[way.name][-1].whole:7.2f} s  {way.name}", flush=True)
+    counted = {way.name: counted_run(way, model, vae, side, options.steps) for way in ways if runs[way.name]}
     where = f"{name}, {side}x{side} latent, {dtype}, {device_name(model)}, {core_version()}"
-    return lines_of(" ".join([where, *options.comfy]), runs, WINDOW_SIGMA)
+    return lines_of(" ".join([where, *options.comfy]), runs, counted, WINDOW_SIGMA)
 
 
-def lines_of(setup: str, runs: Mapping[str, Sequence], window: float) -> list[Line]:
-    """What several runs (`Times`) of each way come to; the first way is plain. window: the highest guided sigma.
+def lines_of(setup: str, runs: Mapping[str, Sequence], counted: Mapping[str, object], window: float) -> list[Line]:
+    """What several runs of each way, and one that counts, come to (`Metered`); the first way is plain. window: the
+    highest guided sigma.
 
     A step is a mean over the window, not a median: some ways do their work at every second call, or in the first.
     """
 
-    def step(times: Sequence) -> float:
-        inside = ([seconds for sigma, seconds in t.calls[1:] if sigma <= window] for t in times)
+    def step(metered: Sequence) -> float:
+        inside = ([amount for sigma, amount in each.calls[1:] if sigma <= window] for each in metered)
         return statistics.median(map(statistics.fmean, inside))
 
-    first = next(iter(runs.values()))
-    plain = step(first)
+    name, first = next(iter(runs.items()))
+    plain, arithmetic = step(first), step([counted[name]])
     whole, base = (statistics.median(getattr(t, what) for t in first) for what in ("whole", "peak"))
     return [
         Line(
@@ -119,6 +123,7 @@ def lines_of(setup: str, runs: Mapping[str, Sequence], window: float) -> list[Li
             way,
             plain,
             step(times) / plain,
+            step([counted[way]]) / arithmetic,
             statistics.median(t.whole for t in times) / whole,
             statistics.median(t.reference for t in times) / plain,
             (statistics.median(t.peak for t in times) - base) / 2**20,
@@ -150,12 +155,13 @@ def table(lines: list[Line]) -> list[str]:
     rows = [
         f"One plain call takes {lines[0].plain_seconds:.3f} s.",
         "",
-        "| way | guided step / plain step | whole run / plain run | reference features, plain steps | peak, MiB |",
-        "|---|---|---|---|---|",
+        "| way | guided step / plain | its arithmetic | whole run / plain | reference, plain steps | peak, MiB |",
+        "|---|---|---|---|---|---|",
     ]
     for line in lines:
         reference = f"{line.reference:.1f}" if line.reference else ""
-        rows.append(f"| {line.way} | {line.step:.2f} | {line.whole:.2f} | {reference} | {line.peak:+.0f} |")
+        cells = (f"{line.step:.2f}", f"{line.floor:.2f}", f"{line.whole:.2f}", reference, f"{line.peak:+.0f}")
+        rows.append(f"| {line.way} | {' | '.join(cells)} |")
     told = goals({line.way.split(":")[0]: line for line in lines})
     return [*rows, "", "Goals: " + "; ".join(told) + "."] if told else rows
 
@@ -166,14 +172,18 @@ def goals(by_name: Mapping[str, Line]) -> list[str]:
     ours, told = by_name.get("RB-Guidance"), []
     if ours:
         told += [
-            f"guided step {ours.step:.2f} ({_verdict(ours.step, GOALS['step'])})",
+            f"guided step {ours.step:.2f} ({_verdict(ours.step, GOALS['step'])}; "
+            f"its arithmetic alone {ours.floor:.2f})",
             f"whole run {ours.whole:.2f} ({_verdict(ours.whole, GOALS['whole'])})",
             f"reference {ours.reference:.1f} plain steps ({_verdict(ours.reference, GOALS['reference'])})",
         ]
         if "naive" in by_name:
             faster = by_name["naive"].step / ours.step
             met = "met" if faster >= GOALS["naive"] else "NOT met"
-            told.append(f"{faster:.2f} times faster a step than naive (goal {GOALS['naive']}, {met})")
+            floor = by_name["naive"].floor / ours.floor
+            told.append(
+                f"{faster:.2f} times faster a step than naive (goal {GOALS['naive']}, {met}; by arithmetic {floor:.2f})"
+            )
         if ours.setup.startswith("sdxl, 128x128") and ", CPU" not in ours.setup:
             told.append(f"peak memory {ours.peak:+.0f} MiB ({_verdict(ours.peak, GOALS['memory'])})")
     if OFF in by_name and ", CPU" not in by_name[OFF].setup:
@@ -210,10 +220,14 @@ def page(setups: dict[str, dict[str, Line]]) -> str:
         "the timesteps (u = 0.6), the reference's features made anew in each run (in use they are cached; the VAE's "
         "part in them, one picture, is left out, since a small VAE stands in). A guided step is the mean over the "
         "guided window, so ways that work at every second step show what they save. Medians over interleaved rounds. "
-        "Strength 0 is the node left in the workflow and switched off. `naive` runs a whole UNet forward of its own "
-        "with autograd and takes the same gradient; ours runs the conditional rows alone and leaves after the feature "
-        "block. SAG and PAG are core's own nodes, which work at every step, so their whole run is their step. Peak "
-        "memory is over the plain run's; on a CPU it is the process's resident set, which is rough.",
+        "*Its arithmetic* is a guided step's "
+        "floating-point operations over a plain step's, as torch counts those of convolutions and matrix products, "
+        "forward and backward, on these shapes: no way can be faster than that unless its operations themselves run "
+        "faster than a plain step's. Strength 0 is the node left in the workflow and switched off. `naive` runs a "
+        "whole UNet forward of its own with autograd and takes the same gradient; ours runs the conditional rows alone "
+        "and leaves after the feature block. SAG and PAG are core's own nodes, which work at every step, so their "
+        "whole run is their step. Peak memory is over the plain run's; on a CPU it is the process's resident set, "
+        "which is rough.",
     ]
     for setup, ways in setups.items():
         lines += ["", f"## {setup}", "", *table(list(ways.values()))]
