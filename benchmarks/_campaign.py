@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import median
 
 from _judge import Judge
-from _portraits import ROOT, SAMPLING, Case, Studio, Variant, defaults, digest
+from _portraits import ROOT, Case, Studio, Variant, defaults, digest
 from omniportrait.demo.measures.separation import THRESHOLDS
 from omniportrait.demo.measures.text import WEIGHTS
+from omniportrait.demo.sampling import SAMPLING
 from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS
 
 DEMO = ROOT / "demo" / "weights"

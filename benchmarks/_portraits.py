@@ -25,6 +25,7 @@ import torch
 from comfyui_version import __version__
 from omniportrait import run
 from omniportrait.demo.architecture import register
+from omniportrait.demo.sampling import SAMPLING, sampling
 from omniportrait.demo.world.identity import identity
 from omniportrait.demo.world.portrait import Portrait, render
 from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS, Prompt
@@ -53,8 +54,6 @@ SOURCES = ("guidance", "models", "nodes/face_reference.py", "nodes/pivot_conditi
 """Code that a picture depends on."""
 DEFAULTS = "settings.py"
 """Not counted as such: all values are given, and a new default must not void the pictures that it follows from."""
-SAMPLING = ("sampler_name", "scheduler", "steps", "cfg")
-"""What the demo's workflow says better than the node's defaults, which are the paper's for SD1.5."""
 OWN = ("model", "vae", "seed", "positive", "negative", "latent_image", "denoise")
 """The sampler's inputs that no variant may set."""
 
@@ -159,14 +158,6 @@ def defaults() -> dict[str, object]:
     inputs = {i.id: i.default for i in RBGuidanceKSampler.define_schema().inputs if i.id not in OWN}
     settings = {field.name: field.default for field in fields(Settings) if field.name != "block"}
     return settings | inputs
-
-
-@lru_cache
-def sampling() -> dict[str, object]:
-    """How the embedded model is sampled everywhere: SAMPLING of the demo's workflow."""
-    workflow = json.loads((ROOT / "workflows" / "api" / "omniportrait_demo.json").read_text(encoding="utf-8"))
-    (own,) = (n["inputs"] for n in workflow.values() if n["class_type"] == "OmniPortraitRBGuidanceKSampler")
-    return {name: own[name] for name in SAMPLING}
 
 
 def digest(*parts: object) -> str:

@@ -14,12 +14,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from .sampling import WORKFLOW
 from .server import ComfyServer, Progress, PromptError, link
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / ".omniportrait" / "base"
 CUSTOM_NODES = {"comfyui-omniportrait": ROOT, "omniportrait-demo": ROOT / "demo"}
-WORKFLOW = ROOT / "workflows" / "api" / "omniportrait_demo.json"
 DEMO_CHECKPOINT = ROOT / "demo" / "weights" / "omniportrait_demo.safetensors"
 DEMO_ENCODER = ROOT / "demo" / "weights" / "omniportrait_demo_pivot.safetensors"
 CHOSEN = "chosen"

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=50, help="how many people (default: 50)")
     parser.add_argument("--views", type=int, default=4, help="pictures of each, but for portraits (default: 4)")
     parser.add_argument("--portraits", type=int, default=2, help="portraits of each, or 0 (default: 2)")
-    parser.add_argument("--steps", type=int, default=25, help="sampling steps (default: 25, the demo's)")
+    parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: 30, the demo's)")
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale (default: 4, the demo's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")

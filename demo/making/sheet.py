@@ -7,10 +7,12 @@ beside the picture, in reading order. Sampled by ComfyUI itself.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from omniportrait import run
+from omniportrait.demo.sampling import sampling
 
 
 def wanted(count: int) -> list[dict[str, str]]:
@@ -31,8 +33,8 @@ def wanted(count: int) -> list[dict[str, str]]:
     ]
 
 
-def samples(checkpoint: Path, texts: list[str], steps: int, cfg: float, seed: int) -> np.ndarray:
-    """[N, 256, 256, 3] uint8, one for each text."""
+def samples(checkpoint: Path, texts: list[str], how: Mapping[str, object], seed: int) -> np.ndarray:
+    """[N, 256, 256, 3] uint8, one for each text. how: as `sampling` gives it."""
     import comfy.sample
     import comfy.sd
     import torch
@@ -48,8 +50,8 @@ def samples(checkpoint: Path, texts: list[str], steps: int, cfg: float, seed: in
             noise = comfy.sample.prepare_noise(latent, seed + index)
             positive = clip.encode_from_tokens_scheduled(clip.tokenize(text))
             latent = comfy.sample.sample(
-                model, noise, steps, cfg, "dpmpp_2m", "karras", positive, negative, latent, seed=seed + index,
-                disable_pbar=True,
+                model, noise, how["steps"], how["cfg"], how["sampler_name"], how["scheduler"], positive, negative,
+                latent, seed=seed + index, disable_pbar=True,
             )  # fmt: skip
             pictures.append((vae.decode(latent)[0].clamp(0, 1) * 255 + 0.5).byte().cpu().numpy())
             print(f"{index + 1}/{len(texts)} {text}", flush=True)
@@ -84,14 +86,15 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=run.ROOT / "demo/weights/omniportrait_demo.safetensors")
     parser.add_argument("--out", type=Path, default=run.ROOT / "docs/images/samples.jpg")
     parser.add_argument("--count", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--cfg", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=sampling()["steps"])
+    parser.add_argument("--cfg", type=float, default=sampling()["cfg"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     run.use_comfyui()
     descriptions = wanted(options.count)
     texts = [describe(**description) for description in descriptions]
-    pictures = samples(options.checkpoint, texts, options.steps, options.cfg, options.seed)
+    how = sampling() | {"steps": options.steps, "cfg": options.cfg}
+    pictures = samples(options.checkpoint, texts, how, options.seed)
     rows = [np.concatenate(pictures[start : start + 8], 1) for start in range(0, len(pictures), 8)]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows, 0)).save(options.out, quality=88)

@@ -145,9 +145,9 @@ def test_the_embedded_model_is_sampled_as_the_demo_samples_it(files, registered,
     campaign = Campaign(chosen)
     for name in ("sampler_name", "scheduler", "steps", "cfg"):
         assert campaign.studio.inputs[name] == own[name]
-    assert campaign.told_settings().startswith("dpmpp_2m, karras, 25 steps, cfg 4;")
+    assert campaign.told_settings().startswith("dpmpp_2m_sde, karras, 30 steps, cfg 4;")
     chosen.set = [("steps", 7), ("scheduler", "normal"), ("gain", 9.0)]
-    assert Campaign(chosen).told_settings().startswith("dpmpp_2m, normal, 7 steps, cfg 4, gain 9.0;")
+    assert Campaign(chosen).told_settings().startswith("dpmpp_2m_sde, normal, 7 steps, cfg 4, gain 9.0;")
 
 
 def test_a_render_through_the_autoencoder(files, registered, tmp_path):

@@ -16,6 +16,7 @@ from .step import Inputs, conditioned, draw, gather
 ALWAYS = Objective(drop_both=0.0, drop_id=0.0)
 LOOKS = (100, 300, 500, 700)
 """Timesteps (of 1000) over which attention is averaged."""
+SAMPLER, SCHEDULER = "dpmpp_2m_sde", "karras"
 
 
 def fixed_samples(samples: Samples, count: int) -> list[Sample]:
@@ -62,7 +63,7 @@ def portraits(
 
         noise = comfy.sample.prepare_noise(latent[None], seed + number)
         result = comfy.sample.sample(
-            base.model, noise, steps, cfg, "dpmpp_2m", "karras", entry(rows[number], pooled[number]),
+            base.model, noise, steps, cfg, SAMPLER, SCHEDULER, entry(rows[number], pooled[number]),
             entry(empty.rows, empty.pooled), latent[None], disable_pbar=True, seed=seed + number,
         )  # fmt: skip
         made.append(base.vae.decode(result)[0].movedim(-1, 0).float().cpu().clamp(0, 1))
