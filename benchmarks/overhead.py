@@ -99,7 +99,8 @@ def measure(name: str, dtype: str, side: int, options: argparse.Namespace) -> li
                 continue
             print(f"  round {number + 1}: {runs[way.name][-1].whole:7.2f} s  {way.name}", flush=True)
     counted = {way.name: counted_run(way, model, vae, side, options.steps) for way in ways if runs[way.name]}
-    where = f"{name}, {side}x{side} latent, {dtype}, {device_name(model)}, {core_version()}"
+    where = f"{name}, {side}x{side} latent, {dtype}, {device_name(model)}, {core_version()}, "
+    where += f"{options.steps} steps, {options.rounds} rounds"
     return lines_of(" ".join([where, *options.comfy]), runs, counted, WINDOW_SIGMA)
 
 
@@ -214,7 +215,7 @@ def page(setups: dict[str, dict[str, Line]]) -> str:
         "# What RB-Guidance costs",
         "",
         "Made by `python run.py bench overhead`; do not edit. Each heading names a setup: model, latent size, weights, "
-        "device, core, and further arguments given to ComfyUI.",
+        "device, core, steps, rounds, and further arguments given to ComfyUI.",
         "",
         "True architectures with random weights, Euler on the normal schedule, cfg 7.5, guidance in the last 60% of "
         "the timesteps (u = 0.6), the reference's features made anew in each run (in use they are cached; the VAE's "
@@ -223,7 +224,8 @@ def page(setups: dict[str, dict[str, Line]]) -> str:
         "*Its arithmetic* is a guided step's "
         "floating-point operations over a plain step's, as torch counts those of convolutions and matrix products, "
         "forward and backward, on these shapes: no way can be faster than that unless its operations themselves run "
-        "faster than a plain step's. Strength 0 is the node left in the workflow and switched off. `naive` runs a "
+        "faster than a plain step's. Strength 0 is the node left in the workflow and switched off: how "
+        "far it is from 1 shows the noise. `naive` runs a "
         "whole UNet forward of its own with autograd and takes the same gradient; ours runs the conditional rows alone "
         "and leaves after the feature block. SAG and PAG are core's own nodes, which work at every step, so their "
         "whole run is their step. Peak memory is over the plain run's; on a CPU it is the process's resident set, "
