@@ -116,15 +116,17 @@ def page(rows: list[Cell], results: dict[str, Result], where: str) -> str:
         "and SDXL's structure at a tenth of the width, with random weights, and run on ComfyUI's own nodes. A cell is "
         "ok when it runs, the same seed gives the same bits on a freshly loaded model, the picture is finite, at "
         "least one call was guided and changed it, strength 0 is bit-equal to plain, and so is a plain run after a "
-        "guided one. Four "
-        f"steps of {', '.join(sorted(_cells.LATE))} all lie before the default window, so there u is 1. "
-        "`fp8` weights compute in bf16.",
+        f"guided one. A run has {_cells.STEPS} steps"
+        f"{''.join(f', with {name} {n} to come into the default window' for name, n in _cells.MORE_STEPS.items())}. "
+        f"Those of {', '.join(sorted(_cells.LATE))} all lie before the window, so there u is 1. In inpainting "
+        "the person's region is the inpainted part. `fp8` weights compute in bf16.",
     ]
     for across, down in TABLES:
         lines += ["", f"## {down.capitalize()} and {across}", "", "Cells that are ok / tried.", ""]
         lines += _table(tried, across, down)
-    for status, title in (("broken", "Broken"), ("core", "Where core's own plain run fails")):
-        found = [f"- {cell.key}: {result.why}" for cell, result in tried if result.status == status]
+    titles = {"broken": "Broken", "core": "Where core's own plain run fails", "ok": "Ok, but not guided everywhere"}
+    for status, title in titles.items():
+        found = [f"- {cell.key}: {result.why}" for cell, result in tried if result.status == status and result.why]
         lines += ["", f"## {title}", "", *(found or ["None."])]
     return "\n".join(lines) + "\n"
 

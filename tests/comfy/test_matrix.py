@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 
 import pytest
+import small
 from omniportrait import run
+from omniportrait.guidance import run as guided_run
 
 sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
 
@@ -30,6 +32,37 @@ def test_the_cells_hold_every_mode_scheduler_and_weight_type():
     assert {cell.mode for cell in CELLS} == set(_cells.MODES)
     assert {cell.scheduler for cell in CELLS} == set(_cells.columns()["scheduler"])
     assert {(cell.family, cell.dtype) for cell in CELLS} == set(product(_cells.FAMILIES, _cells.DTYPES))
+
+
+@pytest.mark.parametrize("scheduler", [name for name in _cells.columns()["scheduler"] if name not in _cells.LATE])
+def test_dpm_fast_comes_into_the_window(vae, scheduler):
+    """It goes its own way between the schedule's ends; 4 steps of simple, sgm_uniform and beta never come there."""
+    assert trace_of(_cells.Cell("dpm_fast", scheduler, "txt2img", "sd15", "fp32"), vae).steps
+
+
+def test_the_guided_face_lies_in_the_inpainted_part(vae):
+    """Without a region this cell finds it at the picture's edge, each time, where core keeps the old picture."""
+    steps = trace_of(_cells.Cell("dpmpp_2m_sde_gpu", "karras", "inpaint", "sdxl", "bf16"), vae).steps
+    assert steps and all(step.mask[2:14, 3:13].any() for step in steps)
+
+
+def trace_of(cell, vae):
+    """The trace of a cell's guided run."""
+    model = getattr(small, cell.family)(**_cells.DTYPES[cell.dtype])
+    patched, traces = _cells.guide(model, vae)
+    _cells.MODES[cell.mode](patched, cell)
+    (trace,) = traces
+    return trace
+
+
+def test_a_picture_that_stays_unguided_is_told(vae, monkeypatch):
+    """A cell in which one of a run's two guided calls found no face is ok, and says so, on the page too."""
+    answers = cycle(["no face found", None])
+    monkeypatch.setattr(guided_run, "failed", lambda *_: next(answers))
+    cell = _cells.Cell("euler", "karras", "txt2img", "sd15", "fp32")
+    result = _cells.try_cell(cell, vae)
+    assert result.status == "ok" and result.why == "unguided 1 times because no face found"
+    assert f"- {cell.key}: {result.why}" in matrix.page([cell], {cell.key: result}, "here")
 
 
 @pytest.mark.parametrize("changed", ["guidance/run.py", "models/face/crop.py", "nodes/schema.py"])
