@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -18,6 +18,13 @@ def map_tensors(value: object, change: Callable[[torch.Tensor], torch.Tensor]) -
     return value
 
 
-def some_rows(value: object, index: slice | torch.Tensor, count: int) -> object:
-    """The rows `index` of every tensor that has one for each of `count` rows."""
-    return map_tensors(value, lambda tensor: tensor[index] if len(tensor) == count else tensor)
+def some_rows(value: object, parts: Sequence[slice], count: int) -> object:
+    """The rows of `parts`, one part after the other, of every tensor that has one for each of `count` rows.
+
+    By slices, since an index would have to lie on each tensor's own device: a call's text may still be on the CPU.
+    """
+    return map_tensors(value, lambda tensor: _joined(tensor, parts) if len(tensor) == count else tensor)
+
+
+def _joined(tensor: torch.Tensor, parts: Sequence[slice]) -> torch.Tensor:
+    return tensor[parts[0]] if len(parts) == 1 else torch.cat([tensor[part] for part in parts])

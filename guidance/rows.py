@@ -54,7 +54,7 @@ class Call:
         worked on the call (MultiGPU Work Units)."""
         rows = len(like)
         start, all_rows = place * rows, rows * len(self.transformer_options["uuids"])
-        own = some_rows(self.control, slice(start, start + rows), all_rows)
+        own = some_rows(self.control, [slice(start, start + rows)], all_rows)
         return map_tensors(own, lambda tensor: tensor.to(like.device))
 
     def options_of(self, place: int, device: torch.device, foreign_to_drop: tuple[str, ...]) -> dict:

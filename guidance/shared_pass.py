@@ -45,10 +45,10 @@ def split_call(
     others = [place for place in range(places) if place not in own]
     chunks = {place: value.to(x.dtype) for place, value in own.items()}
     if others:
-        index = torch.cat([torch.arange(place * rows, (place + 1) * rows, device=x.device) for place in others])
+        parts = [slice(place * rows, (place + 1) * rows) for place in others]
         kept = {name: [options[name][place] for place in others] for name in ("uuids", "cond_or_uncond")}
-        arguments = {n: some_rows(value, index, len(x)) for n, value in named.items() if n != "transformer_options"}
+        arguments = {n: some_rows(value, parts, len(x)) for n, value in named.items() if n != "transformer_options"}
         arguments["transformer_options"] = options | kept
-        made = proceed(x[index], t[index] if len(t) == len(x) else t, arguments)
+        made = proceed(*some_rows([x, t], parts, len(x)), arguments)
         chunks |= dict(zip(others, made.split(rows), strict=True))
     return torch.cat([chunks[place] for place in range(places)])
