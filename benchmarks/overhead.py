@@ -229,7 +229,9 @@ def page(setups: dict[str, dict[str, Line]]) -> str:
         "whole UNet forward of its own with autograd and takes the same gradient; ours runs the conditional rows alone "
         "and leaves after the feature block. SAG and PAG are core's own nodes, which work at every step, so their "
         "whole run is their step. Peak memory is over the plain run's; on a CPU it is the process's resident set, "
-        "which is rough.",
+        "which is rough. A fast GPU waits for the CPU that launches its kernels, and then operations do not count but "
+        "calls do: the half-resolution way, a quarter of the pixels with as many kernels, shows it where it is no "
+        "faster than the whole one.",
     ]
     for setup, ways in setups.items():
         lines += ["", f"## {setup}", "", *table(list(ways.values()))]
