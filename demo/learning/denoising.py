@@ -9,7 +9,7 @@ from pathlib import Path
 import comfy.model_sampling
 import comfy.ops
 import torch
-from comfy.ldm.modules.attention import attention_basic
+from comfy.ldm.modules.attention import attention_basic, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
@@ -25,10 +25,10 @@ SNR_LIMIT = 5.0
 """min-SNR weighting (arXiv 2303.09556): no noise level counts more than this in the picture's own units."""
 
 
-def plain_attention(_, *args, **options):
+def plain_attention(_, q, *args, **options):
     """ComfyUI's own pick may have no backward, and torch's takes two to four times as long for so few tokens (256) on a
     CPU in bfloat16."""
-    return attention_basic(*args, **options)
+    return (attention_pytorch if q.is_cuda else attention_basic)(q, *args, **options)
 
 
 PLAIN_ATTENTION = {"optimized_attention_override": plain_attention}
@@ -167,7 +167,7 @@ def draw(
     captions = pictures.captions()
     chosen = [captions[i] for i in torch.linspace(0, len(captions) - 1, 16).long()]
     random = torch.Generator().manual_seed(options.seed)
-    noise = torch.randn(16, *examples.latents.shape[2:], generator=random).to(device)
+    noise = torch.randn(16, *examples.latents.shape[1:], generator=random).to(device)
     latents = model.sample(tokenize(chosen).to(device), examples.empty.to(device), noise)
     with torch.no_grad():
         shown = PortraitAutoencoder.load(options.vae).to(device).decode(latents)

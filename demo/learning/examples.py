@@ -22,8 +22,8 @@ TELLINGS = 6
 
 
 class Examples:
-    """All training data in memory: `latents` half [N, 2, 4, 32, 32] (plain, mirrored), `weights` [32, 32] of mean 1,
-    `tokens` [N, TELLINGS, 77], `empty` [77]."""
+    """All training data in memory: `latents` half [N, 4, 32, 32], `weights` [32, 32] of mean 1, `tokens`
+    [N, TELLINGS, 77], `empty` [77]. No picture is mirrored: a mole on the left cheek is not one on the right."""
 
     def __init__(self, latents: torch.Tensor, weights: torch.Tensor, records: list[dict], seed: int):
         random = np.random.default_rng(seed)
@@ -38,8 +38,7 @@ class Examples:
         """Latents, their weights, noise, steps and tokens of one training step: a function of its number alone."""
         index = loop.batch_indices(len(self.latents), size, step, seed)
         random = loop.seeded(seed + 1, step)
-        mirrored = torch.randint(2, (size,), generator=random)
-        latents = self.latents[index, mirrored].float()
+        latents = self.latents[index].float()
         tokens = self.tokens[index, torch.randint(TELLINGS, (size,), generator=random)]
         dropped = torch.rand(size, generator=random) < DROPPED
         tokens = torch.where(dropped[:, None], self.empty, tokens)
@@ -55,8 +54,7 @@ def of_place(weights: torch.Tensor) -> torch.Tensor:
     may come of towards those that count more: where a mole, a brow or a lip weighs twice as much as skin, it is drawn
     twice as likely as it is, again at each sampling step, and faces are strewn with marks.
     """
-    mean = weights.float().mean(0)
-    return (mean + mean.flip(-1)) / 2  # as often mirrored as not
+    return weights.float().mean(0)
 
 
 def of_file(path: Path) -> str:
@@ -78,20 +76,18 @@ def stamps(folder: Path, subset: str = "train") -> list[str]:
 def cached_latents(
     pictures: Pictures, shards: Sequence[str], vae: Path, cache: Path, device: torch.device
 ) -> torch.Tensor:
-    """Latents of all pictures and of their mirror images, half [N, 2, 4, 32, 32], kept on disk under the autoencoder's
-    and the shard's content (`shards`, of `stamps`), a file a shard, so that an interrupted run goes on."""
+    """Latents of all pictures, half [N, 4, 32, 32], kept on disk under the autoencoder's and the shard's content
+    (`shards`, of `stamps`), a file a shard, so that an interrupted run goes on."""
     autoencoder = PortraitAutoencoder.load(vae).to(device, memory_format=torch.channels_last)
     name, pieces = of_file(vae), []
     for start, pixels, shard in zip(pictures.starts.tolist(), pictures.pixels, shards, strict=True):
-        file = cache / f"latents-{name}-{shard}.npy"
+        file = cache / f"latents-{name}-{shard}-plain.npy"
         if not file.is_file():
             parts = []
-            for indices in torch.arange(start, start + len(pixels)).split(16):
-                shown = to_float(pictures.batch(indices)[0].to(device))
-                both = torch.cat((shown, shown.flip(-1))).contiguous(memory_format=torch.channels_last)
+            for indices in torch.arange(start, start + len(pixels)).split(32):
+                shown = to_float(pictures.batch(indices)[0].to(device)).contiguous(memory_format=torch.channels_last)
                 with torch.autocast(device.type, torch.bfloat16):
-                    latents = autoencoder.encode(both)
-                parts.append(torch.stack(latents.half().cpu().chunk(2), 1))
+                    parts.append(autoencoder.encode(shown).half().cpu())
             done = torch.cat(parts).numpy()
             write_whole(file, lambda out, done=done: np.save(out, done))
         pieces.append(torch.from_numpy(np.load(file)))
@@ -117,5 +113,5 @@ def preview_colours(pictures: Pictures, latents: torch.Tensor) -> torch.Tensor:
     in -1..1 at an eighth of its size. ComfyUI's quick previews use it."""
     chosen = torch.linspace(0, len(latents) - 1, min(len(latents), 128)).long()
     colours = torch.nn.functional.avg_pool2d(to_float(pictures.batch(chosen)[0]), 8).movedim(1, 3).flatten(0, 2)
-    values = latents[chosen, 0].float().movedim(1, 3).flatten(0, 2)
+    values = latents[chosen].float().movedim(1, 3).flatten(0, 2)
     return torch.linalg.lstsq(torch.nn.functional.pad(values, (0, 1), value=1.0), colours).solution

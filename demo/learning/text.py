@@ -70,7 +70,7 @@ class TextModel(nn.Module):
     def read(self, state: dict[str, torch.Tensor]) -> None:
         """Take what `exported` gave, in this model's own words."""
         name = "text_model.embeddings.token_embedding.weight"
-        self.core.load_state_dict(state | {name: state[name][self.ids]})
+        self.core.load_state_dict(state | {name: state[name][self.ids.cpu()]})
 
 
 def attend(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

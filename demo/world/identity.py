@@ -50,10 +50,11 @@ class Brow:
 
 @dataclass(frozen=True)
 class Identity:
-    """A person. `vertices` [V, 3] is the resting head."""
+    """A person. `vertices` [V, 3] is the resting head, `age` 0 (young) to 1 (old)."""
 
     number: int
     subject: str
+    age: float
     vertices: np.ndarray
     skin: np.ndarray
     lips: np.ndarray
@@ -77,6 +78,7 @@ def identity(number: int, seed: int = 0) -> Identity:
     return Identity(
         number=number,
         subject=subject,
+        age=age,
         vertices=head_shape(rng, subject, mixture, age),
         skin=skin,
         lips=np.clip(np.array((0.84, 0.52, 0.52)) + rng.normal(0, (0.06, 0.07, 0.06)), 0.25, 1).astype(np.float32),

@@ -9,6 +9,7 @@ import numpy as np
 from .backgrounds import background
 from .hair import curtain, grow, scalp
 from .identity import Detail, Identity
+from .looks import looks
 from .mesh import add_target, mesh
 from .raster import NOTHING, interpolate, rasterise, vertex_normals
 from .shade import CURTAIN_GROUP, FACE_LABELS, Surface, colours
@@ -114,6 +115,7 @@ def described(
         "caption": caption(person.subject, view),
         "subject": person.subject,
         "identity": person.number,
+        "looks": looks(person),
         "expression": view.expression,
         "garment": view.garment,
         "colour": view.colour,

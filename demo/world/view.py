@@ -8,6 +8,7 @@ import numpy as np
 
 from .backgrounds import BACKGROUNDS, PHRASES
 from .garments import COLOURS, GARMENTS
+from .looks import told
 
 EXPRESSIONS: dict[str, dict[str, float]] = {
     "neutral": {},
@@ -96,24 +97,31 @@ def caption(subject: str, view: View) -> str:
     return describe(subject, view.expression, view.colour, view.garment, view.background)
 
 
-def describe(subject: str, expression: str, colour: str | None, garment: str | None, background: str | None) -> str:
-    """A caption of these words; None leaves a part out, and `neutral` is never said."""
+def describe(
+    subject: str, expression: str, colour: str | None, garment: str | None, background: str | None, looks: str = ""
+) -> str:
+    """A caption of these words; None leaves a part out, and `neutral` is never said. looks: what follows the noun."""
     who = subject if expression == "neutral" else f"{expression} {subject}"
     clothes = f" in {with_article(f'{colour} {garment}' if colour else garment)}" if garment else ""
     place = f" {PHRASES[background]}" if background else ""
-    return with_article(who) + clothes + place
+    return with_article(who) + looks + clothes + place
 
 
 def retold(record: dict, rng: np.random.Generator) -> str:
     """The caption of a portrait's record as another person might put it: half of the time whole, else with parts left
-    out; sometimes as "a photo of …". A model that learns from these takes short prompts too."""
+    out; two times in three with something of what the person looks like; sometimes as "a photo of …". A model that
+    learns from these takes short prompts too."""
     keep = rng.uniform(size=3) < (1.0 if rng.uniform() < 0.5 else 0.6)
+    who, more = record["subject"], ""
+    if rng.uniform() < 2 / 3:
+        who, more = told(who, record.get("looks", ()), rng)
     text = describe(
-        record["subject"],
+        who,
         record["expression"] if keep[0] else "neutral",
         record["colour"] if keep[1] else None,
         record["garment"] if keep[1] else None,
         record["background"] if keep[2] else None,
+        more,
     )
     opening = rng.choice(("", "a photo of ", "a portrait of "), p=(0.6, 0.3, 0.1))
     return opening + text
