@@ -68,9 +68,12 @@ class TextModel(nn.Module):
         return state | {name: table}
 
     def read(self, state: dict[str, torch.Tensor]) -> None:
-        """Take what `exported` gave, in this model's own words."""
+        """Take what `exported` gave, in this model's own words. Words that it had not seen are all the same there; they
+        keep the values they begin with here, or nothing would tell them apart."""
         name = "text_model.embeddings.token_embedding.weight"
-        self.core.load_state_dict(state | {name: state[name][self.ids.cpu()]})
+        table, own = state[name][self.ids.cpu()], self.core.state_dict()[name]
+        unseen = (table == state[name].mode(0).values).all(1, keepdim=True)
+        self.core.load_state_dict(state | {name: torch.where(unseen, own.to(table), table)})
 
 
 def attend(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

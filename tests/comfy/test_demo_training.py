@@ -19,7 +19,7 @@ from omniportrait.demo.learning import denoising, loop, reconstruction
 from omniportrait.demo.learning import pictures as learning_pictures
 from omniportrait.demo.learning.examples import Examples, cached_latents, cached_weights, of_place, stamps
 from omniportrait.demo.learning.pictures import open_pictures, pixel_weights, to_float
-from omniportrait.demo.learning.text import tokenize
+from omniportrait.demo.learning.text import TextModel, tokenize
 from omniportrait.demo.random_weights import vae_state
 
 SMALL = architecture.UNET | dict(model_channels=32)
@@ -181,6 +181,16 @@ def test_a_place_weighs_alike_in_all_pictures(data):
     records = [record for records in open_pictures(data).records for record in records]
     examples = Examples(torch.randn(6, 4, 32, 32).half(), each.half(), records, 0)
     torch.testing.assert_close(examples.batch(2, 0, 0)[1], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_words_that_a_checkpoint_has_not_seen_begin_apart():
+    """In the file they are all alike, and what is alike in all that it computes stays so."""
+    seen, more = torch.tensor([320, 2368, 49406, 49407]), torch.tensor([320, 786, 2368, 2533, 49406, 49407])
+    first, then = TextModel(seen), TextModel(more)
+    then.read(first.exported())
+    table = then.core.text_model.embeddings.token_embedding.weight
+    torch.testing.assert_close(table[[0, 2, 4, 5]], first.core.text_model.embeddings.token_embedding.weight)
+    assert (table[1] - table[3]).abs().mean() > 0.01
 
 
 @pytest.mark.parametrize("kind", [".state.pt", ".safetensors"])
