@@ -87,9 +87,10 @@ Made by `{command}`; do not edit.
 
 {people} held-out people (from number {first}) × {prompts} held-out prompts each on the embedded model ({settings}). The
 measures are those of `bench ablation` ([how they are calibrated](measures.md)). Differences are to RB-Guidance off
-(and to the node's own value) with the same people, prompts, noise and encoder: means over the people with
-95% intervals, by resampling the people; **bold** where 0 is outside. Among so many, one in twenty is bold by chance: what is chosen here has to hold on the
-ablation's people too. The node's own value is filled in the plots and starred in the tables.
+(and to the node's own value) with the same people, prompts, noise and encoder: means over the people with 95%
+intervals, by resampling the people; **bold** where 0 is outside. Among so many, one in twenty is bold by chance:
+what is chosen here has to hold on the ablation's people too. The node's own value is filled in the plots and
+starred in the tables.
 """
 
 Sweep = Mapping[object, Variant]
