@@ -81,7 +81,7 @@ def cached_latents(
     autoencoder = PortraitAutoencoder.load(vae).to(device, memory_format=torch.channels_last)
     name, pieces = of_file(vae), []
     for start, pixels, shard in zip(pictures.starts.tolist(), pictures.pixels, shards, strict=True):
-        file = cache / f"latents-{name}-{shard}-plain.npy"
+        file = cache / f"latents-{name}-{shard}-plain.npy"  # without "plain" are older ones, beside mirror images
         if not file.is_file():
             parts = []
             for indices in torch.arange(start, start + len(pixels)).split(32):

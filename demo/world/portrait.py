@@ -9,7 +9,7 @@ import numpy as np
 from .backgrounds import background
 from .hair import curtain, grow, scalp
 from .identity import Detail, Identity
-from .looks import looks
+from .looks import looks, places
 from .mesh import add_target, mesh
 from .raster import NOTHING, interpolate, rasterise, vertex_normals
 from .shade import CURTAIN_GROUP, FACE_LABELS, Surface, colours
@@ -148,7 +148,7 @@ def landmark_vertices() -> tuple[np.ndarray, ...]:
     place = template.vertices
     middle = np.flatnonzero((np.abs(place[:, 0]) < 0.05) & (place[:, 1] > -0.6) & (place[:, 1] < -0.1))
     tip = middle[place[middle, 2].argmax()]
-    lips = np.flatnonzero(template.lips > 0.5)
+    lips = places()["lips"]
     right, left = lips[place[lips, 0].argmin()], lips[place[lips, 0].argmax()]
     eyes = [template.of(f"helper-{side}-eye") for side in "rl"]
     return (*eyes, np.array([tip]), np.array([right]), np.array([left]))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from omniportrait.demo.world import looks, view
-from omniportrait.demo.world.identity import HAIR_COLOURS, IRIS_COLOURS, Detail, identity
+from omniportrait.demo.world.identity import HAIR_COLOURS, IRIS_COLOURS, Detail, identity, place
 from omniportrait.demo.world.portrait import render
 
 
@@ -49,8 +49,6 @@ def test_a_mole_is_called_by_the_part_of_the_picture_where_it_is_seen(people, pl
 
 
 def places_on_skin() -> list[np.ndarray]:
-    from omniportrait.demo.world.identity import place
-
     rng = np.random.default_rng(0)
     return [place(rng) for _ in range(400)]
 
