@@ -179,11 +179,11 @@ class Campaign:
 
     def told_settings(self) -> str:
         """What the portraits of a page have in common."""
-        inputs = self.studio.inputs
-        changed = "".join(f", {name} {value}" for name, value in self.options.set if name not in SAMPLING)
+        inputs, own = self.studio.inputs, defaults()
+        changed = [f", {name} {inputs[name]}" for name in own if name not in SAMPLING and inputs[name] != own[name]]
         return (
-            f"{inputs['sampler_name']}, {inputs['scheduler']}, {inputs['steps']} steps, cfg {inputs['cfg']:g}{changed}"
-            "; everything else as the nodes have it by default"
+            f"{inputs['sampler_name']}, {inputs['scheduler']}, {inputs['steps']} steps, cfg {inputs['cfg']:g}"
+            f"{''.join(changed)}; everything else as the nodes have it by default"
         )
 
 

@@ -25,7 +25,7 @@ import torch
 from comfyui_version import __version__
 from omniportrait import run
 from omniportrait.demo.architecture import register
-from omniportrait.demo.sampling import SAMPLING, sampling
+from omniportrait.demo.sampling import SAMPLING, workflow_inputs
 from omniportrait.demo.world.identity import identity
 from omniportrait.demo.world.portrait import Portrait, render
 from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS, Prompt
@@ -160,6 +160,12 @@ def defaults() -> dict[str, object]:
     return settings | inputs
 
 
+def demo_inputs() -> dict[str, object]:
+    """`defaults`, but as the demo's workflow has them."""
+    known = defaults()
+    return known | {name: value for name, value in workflow_inputs().items() if name in known}
+
+
 def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -194,10 +200,10 @@ def settings_of(values: Mapping[str, object]) -> Settings:
 
 class Studio:
     """A base model, and what all variants have in common. inputs: of the RB-Guidance KSampler, where they shall differ
-    from `sampling` and the node's own. store: the folder of finished pictures."""
+    from `demo_inputs`. store: the folder of finished pictures."""
 
     def __init__(self, checkpoint: Path, store: Path, inputs: Mapping[str, object]) -> None:
-        self.checkpoint, self.store, self.inputs = checkpoint, store, {**defaults(), **sampling(), **inputs}
+        self.checkpoint, self.store, self.inputs = checkpoint, store, {**demo_inputs(), **inputs}
         self._source = of_source(*SOURCES, Path(__file__))
         self._encoders: dict[Path, object] = {}
 

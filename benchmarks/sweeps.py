@@ -60,7 +60,8 @@ SWEEPS: dict[str, tuple[object, ...]] = {
 """Input and its values. p is not among them: E is proportional to it, so it does what gain does."""
 GAINS = {
     "margin": ("margin", 1),
-    "same": ("same person, %", 100),
+    "distance": ("distance", 1),
+    "similarity": ("crop similarity", 1),
     "detail": ("detail, %", 100),
     "scene": ("scene, %", 100),
     "expression": ("expression, %", 100),

@@ -11,11 +11,16 @@ SAMPLING = ("sampler_name", "scheduler", "steps", "cfg")
 
 
 @lru_cache
+def workflow_inputs() -> dict[str, object]:
+    """All values of the workflow's RB-Guidance KSampler; what is linked is left out."""
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    (own,) = (n["inputs"] for n in workflow.values() if n["class_type"] == "OmniPortraitRBGuidanceKSampler")
+    return {name: value for name, value in own.items() if not isinstance(value, list)}
+
+
 def sampling() -> dict[str, object]:
-    """SAMPLING of the workflow's RB-Guidance KSampler.
+    """SAMPLING of the workflow's.
 
     The sampler puts noise back in at each step, which looks cleaner to the eye (docs/portrait_world.md).
     """
-    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    (own,) = (n["inputs"] for n in workflow.values() if n["class_type"] == "OmniPortraitRBGuidanceKSampler")
-    return {name: own[name] for name in SAMPLING}
+    return {name: workflow_inputs()[name] for name in SAMPLING}

@@ -1,0 +1,312 @@
+"""Does the gradient of RB-Guidance point at the person? Asked of true pictures, without sampling.
+
+    python run.py bench direction                               # PLAN, 20 held-out people
+    python run.py bench direction --also "both: mutual=true t0=271"
+    python run.py bench direction --part 1/2                    # every second person, in one of two processes; no page
+    python run.py bench direction --smoke                       # a handful, for CI
+
+A picture z_0 of a held-out person, drawn as a prompt says, is noised to a timestep t and shown to the model with that
+prompt and the pivot of another picture of the person. What the model then gets wrong inside the face, r = z_0 -
+denoised, is what guidance is there to mend: adding s g to the noise prediction moves `denoised` by s e, and the squared
+error changes by s^2 |e|^2 - 2 s <r, e>. So the cosine of r and e says whether the gradient points the right way, s =
+<r, e> / |e|^2 how strong it should be, and cos^2 how much of the error it can take away at best. The same with the
+reference of somebody else (same noun, same pivot, same mask) tells what of this is the person, and what any face would
+give; with z_0 itself as the reference, how much the features could tell at all.
+
+Nothing is capped and nothing multiplied here, so gain, clip, strength, reduction and sigma_scale do not matter. Sums
+are kept in output/directions: an interrupted run goes on where it was. After the parts, the same call without `--part`
+writes docs/direction.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from omniportrait import run
+
+run.use_comfyui()
+sys.path.insert(0, str(Path(__file__).parent))
+
+import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from _campaign import Campaign, arguments, command, markdown, named  # noqa: E402
+from _portraits import (  # noqa: E402
+    ROOT,
+    SIZE,
+    SOURCES,
+    Case,
+    defaults,
+    digest,
+    drawn,
+    node,
+    of_file,
+    of_source,
+    settings_of,
+    sitter,
+    stranger,
+    wanted,
+)  # fmt: skip
+from omniportrait.demo.architecture import register  # noqa: E402
+from omniportrait.demo.measures.intervals import DRAWS, Interval, over_people  # noqa: E402
+from omniportrait.demo.world.shade import FACE_LABELS  # noqa: E402
+from omniportrait.guidance.identity import RECORDS_KEY  # noqa: E402
+from omniportrait.guidance.region import cover  # noqa: E402
+from omniportrait.guidance.sampler_patch import patch  # noqa: E402
+from omniportrait.guidance.schedule import sigma_of  # noqa: E402
+from omniportrait.models.pivot_handle import load_handle  # noqa: E402
+from omniportrait.nodes.face_reference import FaceReferenceNode  # noqa: E402
+from omniportrait.nodes.pivot_conditioning import PivotConditioning  # noqa: E402
+
+import nodes as core  # noqa: E402
+
+TIMES = (900, 800, 700, 600, 450, 300)
+"""Timesteps t of the noised picture."""
+WINDOW = 600
+"""u T of the paper."""
+OWN, OTHER, ITSELF = "own", "other", "itself"
+"""Whose picture is the reference: the person's reference portrait, somebody else's, or the very picture that is asked
+for, which bounds what any reference can tell."""
+UNSCALED = {**defaults(), "gain": 1.0, "clip": 0.0, "u": 1.0}
+"""Asked at every t; neither multiplied nor capped."""
+PLAN: dict[str, Mapping[str, object]] = {
+    "as the nodes have it": {},
+    **{f"block {block}": {"feature_block": block} for block in (3, 7)},
+    **{f"block {block}, t0 271": {"feature_block": block, "t0": 271.0} for block in (2, 3, 4, 5)},
+    **{f"block 3, t0 {t0}": {"feature_block": 3, "t0": float(t0)} for t0 in (1, 71, 471)},
+    "block 3, matched": {"feature_block": 3, "reference_noise": "matched"},
+    "block 3, t0 271, mutual": {"feature_block": 3, "t0": 271.0, "mutual": True},
+}
+
+PAGE = """# Does the gradient point at the person?
+
+Made by `{command}`; do not edit.
+
+{people} held-out people, one picture each that the portrait world draws as a prompt says and the model's autoencoder
+encodes, noised to each t and shown to the embedded model with that prompt and the pivot of the person's reference
+portrait. r is what the model then gets wrong inside the face; e is how RB-Guidance's gradient, at strength 1, moves
+the predicted picture (cfg 1, no gain, no cap).
+
+- **cosine** of r and e inside the face: 0 says that the gradient knows nothing of what is wrong, 1 that it is all of
+  it. **Own**: the gradient of the person's own reference portrait. **Own minus other**: that minus the gradient of the
+  reference portrait of somebody else with the same noun, through the same mask and pivot: what is the person, not any
+  face. **The picture itself**: the very picture that is asked for as the reference, more than any reference can tell.
+  Means over t {window} and below (the paper's window, u = 0.6) with 95% intervals, by resampling the people
+  {draws:,} times; **bold** where 0 is outside.
+- **error removed at best**: by how much the squared error inside the face falls at the strength that is best for these
+  pictures (per t, then the mean over the window), and **that strength**, as the share of the noise prediction inside
+  the face that the guidance then is. Where the cosine is below 0 the best strength is none.
+
+{table}
+
+## By timestep
+
+{by_time}
+"""
+
+
+def over_face(plain: Mapping, guided: Mapping, t: int, face: torch.Tensor) -> dict[str, float]:
+    """Inside the face, of one picture at one t, in units of the picture: <r, e>, |e|^2, |r|^2, and the square of the
+    noise prediction times sigma."""
+    error = (plain["truth"] - plain[t])[0, :, face].double()
+    effect = (guided[t] - plain[t])[0, :, face].double()
+    noise = (plain["noisy", t] - plain[t])[0, :, face].double()
+    sums = {"along": error * effect, "effect": effect**2, "error": error**2, "noise": noise**2}
+    return {name: float(values.sum()) for name, values in sums.items()}
+
+
+class Probe:
+    """The embedded model, asked at the noised truth."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        register()
+        with torch.inference_mode():
+            loaded = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
+        self.model, self.clip, self.vae = loaded[:3]
+        self.encoder = load_handle(str(options.encoder))
+        (self.negative,) = node(core.CLIPTextEncode, clip=self.clip, text="")
+
+    def conditionings(self, case: Case) -> dict[str, list]:
+        """The prompt with the person's own pivot, and the record of each kind of reference."""
+        pictures = {OWN: sitter(case.person), OTHER: sitter(stranger(case.person)), ITSELF: drawn(case)}
+        made = {kind: self.conditioning(case, portrait.picture) for kind, portrait in pictures.items()}
+        ((text, own),) = made[OWN]
+        return {kind: [[text, {**own, RECORDS_KEY: options[RECORDS_KEY]}]] for kind, ((_, options),) in made.items()}
+
+    def conditioning(self, case: Case, picture: np.ndarray) -> list:
+        """The prompt with the face of a picture [S, S, 3]."""
+        prompt, subject = wanted(case)
+        (face, *_) = node(
+            FaceReferenceNode, image=torch.from_numpy(picture.copy())[None].float() / 255, order="largest", index=0,
+            crop_factor=2.0, no_face="whole image", mask_source="landmarks", detector="built-in",
+        )  # fmt: skip
+        (made,) = node(
+            PivotConditioning, clip=self.clip, face_reference=face, text=prompt.text(subject), subject=subject,
+            occurrence=1, strength=1.0, pivot_encoder=self.encoder,
+        )  # fmt: skip
+        return made
+
+    def truth(self, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latent [1, C, h, w] of the person as the prompt says, and where its face is, boolean [h, w]."""
+        portrait = drawn(case)
+        image = torch.from_numpy(portrait.picture.copy())[None].float() / 255
+        (latent,) = node(core.VAEEncode, vae=self.vae, pixels=image)
+        face = torch.from_numpy(portrait.labels.copy())[None, None]
+        face = torch.isin(face, torch.tensor(FACE_LABELS, dtype=face.dtype)).float()[0]
+        return latent["samples"], cover(face, tuple(latent["samples"].shape[-2:]))[0]
+
+    def denoised(
+        self, latent: torch.Tensor, positive: list, inputs: Mapping[str, object], seed: int
+    ) -> dict[object, torch.Tensor]:
+        """`truth`: the latent in the model's units, [1, C, h, w]; ("noisy", t): noised; t: what the model makes of
+        that."""
+        guided = patch(self.model, self.vae, settings_of(inputs))
+        sampling = self.model.get_model_object("model_sampling")
+        sigmas = torch.tensor([*(sigma_of(sampling, t) for t in TIMES), 0.0])
+        found: dict[object, torch.Tensor] = {}
+
+        def ask(model, x, sigmas, extra_args, **_):
+            found["truth"] = model.latent_image.clone()
+            for t, sigma in zip(TIMES, sigmas[:-1], strict=True):
+                noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + t)).to(x)
+                found["noisy", t] = model.latent_image + sigma * noise
+                found[t] = model(found["noisy", t], sigma.expand(len(x)), **extra_args).clone()
+            return x
+
+        with torch.inference_mode():
+            comfy.sample.sample_custom(
+                guided, torch.zeros_like(latent), 1.0, comfy.samplers.KSAMPLER(ask), sigmas, positive, self.negative,
+                latent, disable_pbar=True, seed=0,
+            )  # fmt: skip
+        return found
+
+    def sums(self, case: Case, plan: Mapping[str, Mapping[str, object]], seed: int) -> dict[str, list]:
+        """By setting: the sums with the own reference and with another's, at each t."""
+        latent, face = self.truth(case)
+        conditionings = self.conditionings(case)
+        plain = self.denoised(latent, conditionings[OWN], {**UNSCALED, "strength": 0.0}, seed)
+        made: dict[str, list] = {}
+        for name, inputs in plan.items():
+            for kind, positive in conditionings.items():
+                guided = self.denoised(latent, positive, {**UNSCALED, **inputs}, seed)
+                made.setdefault(name, []).extend(
+                    {"reference": kind, "t": t, **over_face(plain, guided, t, face)} for t in TIMES
+                )
+        return made
+
+
+def sources(options: argparse.Namespace) -> str:
+    """Of all that every sum depends on."""
+    files = [of_file(getattr(options, name)) for name in ("checkpoint", "encoder")]
+    return digest(SIZE, TIMES, files, torch.__version__, of_source(*SOURCES, Path(__file__)))
+
+
+def asked(campaign: Campaign, plan: Mapping[str, Mapping[str, object]]) -> dict[str, list[dict]]:
+    """By setting: a row for each person, reference and t. Only what is not known is asked, and kept at once."""
+    file, source = campaign.options.store / "rows.jsonl", sources(campaign.options)
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    rows = {(row["key"], row["person"]): row["sums"] for row in map(json.loads, filter(None, lines))}
+    keys = {name: digest(source, {**UNSCALED, **inputs}) for name, inputs in plan.items()}
+    probe = Probe(campaign.options)
+    cases = campaign.cases()
+    for number, case in enumerate(cases, 1):
+        todo = {name: plan[name] for name in plan if (keys[name], case.person) not in rows}
+        if not todo or case.person % campaign.parts != campaign.part - 1:
+            continue
+        for name, sums in probe.sums(case, todo, 1000 * case.person).items():
+            rows[keys[name], case.person] = sums
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"key": keys[name], "person": case.person, "sums": sums}) + "\n")
+        print(f"{number}/{len(cases)} person {case.person}, {len(todo)} settings", flush=True)
+    known = {name: [(c.person, rows.get((keys[name], c.person))) for c in cases] for name in plan}
+    return {
+        name: [{"person": person, **each} for person, sums in each_case if sums for each in sums]
+        for name, each_case in known.items()
+    }
+
+
+def cosine(row: Mapping[str, float]) -> float:
+    """0 where there was no gradient."""
+    return row["along"] / max((row["effect"] * row["error"]) ** 0.5, 1e-30)
+
+
+def cosines(rows: Sequence[Mapping], times: Sequence[int]) -> tuple[Interval | None, ...]:
+    """Of the own reference; that minus another's, for the same person and t; of the picture itself."""
+    by = {(row["reference"], row["person"], row["t"]): cosine(row) for row in rows if row["t"] in times}
+    own, itself = (
+        [(person, value) for (reference, person, _), value in by.items() if reference == kind] for kind in (OWN, ITSELF)
+    )
+    over = [
+        (person, value - by[OTHER, person, t]) for (reference, person, t), value in by.items() if reference == OWN
+    ]
+    return over_people(own), over_people(over), over_people(itself)
+
+
+def best(rows: Sequence[Mapping], t: int) -> tuple[float, float]:
+    """At the one strength that is best for all pictures at t, not below 0: the share of the squared error that it
+    takes away, and that strength as the guidance's share of the noise prediction."""
+    here = [row for row in rows if row["t"] == t and row["reference"] == OWN]
+    along, effect, error, noise = (sum(row[name] for row in here) for name in ("along", "effect", "error", "noise"))
+    if along <= 0 or effect <= 0:
+        return 0.0, 0.0
+    return along**2 / (effect * error), along / effect * (effect / noise) ** 0.5
+
+
+def text(value: Interval | None) -> str:
+    if value is None:
+        return "–"
+    mean = f"{value.mean:+.3f}"
+    return f"{f'**{mean}**' if value.significant else mean} [{value.low:+.3f}, {value.high:+.3f}]"
+
+
+def page(campaign: Campaign, results: Mapping[str, Sequence[Mapping]]) -> str:
+    window = [t for t in TIMES if t <= WINDOW]
+    lines = [["", "own", "own minus other", "the picture itself", "error removed at best, %", "that strength, %"]]
+    by_time = [["", "", *(f"t = {t}" for t in TIMES)]]
+    for name, rows in results.items():
+        removed, strength = zip(*(best(rows, t) for t in window), strict=True)
+        means = f"{100 * sum(removed) / len(window):.2f}", f"{100 * sum(strength) / len(window):.1f}"
+        lines.append([name, *map(text, cosines(rows, window)), *means])
+        for kind, found in zip(lines[0][1:4], zip(*(cosines(rows, [t]) for t in TIMES), strict=True), strict=True):
+            by_time.append([name, kind, *map(text, found)])
+    some = next(iter(results.values()))
+    return PAGE.format(
+        command=command("direction"), people=len({row["person"] for row in some}), draws=DRAWS, window=WINDOW,
+        table=markdown(lines), by_time=markdown(by_time),
+    )  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    made = arguments("direction", identities=20, prompts=1)
+    made.set_defaults(store=ROOT / "output" / "directions")
+    made.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of PLAN")
+    made.add_argument(
+        "--also", type=named, action="append", default=[], metavar='"NAME: INPUT=VALUE ..."', help="one more setting"
+    )
+    return made
+
+
+def main() -> int:
+    options = parser().parse_args()
+    logging.getLogger("omniportrait").setLevel(logging.ERROR)
+    plan = {name: inputs for name, inputs in PLAN.items() if not options.only or name in options.only}
+    plan |= {name: {**dict(options.set), **inputs} for name, inputs in options.also}
+    if options.smoke:
+        plan = dict(list(plan.items())[:2])
+    campaign = Campaign(options)
+    results = asked(campaign, plan)
+    if campaign.parts == 1:
+        campaign.publish(page(campaign, results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
