@@ -1,0 +1,95 @@
+"""The direction of the gradient: its arithmetic against closed forms, and a random model of the demo's shape."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import comfy.sd
+import comfy.supported_models
+import pytest
+import torch
+from omniportrait import run
+
+sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
+
+import direction  # noqa: E402
+from _portraits import Case  # noqa: E402
+from omniportrait.demo import random_weights  # noqa: E402
+from omniportrait.models import pivot_checkpoint  # noqa: E402
+from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig  # noqa: E402
+
+
+def rows(person: int, reference: str, t: int, error: torch.Tensor, effect: torch.Tensor) -> dict:
+    """As Probe.sums has them, of a face of one row of cells."""
+    plain = {"truth": error, t: torch.zeros_like(error), ("noisy", t): 2 * torch.ones_like(error)}
+    face = torch.ones(error.shape[-2:], dtype=torch.bool)
+    return {"person": person, "reference": reference, "t": t, **direction.over_face(plain, {t: effect}, t, face)}
+
+
+def test_an_effect_that_is_a_third_of_the_error_takes_all_of_it_away_at_three_times_its_strength():
+    error = torch.randn(1, 4, 1, 9, generator=torch.Generator().manual_seed(0))
+    made = [rows(0, direction.OWN, 600, error, error / 3)]
+    removed, share = direction.best(made, 600)
+    assert removed == pytest.approx(1)
+    assert share == pytest.approx(float(error.norm()) / (2 * error.numel() ** 0.5))  # 3 e is r; the noise is 2 a cell
+
+
+def test_the_best_strength_is_where_the_error_is_least():
+    """Against a search."""
+    generator = torch.Generator().manual_seed(1)
+    pairs = [[torch.randn(1, 4, 1, 9, generator=generator) for _ in "re"] for _ in range(3)]
+    made = [rows(i, direction.OWN, 450, r, e + r / 5) for i, (r, e) in enumerate(pairs)]
+
+    def left(strength: float) -> float:
+        return float(sum((r - strength * (e + r / 5)).square().sum() for r, e in pairs))
+
+    tried = [left(s / 1000) for s in range(-2000, 2000)]
+    removed, share = direction.best(made, 450)
+    assert removed == pytest.approx(1 - min(tried) / left(0), abs=1e-5)
+    assert share > 0
+
+
+def test_a_gradient_that_points_away_has_no_strength():
+    error = torch.ones(1, 4, 1, 9)
+    assert direction.best([rows(0, direction.OWN, 300, error, -error)], 300) == (0.0, 0.0)
+
+
+def test_own_minus_other_compares_the_same_person_and_t():
+    error, across = torch.ones(1, 4, 1, 2), torch.tensor([1.0, -1.0]).expand(1, 4, 1, 2)
+    made = [rows(p, direction.OWN, t, error, error) for p in (0, 1) for t in (300, 600)]
+    made += [rows(p, direction.OTHER, t, error, across if p else error) for p in (0, 1) for t in (300, 600)]
+    made += [rows(p, direction.ITSELF, t, error, -error) for p in (0, 1) for t in (300, 600)]
+    own, over, itself = direction.cosines(made, (300, 600))
+    assert (own.mean, over.mean, itself.mean) == pytest.approx((1, 0.5, -1))
+
+
+def test_the_face_alone_counts():
+    error, effect = torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
+    plain = {"truth": error, 300: torch.zeros_like(error), ("noisy", 300): error}
+    face = torch.tensor([[True, False], [False, False]])
+    assert direction.over_face(plain, {300: effect}, 300, face)["along"] == 4
+
+
+def test_a_real_model_is_asked(tmp_path, monkeypatch):
+    """The effect is linear in the gain; with the wrong reference only the effect differs."""
+    monkeypatch.setattr(comfy.supported_models, "models", list(comfy.supported_models.models))
+    monkeypatch.setattr(comfy.sd.VAE, "__init__", comfy.sd.VAE.__init__)
+    monkeypatch.setattr(direction, "TIMES", (700, 300))
+    random_weights.write(random_weights.checkpoint(), tmp_path / "base.safetensors")
+    torch.manual_seed(0)
+    tower = TowerConfig(image_size=32, patch_size=8, width=32, layers=1, head_width=16)
+    pivot_checkpoint.save(tmp_path / "pivot.safetensors", PivotEncoder(PivotConfig("generic", (128,), tower)), 0)
+    words = ["--checkpoint", str(tmp_path / "base.safetensors"), "--encoder", str(tmp_path / "pivot.safetensors")]
+    probe = direction.Probe(direction.parser().parse_args(words))
+    everywhere = {"background_masking": False}  # a random model's attention finds no face
+    made = probe.sums(Case(0, 0), {"once": everywhere, "twice": {**everywhere, "gain": 2.0}}, seed=0)
+    for once, twice in zip(made["once"], made["twice"], strict=True):
+        assert once["effect"] > 0
+        assert twice["along"] == pytest.approx(2 * once["along"], rel=1e-2)
+        assert twice["effect"] == pytest.approx(4 * once["effect"], rel=1e-2)
+    by = {(row["reference"], row["t"]): row for row in made["once"]}
+    for t in (700, 300):
+        own, other, itself = (by[kind, t] for kind in (direction.OWN, direction.OTHER, direction.ITSELF))
+        assert own["error"] == other["error"] == itself["error"]
+        assert len({own["effect"], other["effect"], itself["effect"]}) == 3
