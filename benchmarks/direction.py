@@ -21,6 +21,7 @@ writes docs/direction.md.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
 import sys
@@ -203,9 +204,10 @@ class Probe:
 
 
 def sources(options: argparse.Namespace) -> str:
-    """Of all that every sum depends on."""
+    """Of all that every sum depends on; what is planned or written is not among it."""
     files = [of_file(getattr(options, name)) for name in ("checkpoint", "encoder")]
-    return digest(SIZE, TIMES, files, torch.__version__, of_source(*SOURCES, Path(__file__)))
+    code = of_source(*SOURCES), *map(inspect.getsource, (Probe, over_face, drawn, sitter, stranger, wanted))
+    return digest(SIZE, TIMES, files, torch.__version__, code)
 
 
 def asked(campaign: Campaign, plan: Mapping[str, Mapping[str, object]]) -> dict[str, list[dict]]:

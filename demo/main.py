@@ -148,6 +148,7 @@ def build_prompt(choices: Choices) -> dict:
     latent = node(prompt, "EmptyLatentImage")
     if choices.checkpoint:
         node(prompt, "CheckpointLoaderSimple")["ckpt_name"] = os.path.join(CHOSEN, choices.checkpoint.name)
+        node(prompt, "OmniPortraitRBGuidanceKSampler").update(guidance_of_the_nodes())
     if choices.prompt:
         pivot["text"] = choices.prompt
     if choices.prompt or choices.subject:
@@ -166,6 +167,14 @@ def build_prompt(choices: Choices) -> dict:
         loader, _ = pivot.pop("pivot_encoder")
         del prompt[loader]
     return prompt
+
+
+def guidance_of_the_nodes() -> dict[str, object]:
+    """The nodes' own values of what the demo's workflow sets for the embedded model, which says nothing of another."""
+    from ..guidance.settings import Settings
+
+    own = Settings()
+    return {"u": own.u, "t0": int(own.t0), "clip": own.clip, "feature_block": own.block}
 
 
 def guess_subject(text: str) -> str:

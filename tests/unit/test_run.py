@@ -134,6 +134,18 @@ def test_nothing_chosen_changes_nothing():
     assert main.build_prompt(main.Choices(**CHOICES)) == json.loads(main.WORKFLOW.read_text())
 
 
+def test_another_checkpoint_is_guided_as_the_nodes_have_it(tmp_path):
+    """What the demo's workflow sets for the embedded model alone is taken back; the SD1.5 workflow has it untouched."""
+    sd15 = write_header(tmp_path / "sd15.safetensors", "cond_stage_model.x")
+    prompt = kinds(main.build_prompt(main.Choices(**(CHOICES | dict(checkpoint=sd15)))))
+    untouched = kinds(json.loads((main.WORKFLOW.parent / "pivot_encoder_sd15.json").read_text(encoding="utf-8")))
+    made, own = (each["OmniPortraitRBGuidanceKSampler"] for each in (prompt, untouched))
+    links = "seed steps cfg sampler_name scheduler".split()  # the sampler's, not the guidance's
+    for name, value in own.items():
+        if not isinstance(value, list) and name not in links:
+            assert made[name] == value, name
+
+
 def test_size_follows_the_family_but_not_against_the_user(tmp_path):
     sd15 = write_header(tmp_path / "a.safetensors", "cond_stage_model.transformer.text_model.x")
     assert main.default_size(sd15) == (512, 512)
