@@ -38,8 +38,8 @@ def arguments(name: str, identities: int, prompts: int) -> argparse.ArgumentPars
     parser.add_argument("--thresholds", type=Path, default=THRESHOLDS, metavar="FILE", help="of `make measures`")
     parser.add_argument(
         "--set", type=assignment, action="append", default=[], metavar="NAME=VALUE",
-        help="an input of RB-Guidance KSampler, for all variants, as gain=200 or steps=20 (default: sampler, "
-        "scheduler, steps and cfg of the demo's workflow, the node's own for the rest)",
+        help="an input of RB-Guidance KSampler, for all variants, as gain=200 or steps=20 (default: what the "
+        "demo's workflow has)",
     )  # fmt: skip
     parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th person; no page")
     parser.add_argument("--smoke", action="store_true", help="2 people, 1 prompt, 4 steps; writes no page")

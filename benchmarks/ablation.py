@@ -4,9 +4,10 @@
     python run.py bench ablation --identities 50 --prompts 30 --part 1/2    # half of the larger table; no page
     python run.py bench ablation --encoder-without-lloc FILE        # with the row "without L_loc"
     python run.py bench ablation --also "gain 200: gain=200 clip=0.5"       # one more row
+    python run.py bench ablation --without "without both" "literal strength"        # fewer
     python run.py bench ablation --smoke                            # a handful, for CI
 
-Every variant starts from the same noise and runs through the pack's own nodes, sampled as the demo's workflow samples;
+Every variant starts from the same noise and runs through the pack's own nodes, with what the demo's workflow has;
 `--set` has the last word. Resumable: pictures and numbers are kept in output/portraits, and the same call makes what is
 missing; after all parts, the call without `--part` finds everything made and writes docs/ablation.md and its sheet.
 """
@@ -150,7 +151,11 @@ def variants(options: argparse.Namespace) -> list[Variant]:
     if options.encoder_without_lloc:
         rows.insert(1, Variant("without L_loc", options.encoder_without_lloc))
     bounds = {COPY: "copied", STRANGER: "stranger", TRUTH: "drawn"}
-    return [*rows, *(Variant(name, source=source) for name, source in bounds.items())]
+    rows += [Variant(name, source=source) for name, source in bounds.items()]
+    names = [row.name for row in rows]
+    if unknown := set(options.without) - set(names[1:]):
+        raise SystemExit(f"--without {' '.join(sorted(unknown))}: the rows are {', '.join(names[1:])}.")
+    return [row for row in rows if row.name not in options.without]
 
 
 def table(columns: Sequence[Column], rows: Mapping[str, Mapping[str, Interval | None]], bold: bool) -> str:
@@ -212,6 +217,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--also", type=named, action="append", default=[], metavar='"NAME: INPUT=VALUE ..."', help="one more variant"
     )
+    made.add_argument("--without", nargs="+", default=[], metavar="NAME", help="rows to leave out")
     made.add_argument("--sheet", type=int, default=6, metavar="N", help="people on the contact sheet")
     return made
 

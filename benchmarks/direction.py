@@ -75,16 +75,16 @@ WINDOW = 600
 OWN, OTHER, ITSELF = "own", "other", "itself"
 """Whose picture is the reference: the person's reference portrait, somebody else's, or the very picture that is asked
 for, which bounds what any reference can tell."""
+KINDS = ("own", "own minus other", "the picture itself")
 UNSCALED = {**defaults(), "gain": 1.0, "clip": 0.0, "u": 1.0}
-"""Asked at every t; neither multiplied nor capped."""
+"""Of the guidance: at every t, neither multiplied nor capped."""
 PLAN: dict[str, Mapping[str, object]] = {
     "as the nodes have it": {},
-    **{f"block {block}": {"feature_block": block} for block in (3, 7)},
-    **{f"block {block}, t0 271": {"feature_block": block, "t0": 271.0} for block in (2, 3, 4, 5)},
-    **{f"block 3, t0 {t0}": {"feature_block": 3, "t0": float(t0)} for t0 in (1, 71, 471)},
-    "block 3, matched": {"feature_block": 3, "reference_noise": "matched"},
-    "block 3, t0 271, mutual": {"feature_block": 3, "t0": 271.0, "mutual": True},
+    **{f"block {block}": {"feature_block": block} for block in (3, 4, 5, 7)},
+    **{f"block 4, t0 {t0}": {"feature_block": 4, "t0": t0} for t0 in (271, 471)},
+    "block 4, matched": {"feature_block": 4, "reference_noise": "matched"},
 }
+"""Inputs of the RB-Guidance KSampler where they differ from the node's own."""
 
 PAGE = """# Does the gradient point at the person?
 
@@ -99,14 +99,12 @@ the predicted picture (cfg 1, no gain, no cap).
   it. **Own**: the gradient of the person's own reference portrait. **Own minus other**: that minus the gradient of the
   reference portrait of somebody else with the same noun, through the same mask and pivot: what is the person, not any
   face. **The picture itself**: the very picture that is asked for as the reference, more than any reference can tell.
-  Means over t {window} and below (the paper's window, u = 0.6) with 95% intervals, by resampling the people
-  {draws:,} times; **bold** where 0 is outside.
+  Means over several t with 95% intervals, by resampling the people {draws:,} times; **bold** where 0 is outside.
 - **error removed at best**: by how much the squared error inside the face falls at the strength that is best for these
-  pictures (per t, then the mean over the window), and **that strength**, as the share of the noise prediction inside
-  the face that the guidance then is. Where the cosine is below 0 the best strength is none.
+  pictures (found for each t, then the mean over t), and **that strength**, as the share of the noise prediction inside
+  the face that the guidance then is. Where the gradient points away from what is missing the best strength is none.
 
-{table}
-
+{tables}
 ## By timestep
 
 {by_time}
@@ -269,20 +267,34 @@ def text(value: Interval | None) -> str:
     return f"{f'**{mean}**' if value.significant else mean} [{value.low:+.3f}, {value.high:+.3f}]"
 
 
+def told(times: Sequence[int]) -> str:
+    return ", ".join(map(str, times))
+
+
+def table(results: Mapping[str, Sequence[Mapping]], times: Sequence[int]) -> str:
+    """Markdown: a row for each setting, means over t."""
+    lines = [["", *(f"cosine, {kind}" for kind in KINDS), "error removed at best, %", "that strength, %"]]
+    for name, rows in results.items():
+        removed, strength = zip(*(best(rows, t) for t in times), strict=True)
+        means = f"{100 * sum(removed) / len(times):.2f}", f"{100 * sum(strength) / len(times):.1f}"
+        lines.append([name, *map(text, cosines(rows, times)), *means])
+    return markdown(lines)
+
+
 def page(campaign: Campaign, results: Mapping[str, Sequence[Mapping]]) -> str:
-    window = [t for t in TIMES if t <= WINDOW]
-    lines = [["", "own", "own minus other", "the picture itself", "error removed at best, %", "that strength, %"]]
+    inside, outside = [t for t in TIMES if t <= WINDOW], [t for t in TIMES if t > WINDOW]
+    tables = ""
+    for title, times in ((f"At t = {told(inside)}: the paper's window, u = 0.6", inside),
+                         (f"At t = {told(outside)}: earlier in sampling", outside)):  # fmt: skip
+        tables += f"## {title}\n\n{table(results, times)}\n\n"
     by_time = [["", "", *(f"t = {t}" for t in TIMES)]]
     for name, rows in results.items():
-        removed, strength = zip(*(best(rows, t) for t in window), strict=True)
-        means = f"{100 * sum(removed) / len(window):.2f}", f"{100 * sum(strength) / len(window):.1f}"
-        lines.append([name, *map(text, cosines(rows, window)), *means])
-        for kind, found in zip(lines[0][1:4], zip(*(cosines(rows, [t]) for t in TIMES), strict=True), strict=True):
+        for kind, found in zip(KINDS, zip(*(cosines(rows, [t]) for t in TIMES), strict=True), strict=True):
             by_time.append([name, kind, *map(text, found)])
     some = next(iter(results.values()))
     return PAGE.format(
-        command=command("direction"), people=len({row["person"] for row in some}), draws=DRAWS, window=WINDOW,
-        table=markdown(lines), by_time=markdown(by_time),
+        command=command("direction"), people=len({row["person"] for row in some}), draws=DRAWS, tables=tables,
+        by_time=markdown(by_time),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ people: `--first 100` takes people whom its default leaves out.
 
 Runs and results are shared with the ablation: nothing is made twice, and an interrupted sweep goes on where it was by
 the same command. After the parts, the same call without `--part` finds everything made and writes docs/sweeps.md and
-its plots. Sampler, scheduler, steps and cfg are those of the demo's workflow; `--set` has the last word.
+its plots. What is not swept is as the demo's workflow has it; `--set` has the last word.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SWEEPS: dict[str, tuple[object, ...]] = {
     "gamma": (1, 2, 3, 4),
     "alpha": (1.0, 1.5, 2.0, 3.0),
     "beta": (0.2, 0.35, 0.5, 0.65, 0.8),
-    "feature_block": (0, 1, 3, 5, 6, 7),
+    "feature_block": (1, 2, 3, 4, 5, 7),
     "reduction": ("mean", "sum"),
     "refinement": ("outer", "inner"),
     "sigma_scale": (False, True),
@@ -88,9 +88,9 @@ Made by `{command}`; do not edit.
 
 {people} held-out people (from number {first}) × {prompts} held-out prompts each on the embedded model ({settings}). The
 measures are those of `bench ablation` ([how they are calibrated](measures.md)). Differences are to RB-Guidance off
-(and to the node's own value) with the same people, prompts, noise and encoder: means over the people with 95%
+(and to the demo's own value) with the same people, prompts, noise and encoder: means over the people with 95%
 intervals, by resampling the people; **bold** where 0 is outside. Among so many, one in twenty is bold by chance:
-what is chosen here has to hold on the ablation's people too. The node's own value is filled in the plots and
+what is chosen here has to hold on the ablation's people too. The demo's own value is filled in the plots and
 starred in the tables.
 """
 
@@ -138,7 +138,7 @@ def own_value(campaign: Campaign, name: str) -> object:
 
 
 def plot(file: Path, name: str, gains: Mapping[object, Cells], values: Mapping[object, Cells], own: object) -> None:
-    """One panel a column of PLOTTED: mean and interval over the value, evenly spaced; the node's own filled."""
+    """One panel a column of PLOTTED: mean and interval over the value, evenly spaced; the demo's own filled."""
     figure, panels = _panels(len(PLOTTED))
     for panel, column in zip(panels, PLOTTED, strict=True):
         paired = column in GAINS
@@ -205,7 +205,7 @@ def table(name: str, gains: Mapping[object, Cells], values: Mapping[object, Cell
 
 
 def compared(name: str, differences: Mapping[object, Cells]) -> str:
-    """Markdown: a row for each value but the node's own, its differences to that."""
+    """Markdown: a row for each value but the demo's own, its differences to that."""
     titles = [f"{title}, over the own value" for title, _ in GAINS.values()]
     return markdown([[name, *titles], *(
         [shown(value), *(text(cells[c], factor, "+") for c, (_, factor) in GAINS.items())]

@@ -67,6 +67,15 @@ def options(files, store, *more: str, of=ablation):
     return of.parser().parse_args([*given, "--identities", "1", "--prompts", "1", "--set", "steps=3", *more])
 
 
+def test_rows_can_be_left_out_but_not_the_one_they_are_compared_with(files, tmp_path):
+    every = [row.name for row in ablation.variants(options(files, tmp_path))]
+    fewer = [row.name for row in ablation.variants(options(files, tmp_path, "--without", "literal strength"))]
+    assert fewer == [name for name in every if name != "literal strength"]
+    for name in ("strength", ablation.FULL):
+        with pytest.raises(SystemExit, match="the rows are without RB-Guidance, "):
+            ablation.variants(options(files, tmp_path, "--without", name))
+
+
 def test_two_variants_resume_without_making_anything_twice(files, registered, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ablation.py", "--store", "/somewhere/else"])
     chosen = options(files, tmp_path)
@@ -98,19 +107,19 @@ def test_two_variants_resume_without_making_anything_twice(files, registered, tm
 
 
 def test_a_sweep_s_page(files, registered, tmp_path, monkeypatch):
-    """Every value is compared with the same run unguided; the node's own value, under whatever name, is made once."""
+    """Every value is compared with the same run unguided; the demo's own value, under whatever name, is made once."""
     monkeypatch.setattr(sys, "argv", ["sweeps.py"])
-    given = ["--values", "gain=10,40", "feature_block=0,1", "--also", "both: mutual=true feather=1"]
+    given = ["--values", "gain=10,40", "feature_block=1,4", "--also", "both: mutual=true feather=1"]
     chosen = options(files, tmp_path, *given, "--first", "3", of=sweeps)
     campaign, swept = Campaign(chosen), sweeps.plan(chosen)
     variants = [variant for by_value in swept.values() for variant in by_value.values()]
     results = campaign.measure([each for variant in variants for each in (variant.unguided, variant)])
-    assert len({campaign.key(v) for v in variants}) == 4 == len(variants) - 1  # gain 40 and block 1 are the node's own
+    assert len({campaign.key(v) for v in variants}) == 4 == len(variants) - 1  # gain 40 and block 4 are the demo's own
     assert len({campaign.key(v.unguided) for v in variants}) == 1
     assert {row["person"] for rows in results.values() for row in rows} == {3}
     times = {variant.name: 1.5 for variant in variants}
     text = sweeps.page(campaign, swept, results, times, tmp_path / "images")
-    assert "| 40* |" in text and "| 1* |" in text and "| both |" in text and "over the own value" in text
+    assert "| 40* |" in text and "| 4* |" in text and "| both |" in text and "over the own value" in text
     for name in ("gain.png", "feature_block.png", "combined.png", "time.png", "prompt.png", "gain_sheet.jpg"):
         assert (tmp_path / "images" / f"sweep_{name}").stat().st_size > 1000
 
@@ -143,11 +152,16 @@ def test_the_embedded_model_is_sampled_as_the_demo_samples_it(files, registered,
     chosen = options(files, tmp_path)
     chosen.set = []
     campaign = Campaign(chosen)
-    for name in ("sampler_name", "scheduler", "steps", "cfg"):
+    for name in ("sampler_name", "scheduler", "steps", "cfg", "u", "t0", "clip", "feature_block"):
         assert campaign.studio.inputs[name] == own[name]
-    assert campaign.told_settings().startswith("dpmpp_2m_sde, karras, 30 steps, cfg 4;")
+    told = campaign.told_settings()
+    assert told.startswith("dpmpp_2m_sde, karras, 30 steps, cfg 4, ")
+    for name in ("u", "t0", "clip", "feature_block"):
+        assert f", {name} {own[name]}" in told
+    assert "gain" not in told  # it is the node's own
     chosen.set = [("steps", 7), ("scheduler", "normal"), ("gain", 9.0)]
-    assert Campaign(chosen).told_settings().startswith("dpmpp_2m_sde, normal, 7 steps, cfg 4, gain 9.0;")
+    told = Campaign(chosen).told_settings()
+    assert told.startswith("dpmpp_2m_sde, normal, 7 steps, cfg 4, ") and ", gain 9.0" in told
 
 
 def test_a_render_through_the_autoencoder(files, registered, tmp_path):
