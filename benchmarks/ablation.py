@@ -232,8 +232,8 @@ def main() -> int:
     sheet = contact_sheet(campaign.studio, rows, one_each(campaign.cases(), options.sheet))
     images = options.store if options.smoke else options.page.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
-    file = images / f"{options.page.stem}.png"
-    sheet.save(file)
+    file = images / f"{options.page.stem}.jpg"
+    sheet.save(file, quality=88)
     timed = [v for v in rows if v.source == "generated" and v.inputs.get("strength") != 0]
     times = campaign.times(timed, rounds=1 if options.smoke else 5)
     campaign.publish(page(campaign, results, times, file.name))
