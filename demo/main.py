@@ -174,7 +174,8 @@ def guidance_of_the_nodes() -> dict[str, object]:
     from ..guidance.settings import Settings
 
     own = Settings()
-    return {"u": own.u, "t0": int(own.t0), "clip": own.clip, "feature_block": own.block}
+    names = "u", "t0", "gamma", "beta", "refinement", "clip"
+    return {name: getattr(own, name) for name in names} | {"feature_block": own.block}
 
 
 def guess_subject(text: str) -> str:
