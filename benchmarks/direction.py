@@ -104,8 +104,7 @@ the predicted picture (cfg 1, no gain, no cap).
   pictures (found for each t, then the mean over t), and **that strength**, as the share of the noise prediction inside
   the face that the guidance then is. Where the gradient points away from what is missing the best strength is none.
 
-{tables}
-## By timestep
+{tables}## By timestep
 
 {by_time}
 """
