@@ -26,6 +26,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from omniportrait import run
@@ -90,7 +91,7 @@ PAGE = """# Does the gradient point at the person?
 
 Made by `{command}`; do not edit.
 
-{people} held-out people, one picture each that the portrait world draws as a prompt says and the model's autoencoder
+{people} held-out people, {prompts} each that the portrait world draws as a prompt says and the model's autoencoder
 encodes, noised to each t and shown to the embedded model with that prompt and the pivot of the person's reference
 portrait. r is what the model then gets wrong inside the face; e is how RB-Guidance's gradient, at strength 1, moves
 the predicted picture (cfg 1, no gain, no cap).
@@ -207,28 +208,38 @@ def sources(options: argparse.Namespace) -> str:
     return digest(SIZE, TIMES, files, torch.__version__, code)
 
 
+def kept(file: Path) -> dict[tuple[str, Case], list[dict]]:
+    """Sums by key and case; a line that was cut short is left out."""
+    rows = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            row = json.loads(line)
+            rows[row["key"], Case(row["person"], row["prompt"])] = row["sums"]
+        except (ValueError, KeyError):
+            continue
+    return rows
+
+
 def asked(campaign: Campaign, plan: Mapping[str, Mapping[str, object]]) -> dict[str, list[dict]]:
     """By setting: a row for each person, reference and t. Only what is not known is asked, and kept at once."""
     file, source = campaign.options.store / "rows.jsonl", sources(campaign.options)
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows = {(row["key"], row["person"]): row["sums"] for row in map(json.loads, filter(None, lines))}
+    rows = kept(file)
     keys = {name: digest(source, {**UNSCALED, **inputs}) for name, inputs in plan.items()}
-    probe = Probe(campaign.options)
-    cases = campaign.cases()
+    cases, probe = campaign.cases(), None
     for number, case in enumerate(cases, 1):
-        todo = {name: plan[name] for name in plan if (keys[name], case.person) not in rows}
+        todo = {name: plan[name] for name in plan if (keys[name], case) not in rows}
         if not todo or case.person % campaign.parts != campaign.part - 1:
             continue
+        probe = probe or Probe(campaign.options)
         for name, sums in probe.sums(case, todo, 1000 * case.person).items():
-            rows[keys[name], case.person] = sums
+            rows[keys[name], case] = sums
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps({"key": keys[name], "person": case.person, "sums": sums}) + "\n")
+                out.write("\n" + json.dumps({"key": keys[name], **asdict(case), "sums": sums}))
         print(f"{number}/{len(cases)} person {case.person}, {len(todo)} settings", flush=True)
-    known = {name: [(c.person, rows.get((keys[name], c.person))) for c in cases] for name in plan}
     return {
-        name: [{"person": person, **each} for person, sums in each_case if sums for each in sums]
-        for name, each_case in known.items()
+        name: [{**asdict(case), **each} for case in cases for each in rows.get((keys[name], case), ())]
+        for name in plan
     }
 
 
@@ -238,13 +249,15 @@ def cosine(row: Mapping[str, float]) -> float:
 
 
 def cosines(rows: Sequence[Mapping], times: Sequence[int]) -> tuple[Interval | None, ...]:
-    """Of the own reference; that minus another's, for the same person and t; of the picture itself."""
-    by = {(row["reference"], row["person"], row["t"]): cosine(row) for row in rows if row["t"] in times}
+    """Of the own reference; that minus another's, for the same person, prompt and t; of the picture itself."""
+    by = {
+        (row["reference"], row["person"], (row["prompt"], row["t"])): cosine(row) for row in rows if row["t"] in times
+    }
     own, itself = (
         [(person, value) for (reference, person, _), value in by.items() if reference == kind] for kind in (OWN, ITSELF)
     )
     over = [
-        (person, value - by[OTHER, person, t]) for (reference, person, t), value in by.items() if reference == OWN
+        (person, value - by[OTHER, person, at]) for (reference, person, at), value in by.items() if reference == OWN
     ]
     return over_people(own), over_people(over), over_people(itself)
 
@@ -292,7 +305,9 @@ def page(campaign: Campaign, results: Mapping[str, Sequence[Mapping]]) -> str:
             by_time.append([name, kind, *map(text, found)])
     some = next(iter(results.values()))
     return PAGE.format(
-        command=command("direction"), people=len({row["person"] for row in some}), draws=DRAWS, tables=tables,
+        command=command("direction"), people=len({row["person"] for row in some}),
+        prompts="one picture" if campaign.options.prompts == 1 else f"{campaign.options.prompts} pictures",
+        draws=DRAWS, tables=tables,
         by_time=markdown(by_time),
     )  # fmt: skip
 
@@ -311,10 +326,11 @@ def main() -> int:
     options = parser().parse_args()
     logging.getLogger("omniportrait").setLevel(logging.ERROR)
     plan = {name: inputs for name, inputs in PLAN.items() if not options.only or name in options.only}
-    plan |= {name: {**dict(options.set), **inputs} for name, inputs in options.also}
+    plan |= dict(options.also)
     if options.smoke:
         plan = dict(list(plan.items())[:2])
     campaign = Campaign(options)
+    plan = {name: {**dict(options.set), **inputs} for name, inputs in plan.items()}
     results = asked(campaign, plan)
     if campaign.parts == 1:
         campaign.publish(page(campaign, results))

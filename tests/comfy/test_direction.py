@@ -14,6 +14,7 @@ from omniportrait import run
 sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
 
 import direction  # noqa: E402
+from _campaign import Campaign  # noqa: E402
 from _portraits import Case  # noqa: E402
 from omniportrait.demo import random_weights  # noqa: E402
 from omniportrait.models import pivot_checkpoint  # noqa: E402
@@ -24,7 +25,8 @@ def rows(person: int, reference: str, t: int, error: torch.Tensor, effect: torch
     """As Probe.sums has them, of a face of one row of cells."""
     plain = {"truth": error, t: torch.zeros_like(error), ("noisy", t): 2 * torch.ones_like(error)}
     face = torch.ones(error.shape[-2:], dtype=torch.bool)
-    return {"person": person, "reference": reference, "t": t, **direction.over_face(plain, {t: effect}, t, face)}
+    sums = direction.over_face(plain, {t: effect}, t, face)
+    return {"person": person, "prompt": 0, "reference": reference, "t": t, **sums}
 
 
 def test_an_effect_that_is_a_third_of_the_error_takes_all_of_it_away_at_three_times_its_strength():
@@ -71,8 +73,9 @@ def test_the_face_alone_counts():
     assert direction.over_face(plain, {300: effect}, 300, face)["along"] == 4
 
 
-def test_a_real_model_is_asked(tmp_path, monkeypatch):
-    """The effect is linear in the gain; with the wrong reference only the effect differs."""
+@pytest.fixture
+def words(tmp_path, monkeypatch) -> list[str]:
+    """The command line for a random model, asked at two timesteps."""
     monkeypatch.setattr(comfy.supported_models, "models", list(comfy.supported_models.models))
     monkeypatch.setattr(comfy.sd.VAE, "__init__", comfy.sd.VAE.__init__)
     monkeypatch.setattr(direction, "TIMES", (700, 300))
@@ -80,7 +83,12 @@ def test_a_real_model_is_asked(tmp_path, monkeypatch):
     torch.manual_seed(0)
     tower = TowerConfig(image_size=32, patch_size=8, width=32, layers=1, head_width=16)
     pivot_checkpoint.save(tmp_path / "pivot.safetensors", PivotEncoder(PivotConfig("generic", (128,), tower)), 0)
-    words = ["--checkpoint", str(tmp_path / "base.safetensors"), "--encoder", str(tmp_path / "pivot.safetensors")]
+    base, pivot = (str(tmp_path / f"{name}.safetensors") for name in ("base", "pivot"))
+    return ["--checkpoint", base, "--encoder", pivot, "--store", str(tmp_path)]
+
+
+def test_a_real_model_is_asked(words):
+    """The effect is linear in the gain; with the wrong reference only the effect differs."""
     probe = direction.Probe(direction.parser().parse_args(words))
     everywhere = {"background_masking": False}  # a random model's attention finds no face
     made = probe.sums(Case(0, 0), {"once": everywhere, "twice": {**everywhere, "gain": 2.0}}, seed=0)
@@ -93,3 +101,19 @@ def test_a_real_model_is_asked(tmp_path, monkeypatch):
         own, other, itself = (by[kind, t] for kind in (direction.OWN, direction.OTHER, direction.ITSELF))
         assert own["error"] == other["error"] == itself["error"]
         assert len({own["effect"], other["effect"], itself["effect"]}) == 3
+
+
+def test_every_picture_is_asked_once(words, monkeypatch):
+    """Two of one person are two; what is known is not asked again, and the page says how many there were."""
+    monkeypatch.setattr(sys, "argv", ["direction.py"])
+    options = direction.parser().parse_args([*words, "--identities", "1", "--prompts", "2"])
+    campaign, plan = Campaign(options), {"everywhere": {"background_masking": False}}
+    first = direction.asked(campaign, plan)
+    assert {row["prompt"] for row in first["everywhere"]} == {0, 1}
+    assert len(first["everywhere"]) == 2 * 3 * 2  # prompts, references, t
+    with (options.store / "rows.jsonl").open("a") as file:
+        file.write('\n{"key": "cut sho')
+    monkeypatch.setattr(direction.Probe, "__init__", None)
+    assert direction.asked(campaign, plan) == first
+    text = direction.page(campaign, first)
+    assert "1 held-out people, 2 pictures each" in text and "| everywhere | own minus other |" in text
