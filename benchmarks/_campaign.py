@@ -7,9 +7,10 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 from _judge import Judge
 from _portraits import ROOT, Case, Studio, Variant, defaults, digest
@@ -18,6 +19,7 @@ from omniportrait.demo.measures.text import WEIGHTS
 from omniportrait.demo.sampling import SAMPLING
 from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS
 
+Key, Value = TypeVar("Key"), TypeVar("Value")
 DEMO = ROOT / "demo" / "weights"
 
 
@@ -74,6 +76,25 @@ def converted(value: str, default: object) -> object:
         raise argparse.ArgumentTypeError(f"{value!r} is no {type(default).__name__}") from None
 
 
+def kept(file: Path, entry: Callable[[dict], tuple[Key, Value]]) -> dict[Key, Value]:
+    """What `keep` wrote, as key and value by `entry`; a line that was cut short is left out."""
+    rows = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            key, value = entry(json.loads(line))
+        except (ValueError, KeyError):
+            continue
+        rows[key] = value
+    return rows
+
+
+def keep(file: Path, row: dict) -> None:
+    """One line more."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as out:
+        out.write("\n" + json.dumps(row))  # first: the line before may have been cut short
+
+
 class Campaign:
     """Judged portraits, kept in the store: pictures as PNG, rows in rows.jsonl. SystemExit names a file that is
     missing."""
@@ -110,14 +131,7 @@ class Campaign:
 
     def known(self) -> dict[tuple[str, int, int], dict]:
         """Rows by key, person and prompt; a line that was cut short is left out."""
-        rows = {}
-        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else ():
-            try:
-                row = json.loads(line)
-                rows[row["key"], row["person"], row["prompt"]] = row
-            except (ValueError, KeyError):
-                continue
-        return rows
+        return kept(self.file, lambda row: ((row["key"], row["person"], row["prompt"]), row))
 
     def measure(self, variants: Sequence[Variant]) -> dict[str, list[dict]]:
         """All cases of all variants, by the variant's name; only what is not known is made. Each row is kept at once,
@@ -166,9 +180,7 @@ class Campaign:
             drawn=variant.source == "drawn",
         )  # fmt: skip
         row = {"key": key, "variant": variant.name, "person": case.person, "prompt": case.prompt, **numbers}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write("\n" + json.dumps(row))  # first: the line before may have been cut short
+        keep(self.file, row)
         return row
 
     def publish(self, page: str) -> None:

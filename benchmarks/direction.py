@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,7 @@ import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from _campaign import Campaign, arguments, command, markdown, named  # noqa: E402
+from _campaign import Campaign, arguments, command, keep, kept, markdown, named  # noqa: E402
 from _portraits import (  # noqa: E402
     ROOT,
     SIZE,
@@ -208,22 +207,10 @@ def sources(options: argparse.Namespace) -> str:
     return digest(SIZE, TIMES, files, torch.__version__, code)
 
 
-def kept(file: Path) -> dict[tuple[str, Case], list[dict]]:
-    """Sums by key and case; a line that was cut short is left out."""
-    rows = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
-            row = json.loads(line)
-            rows[row["key"], Case(row["person"], row["prompt"])] = row["sums"]
-        except (ValueError, KeyError):
-            continue
-    return rows
-
-
 def asked(campaign: Campaign, plan: Mapping[str, Mapping[str, object]]) -> dict[str, list[dict]]:
     """By setting: a row for each person, reference and t. Only what is not known is asked, and kept at once."""
     file, source = campaign.options.store / "rows.jsonl", sources(campaign.options)
-    rows = kept(file)
+    rows = kept(file, lambda row: ((row["key"], Case(row["person"], row["prompt"])), row["sums"]))
     keys = {name: digest(source, {**UNSCALED, **inputs}) for name, inputs in plan.items()}
     cases, probe = campaign.cases(), None
     for number, case in enumerate(cases, 1):
@@ -233,9 +220,7 @@ def asked(campaign: Campaign, plan: Mapping[str, Mapping[str, object]]) -> dict[
         probe = probe or Probe(campaign.options)
         for name, sums in probe.sums(case, todo, 1000 * case.person).items():
             rows[keys[name], case] = sums
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a", encoding="utf-8") as out:
-                out.write("\n" + json.dumps({"key": keys[name], **asdict(case), "sums": sums}))
+            keep(file, {"key": keys[name], **asdict(case), "sums": sums})
         print(f"{number}/{len(cases)} person {case.person}, {len(todo)} settings", flush=True)
     return {
         name: [{**asdict(case), **each} for case in cases for each in rows.get((keys[name], case), ())]

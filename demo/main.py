@@ -11,7 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .sampling import WORKFLOW
@@ -148,7 +148,8 @@ def build_prompt(choices: Choices) -> dict:
     latent = node(prompt, "EmptyLatentImage")
     if choices.checkpoint:
         node(prompt, "CheckpointLoaderSimple")["ckpt_name"] = os.path.join(CHOSEN, choices.checkpoint.name)
-        node(prompt, "OmniPortraitRBGuidanceKSampler").update(guidance_of_the_nodes())
+        guided = node(prompt, "OmniPortraitRBGuidanceKSampler")
+        guided.update(guidance_of_the_nodes(guided))
     if choices.prompt:
         pivot["text"] = choices.prompt
     if choices.prompt or choices.subject:
@@ -169,13 +170,13 @@ def build_prompt(choices: Choices) -> dict:
     return prompt
 
 
-def guidance_of_the_nodes() -> dict[str, object]:
-    """The nodes' own values of what the demo's workflow sets for the embedded model, which says nothing of another."""
+def guidance_of_the_nodes(inputs: dict) -> dict[str, object]:
+    """The nodes' own values of the guidance's inputs: what the demo's workflow has for the embedded model says nothing
+    of another."""
     from ..guidance.settings import Settings
 
-    own = Settings()
-    names = "u", "t0", "gamma", "beta", "refinement", "clip"
-    return {name: getattr(own, name) for name in names} | {"feature_block": own.block}
+    own = asdict(Settings())
+    return {name: own[name] for name in inputs if name in own} | {"feature_block": own["block"]}
 
 
 def guess_subject(text: str) -> str:
