@@ -45,6 +45,7 @@ from _portraits import (  # noqa: E402
     SOURCES,
     Case,
     defaults,
+    demo_inputs,
     digest,
     drawn,
     node,
@@ -76,13 +77,24 @@ OWN, OTHER, ITSELF = "own", "other", "itself"
 """Whose picture is the reference: the person's reference portrait, somebody else's, or the very picture that is asked
 for, which bounds what any reference can tell."""
 KINDS = ("own", "own minus other", "the picture itself")
-UNSCALED = {**defaults(), "gain": 1.0, "clip": 0.0, "u": 1.0}
+SCALES = {"gain": 1.0, "clip": 0.0, "u": 1.0}
 """Of the guidance: at every t, neither multiplied nor capped."""
+UNSCALED, DEMO = defaults() | SCALES, demo_inputs() | SCALES
+"""What the node has by default, and the demo's workflow."""
 PLAN: dict[str, Mapping[str, object]] = {
     "as the nodes have it": {},
     **{f"block {block}": {"feature_block": block} for block in (3, 4, 5, 7)},
     **{f"block 4, t0 {t0}": {"feature_block": 4, "t0": t0} for t0 in (271, 471)},
     "block 4, matched": {"feature_block": 4, "reference_noise": "matched"},
+    "the demo's": DEMO,
+    "the demo's, t0 71": {**DEMO, "t0": 71.0},
+    "the demo's, matched": {**DEMO, "reference_noise": "matched"},
+    "the demo's, mutual": {**DEMO, "mutual": True},
+    **{f"the demo's, with block {block}": {**DEMO, "second_block": block} for block in (1, 3)},
+    "the demo's, feather 1": {**DEMO, "feather": 1},
+    "the demo's, whole picture": {**DEMO, "background_masking": False},
+    "the demo's, one noise": {**DEMO, "ensemble": 1},
+    **{f"the demo's, pass {kind}": {**DEMO, "guided_pass": kind} for kind in ("shared", "half", "crop")},
 }
 """Inputs of the RB-Guidance KSampler where they differ from the node's own."""
 
