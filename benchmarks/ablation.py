@@ -33,10 +33,18 @@ from _judge import RIVALS, VIEWS  # noqa: E402
 from _portraits import Variant  # noqa: E402
 from _sheets import contact_sheet, one_each  # noqa: E402
 from omniportrait.demo.measures.intervals import DRAWS, Interval  # noqa: E402
-from omniportrait.demo.measures.text import HEADS  # noqa: E402
+from omniportrait.demo.measures.text import FACE, HEADS  # noqa: E402
 
 FULL, TRUTH = "full", "drawn by the portrait world"
 COPY, STRANGER = "drawn, through the autoencoder", "somebody else, through the autoencoder"
+UNGUIDED, WORD, NEITHER = "without RB-Guidance", "without pivot encoder", "without both"
+PAIRS = {
+    "RB-Guidance, with the pivot": (FULL, UNGUIDED),
+    "RB-Guidance, without the pivot": (WORD, NEITHER),
+    "the pivot, without RB-Guidance": (UNGUIDED, NEITHER),
+    "both": (FULL, NEITHER),
+}
+"""What is added: the row that has it, and the row that lacks it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,8 @@ INSIDE = (
 )
 """What the columns of TABLE are made of, and whether the guidance worked at all."""
 TEXT = tuple(Column(head, f"{head}, %", 100, 1, 1) for head in HEADS)
+OFF_THE_FACE = tuple(column for column in TEXT if column.key in FACE)
+"""The rest of the text is `scene`."""
 
 PAGE = """# What each part of OmniPortrait does
 
@@ -113,6 +123,10 @@ twenty differences that are none.
 
 {differences}
 
+## What the halves add
+
+{pairs}
+
 ## Behind the numbers
 
 {inside}
@@ -141,9 +155,9 @@ def variants(options: argparse.Namespace) -> list[Variant]:
     encoder = options.encoder
     rows = [
         Variant(FULL, encoder),
-        Variant("without RB-Guidance", encoder, {"strength": 0.0}),
-        Variant("without pivot encoder", None),
-        Variant("without both", None, {"strength": 0.0}),
+        Variant(UNGUIDED, encoder, {"strength": 0.0}),
+        Variant(WORD, None),
+        Variant(NEITHER, None, {"strength": 0.0}),
         Variant("without background masking", encoder, {"background_masking": False}),
         Variant("literal strength", encoder, {"mode": "literal"}),
         *(Variant(name, encoder, inputs) for name, inputs in options.also),
@@ -188,6 +202,11 @@ def page(
         for of in (mean_of, lambda rows, key: difference_of(rows, everything, key))
     )
     differences.pop(FULL)
+    pairs = {
+        name: {c.key: difference_of(results[with_it], results[without], c.key) for c in (*TABLE, *OFF_THE_FACE)}
+        for name, (with_it, without) in PAIRS.items()
+        if with_it in results and without in results
+    }
     return PAGE.format(
         command=command("ablation"), full=FULL, truth=TRUTH, copy=COPY, stranger=STRANGER, draws=DRAWS,
         missing=absent, sheet=sheet, rivals=RIVALS, views=len(VIEWS),
@@ -195,8 +214,8 @@ def page(
         settings=campaign.told_settings(), device=device_name(), **campaign.judge.cuts,
         **{f"drawn_{name}": cut for name, cut in campaign.judge.drawn_cuts.items()},
         values=table(TABLE, values, False), differences=table(TABLE, differences, True),
-        inside=table(INSIDE, values, False), text=table(TEXT, values, False),
-        text_differences=table(TEXT, differences, True), times=timetable(times),
+        pairs=table((*TABLE, *OFF_THE_FACE), pairs, True), inside=table(INSIDE, values, False),
+        text=table(TEXT, values, False), text_differences=table(TEXT, differences, True), times=timetable(times),
     )  # fmt: skip
 
 

@@ -94,6 +94,9 @@ def test_two_variants_resume_without_making_anything_twice(files, registered, tm
     assert times[ablation.FULL] > 1, "guidance costs something"
     text = ablation.page(campaign, first, times, "sheet.png")
     assert "| without RB-Guidance |" in text and "steps=" not in text and "somewhere" not in text
+    (added,) = (line for line in text.splitlines() if line.startswith("| RB-Guidance, with the pivot |"))
+    assert f" {full['detail'] - off['detail']:+.1%}".rstrip("%") in added.replace("**", "")
+    assert "| both |" not in text, "its rows are not here"
     assert contact_sheet(campaign.studio, rows, [CASE], side=32).width == 3 * 32
 
     monkeypatch.setattr(Studio, "_make", None)  # would raise
