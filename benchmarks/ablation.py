@@ -74,7 +74,7 @@ INSIDE = (
     Column("false", "false moles, %", 100, 1, -1),
     Column("contrast", "mole contrast", 1, 2, 1),
     Column("guided", "calls guided, %", 100, 1, 0),
-    Column("amount", "guidance in the noise prediction, %", 100, 1, 0),
+    Column("amount", "guidance in the noise prediction, %", 100, 3, 0),
 )
 """What the columns of TABLE are made of, and whether the guidance worked at all."""
 TEXT = tuple(Column(head, f"{head}, %", 100, 1, 1) for head in HEADS)
