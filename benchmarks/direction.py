@@ -81,20 +81,21 @@ SCALES = {"gain": 1.0, "clip": 0.0, "u": 1.0}
 """Of the guidance: at every t, neither multiplied nor capped."""
 UNSCALED, DEMO = defaults() | SCALES, demo_inputs() | SCALES
 """What the node has by default, and the demo's workflow."""
+OURS = "the demo's"
 PLAN: dict[str, Mapping[str, object]] = {
     "as the nodes have it": {},
     **{f"block {block}": {"feature_block": block} for block in (3, 4, 5, 7)},
     **{f"block 4, t0 {t0}": {"feature_block": 4, "t0": t0} for t0 in (271, 471)},
     "block 4, matched": {"feature_block": 4, "reference_noise": "matched"},
-    "the demo's": DEMO,
-    "the demo's, t0 71": {**DEMO, "t0": 71.0},
-    "the demo's, matched": {**DEMO, "reference_noise": "matched"},
-    "the demo's, mutual": {**DEMO, "mutual": True},
-    **{f"the demo's, with block {block}": {**DEMO, "second_block": block} for block in (1, 3)},
-    "the demo's, feather 1": {**DEMO, "feather": 1},
-    "the demo's, whole picture": {**DEMO, "background_masking": False},
-    "the demo's, one noise": {**DEMO, "ensemble": 1},
-    **{f"the demo's, pass {kind}": {**DEMO, "guided_pass": kind} for kind in ("shared", "half", "crop")},
+    OURS: DEMO,
+    f"{OURS}, t0 71": {**DEMO, "t0": 71.0},
+    f"{OURS}, matched": {**DEMO, "reference_noise": "matched"},
+    f"{OURS}, mutual": {**DEMO, "mutual": True},
+    **{f"{OURS}, with block {block}": {**DEMO, "second_block": block} for block in (1, 3)},
+    f"{OURS}, feather 1": {**DEMO, "feather": 1},
+    f"{OURS}, whole picture": {**DEMO, "background_masking": False},
+    f"{OURS}, one noise": {**DEMO, "ensemble": 1},
+    **{f"{OURS}, pass {kind}": {**DEMO, "guided_pass": kind} for kind in ("shared", "half", "crop")},
 }
 """Inputs of the RB-Guidance KSampler where they differ from the node's own."""
 
@@ -245,18 +246,34 @@ def cosine(row: Mapping[str, float]) -> float:
     return row["along"] / max((row["effect"] * row["error"]) ** 0.5, 1e-30)
 
 
+Values = dict[tuple[int, int, int], float]
+"""By person, prompt and t."""
+
+
+def values(rows: Sequence[Mapping], times: Sequence[int]) -> tuple[Values, Values, Values]:
+    """The cosines of the KINDS: of the own reference; that minus another's, for the same person, prompt and t; of the
+    picture itself."""
+    found: dict[str, Values] = {OWN: {}, OTHER: {}, ITSELF: {}}
+    for row in rows:
+        if row["t"] in times:
+            found[row["reference"]][row["person"], row["prompt"], row["t"]] = cosine(row)
+    own, other, itself = found.values()
+    return own, {place: value - other[place] for place, value in own.items()}, itself
+
+
+def mean(found: Values) -> Interval | None:
+    return over_people((person, value) for (person, *_), value in found.items())
+
+
 def cosines(rows: Sequence[Mapping], times: Sequence[int]) -> tuple[Interval | None, ...]:
-    """Of the own reference; that minus another's, for the same person, prompt and t; of the picture itself."""
-    by = {
-        (row["reference"], row["person"], (row["prompt"], row["t"])): cosine(row) for row in rows if row["t"] in times
-    }
-    own, itself = (
-        [(person, value) for (reference, person, _), value in by.items() if reference == kind] for kind in (OWN, ITSELF)
-    )
-    over = [
-        (person, value - by[OTHER, person, at]) for (reference, person, at), value in by.items() if reference == OWN
-    ]
-    return over_people(own), over_people(over), over_people(itself)
+    """`values` over people."""
+    return tuple(map(mean, values(rows, times)))
+
+
+def over(rows: Sequence[Mapping], others: Sequence[Mapping], times: Sequence[int]) -> tuple[Interval | None, ...]:
+    """`values` of `rows` minus those of `others`, for the same person, prompt and t."""
+    pairs = zip(values(rows, times), values(others, times), strict=True)
+    return tuple(mean({place: value - known[place] for place, value in found.items()}) for found, known in pairs)
 
 
 def best(rows: Sequence[Mapping], t: int) -> tuple[float, float]:
@@ -290,12 +307,25 @@ def table(results: Mapping[str, Sequence[Mapping]], times: Sequence[int]) -> str
     return markdown(lines)
 
 
+def against(results: Mapping[str, Sequence[Mapping]], windows: Sequence[Sequence[int]]) -> str:
+    """Markdown: a row for each setting but the demo's, minus that."""
+    lines = [["", *(f"t = {told(times)}: {kind}" for times in windows for kind in KINDS)]]
+    for name, rows in results.items():
+        if name != OURS:
+            found = (each for times in windows for each in over(rows, results[OURS], times))
+            lines.append([name, *map(text, found)])
+    return markdown(lines)
+
+
 def page(campaign: Campaign, results: Mapping[str, Sequence[Mapping]]) -> str:
     inside, outside = [t for t in TIMES if t <= WINDOW], [t for t in TIMES if t > WINDOW]
     tables = ""
     for title, times in ((f"At t = {told(inside)}: the paper's window, u = 0.6", inside),
                          (f"At t = {told(outside)}: earlier in sampling", outside)):  # fmt: skip
         tables += f"## {title}\n\n{table(results, times)}\n\n"
+    if OURS in results:
+        compared = against(results, (inside, outside))
+        tables += f"## Cosines minus {OURS}\n\nOn the same people, at the same t.\n\n{compared}\n\n"
     by_time = [["", "", *(f"t = {t}" for t in TIMES)]]
     for name, rows in results.items():
         for kind, found in zip(KINDS, zip(*(cosines(rows, [t]) for t in TIMES), strict=True), strict=True):

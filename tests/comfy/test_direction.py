@@ -66,6 +66,19 @@ def test_own_minus_other_compares_the_same_person_and_t():
     assert (own.mean, over.mean, itself.mean) == pytest.approx((1, 0.5, -1))
 
 
+def test_a_setting_is_compared_on_the_same_people():
+    error, across = torch.ones(1, 4, 1, 2), torch.tensor([1.0, -1.0]).expand(1, 4, 1, 2)
+    kinds = (direction.OWN, direction.OTHER, direction.ITSELF)
+    worse = [rows(p, kind, 300, error, across) for p in (0, 1) for kind in kinds]
+    better = [rows(1, kind, 300, error, error) for kind in kinds]
+    better += [rows(0, kind, 300, error, error if kind == direction.ITSELF else across) for kind in kinds]
+    own, minus_other, itself = direction.over(better, worse, (300,))
+    assert (own.mean, own.low, own.high) == pytest.approx((0.5, 0, 1))
+    assert (minus_other.mean, itself.mean) == pytest.approx((0, 1))
+    *_, row = direction.against({"worse": worse, direction.OURS: better}, [(300,)]).splitlines()
+    assert row.startswith("| worse | -0.500 [-1.000, +0.000] |") and row.endswith("| **-1.000** [-1.000, -1.000] |")
+
+
 def test_the_face_alone_counts():
     error, effect = torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
     plain = {"truth": error, 300: torch.zeros_like(error), ("noisy", 300): error}
