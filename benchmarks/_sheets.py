@@ -9,8 +9,8 @@ from _judge import picture_of
 from _portraits import Case, Studio, Variant, sitter, wanted
 from PIL import Image, ImageDraw
 
-HEAD, FOOT = 18, 16
-"""Pixels for the names above and the prompt below."""
+HEAD, FOOT = 32, 16
+"""Pixels for the names above, in two lines where they have a comma, and the prompt below."""
 
 
 def contact_sheet(studio: Studio, variants: Sequence[Variant], cases: Sequence[Case], side: int = 192) -> Image.Image:
@@ -18,7 +18,7 @@ def contact_sheet(studio: Studio, variants: Sequence[Variant], cases: Sequence[C
     sheet = Image.new("RGB", (side * (len(variants) + 1), HEAD + len(cases) * (side + FOOT)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(["reference", *(variant.name for variant in variants)]):
-        draw.text((column * side + 4, 3), name, fill="black")
+        draw.text((column * side + 4, 3), name.replace(", ", ",\n"), fill="black")
     for line, case in enumerate(cases):
         prompt, subject = wanted(case)
         pictures = [picture_of(sitter(case.person))]
