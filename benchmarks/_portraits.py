@@ -152,6 +152,28 @@ def node(kind: type, **inputs: object) -> tuple:
         return tuple(getattr(kind(), kind.FUNCTION)(**inputs))
 
 
+def loaded(checkpoint: Path) -> tuple:
+    """model, clip, vae"""
+    register()
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
+
+
+def conditioned(clip, case: Case, picture: np.ndarray, encoder: object | None, no_face: str = "stop") -> list:
+    """The case's prompt with the face of a picture, [S, S, 3] of bytes."""
+    prompt, subject = wanted(case)
+    (face, *_) = node(
+        FaceReferenceNode, image=torch.from_numpy(picture.copy())[None].float() / 255, order="largest", index=0,
+        crop_factor=2.0, no_face=no_face, mask_source="landmarks", detector="built-in",
+    )  # fmt: skip
+    (positive,) = node(
+        PivotConditioning, clip=clip, face_reference=face, text=prompt.text(subject), subject=subject, occurrence=1,
+        strength=1.0, pivot_encoder=encoder,
+    )  # fmt: skip
+    return positive
+
+
 def defaults() -> dict[str, object]:
     """The RB-Guidance KSampler's own values of all inputs that a variant may set, and those of the settings that are
     not inputs yet: a benchmark decides which become some."""
@@ -210,10 +232,7 @@ class Studio:
     @cached_property
     def _loaded(self) -> tuple:
         """model, clip, vae"""
-        register()
-        comfy.utils.PROGRESS_BAR_ENABLED = False
-        with torch.inference_mode():
-            return comfy.sd.load_checkpoint_guess_config(str(self.checkpoint))[:3]
+        return loaded(self.checkpoint)
 
     @property
     def feature_block(self) -> int:
@@ -278,16 +297,7 @@ class Studio:
     def _sample(self, case: Case, variant: Variant) -> tuple[tuple[torch.Tensor, list[Trace]], float]:
         """The picture [3, S, S] with what the guidance did, and the seconds of sampling."""
         model, clip, vae = self._loaded
-        prompt, subject = wanted(case)
-        image = torch.from_numpy(sitter(case.person).picture.copy())[None].float() / 255
-        (face, *_) = node(
-            FaceReferenceNode, image=image, order="largest", index=0, crop_factor=2.0, no_face="stop",
-            mask_source="landmarks", detector="built-in",
-        )  # fmt: skip
-        (positive,) = node(
-            PivotConditioning, clip=clip, face_reference=face, text=prompt.text(subject), subject=subject,
-            occurrence=1, strength=1.0, pivot_encoder=self._encoder(variant.encoder),
-        )  # fmt: skip
+        positive = conditioned(clip, case, sitter(case.person).picture, self._encoder(variant.encoder))
         (negative,) = node(core.CLIPTextEncode, clip=clip, text="")
         (latent,) = node(core.EmptyLatentImage, width=SIZE, height=SIZE, batch_size=1)
         values = self.inputs | dict(variant.inputs)

@@ -35,8 +35,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
-import comfy.sd  # noqa: E402
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from _campaign import Campaign, arguments, command, keep, kept, markdown, named  # noqa: E402
 from _portraits import (  # noqa: E402
@@ -44,10 +42,12 @@ from _portraits import (  # noqa: E402
     SIZE,
     SOURCES,
     Case,
+    conditioned,
     defaults,
     demo_inputs,
     digest,
     drawn,
+    loaded,
     node,
     of_file,
     of_source,
@@ -56,7 +56,6 @@ from _portraits import (  # noqa: E402
     stranger,
     wanted,
 )  # fmt: skip
-from omniportrait.demo.architecture import register  # noqa: E402
 from omniportrait.demo.measures.intervals import DRAWS, Interval, over_people  # noqa: E402
 from omniportrait.demo.world.shade import FACE_LABELS  # noqa: E402
 from omniportrait.guidance.identity import RECORDS_KEY  # noqa: E402
@@ -64,8 +63,6 @@ from omniportrait.guidance.region import cover  # noqa: E402
 from omniportrait.guidance.sampler_patch import patch  # noqa: E402
 from omniportrait.guidance.schedule import sigma_of  # noqa: E402
 from omniportrait.models.pivot_handle import load_handle  # noqa: E402
-from omniportrait.nodes.face_reference import FaceReferenceNode  # noqa: E402
-from omniportrait.nodes.pivot_conditioning import PivotConditioning  # noqa: E402
 
 import nodes as core  # noqa: E402
 
@@ -137,32 +134,19 @@ class Probe:
     """The embedded model, asked at the noised truth."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        register()
-        with torch.inference_mode():
-            loaded = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
-        self.model, self.clip, self.vae = loaded[:3]
+        self.model, self.clip, self.vae = loaded(options.checkpoint)
         self.encoder = load_handle(str(options.encoder))
         (self.negative,) = node(core.CLIPTextEncode, clip=self.clip, text="")
 
     def conditionings(self, case: Case) -> dict[str, list]:
         """The prompt with the person's own pivot, and the record of each kind of reference."""
         pictures = {OWN: sitter(case.person), OTHER: sitter(stranger(case.person)), ITSELF: drawn(case)}
-        made = {kind: self.conditioning(case, portrait.picture) for kind, portrait in pictures.items()}
+        made = {
+            kind: conditioned(self.clip, case, portrait.picture, self.encoder, no_face="whole image")
+            for kind, portrait in pictures.items()
+        }
         ((text, own),) = made[OWN]
         return {kind: [[text, {**own, RECORDS_KEY: options[RECORDS_KEY]}]] for kind, ((_, options),) in made.items()}
-
-    def conditioning(self, case: Case, picture: np.ndarray) -> list:
-        """The prompt with the face of a picture [S, S, 3]."""
-        prompt, subject = wanted(case)
-        (face, *_) = node(
-            FaceReferenceNode, image=torch.from_numpy(picture.copy())[None].float() / 255, order="largest", index=0,
-            crop_factor=2.0, no_face="whole image", mask_source="landmarks", detector="built-in",
-        )  # fmt: skip
-        (made,) = node(
-            PivotConditioning, clip=self.clip, face_reference=face, text=prompt.text(subject), subject=subject,
-            occurrence=1, strength=1.0, pivot_encoder=self.encoder,
-        )  # fmt: skip
-        return made
 
     def truth(self, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
         """Latent [1, C, h, w] of the person as the prompt says, and where its face is, boolean [h, w]."""
@@ -216,8 +200,8 @@ class Probe:
 def sources(options: argparse.Namespace) -> str:
     """Of all that every sum depends on; what is planned or written is not among it."""
     files = [of_file(getattr(options, name)) for name in ("checkpoint", "encoder")]
-    code = of_source(*SOURCES), *map(inspect.getsource, (Probe, over_face, drawn, sitter, stranger, wanted))
-    return digest(SIZE, TIMES, files, torch.__version__, code)
+    asking = Probe, over_face, conditioned, drawn, sitter, stranger, wanted
+    return digest(SIZE, TIMES, files, torch.__version__, of_source(*SOURCES), *map(inspect.getsource, asking))
 
 
 def asked(campaign: Campaign, plan: Mapping[str, Mapping[str, object]]) -> dict[str, list[dict]]:
