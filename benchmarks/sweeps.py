@@ -76,7 +76,7 @@ VALUES = {
     "amount": ("guidance in the prediction, %", 100),
 }
 """Columns shown as they are."""
-PLOTTED = ("margin", "detail", "scene", "face", "change", "amount")
+PLOTTED = ("margin", "similarity", "detail", "scene", "change", "amount")
 COSTS = ("guided_pass", "every", "feature_block")
 """Inputs that trade likeness for time; they share a plot."""
 STRENGTHS = ("gain", "clip", "u", "strength")
@@ -162,7 +162,8 @@ def plot(file: Path, name: str, gains: Mapping[object, Cells], values: Mapping[o
 
 
 def scatter(file: Path, points: Mapping[str, Mapping[object, tuple[float, Interval | None]]], x: str) -> None:
-    """Margin gained over off, with its interval, against `x`; a colour for each input, the value beside each point."""
+    """Crop similarity gained over off, with its interval, against `x`; a colour for each input, the value beside each
+    point."""
     figure, (panel,) = _panels(1, (6.4, 4.2))
     for name, by_value in points.items():
         known = [(value, place, cell) for value, (place, cell) in by_value.items() if cell]
@@ -173,8 +174,8 @@ def scatter(file: Path, points: Mapping[str, Mapping[object, tuple[float, Interv
             panel.annotate(shown(value), (place, cell.mean), (4, 3), textcoords="offset points", fontsize=8)
     panel.axhline(0, color="0.6")
     panel.set_xlabel(x)
-    panel.set_ylabel("margin over off")
-    panel.legend()
+    panel.set_ylabel("crop similarity over off")
+    figure.legend(loc="outside upper center", ncols=len(points))
     _save(figure, file)
 
 
@@ -215,6 +216,11 @@ def compared(name: str, differences: Mapping[object, Cells]) -> str:
     )])  # fmt: skip
 
 
+def time_line(times: Mapping[object, float]) -> str:
+    """A line: each value's sampling time over RB-Guidance off."""
+    return f"Sampling time over off: {', '.join(f'{shown(value)} {time:.2f}' for value, time in times.items())}."
+
+
 def text(value: Interval | None, factor: float, sign: str = "") -> str:
     if value is None:
         return "–"
@@ -251,10 +257,11 @@ def page(
             differences = {v: {c: difference_of(rows[v], rows[own], c) for c in GAINS} for v in others}
             lines += [compared(name, differences), ""]
         if name in COSTS:
-            costs[name] = {v: (times[variant.name], gains[v]["margin"]) for v, variant in by_value.items()}
+            costs[name] = {v: (times[variant.name], gains[v]["similarity"]) for v, variant in by_value.items()}
+            lines += [time_line({v: times[variant.name] for v, variant in by_value.items()}), ""]
         if name in STRENGTHS:
             lost = {v: gains[v]["scene"] for v in rows}
-            trades[name] = {v: (100 * lost[v].mean, gains[v]["margin"]) for v in rows if lost[v]}
+            trades[name] = {v: (100 * lost[v].mean, gains[v]["similarity"]) for v in rows if lost[v]}
             sheet = images / f"sweep_{name}_sheet.jpg"
             variants = [next(iter(by_value.values())).unguided, *by_value.values()]
             contact_sheet(campaign.studio, variants, cases).save(sheet, quality=88)

@@ -109,6 +109,17 @@ def test_two_variants_resume_without_making_anything_twice(files, registered, tm
     assert other.key(rows[0]) != campaign.key(rows[0]) and other.key(rows[1]) == campaign.key(rows[1])
 
 
+def test_which_inputs_are_swept(files, tmp_path):
+    def named(*words: str) -> list[str]:
+        return list(sweeps.plan(options(files, tmp_path, *words, of=sweeps)))
+
+    encoders = ["--encoders", "x=x.safetensors"]
+    assert named() == list(sweeps.SWEEPS)
+    assert named("--inputs", "u", "t0") == ["u", "t0"]
+    assert named(*encoders) == [sweeps.ENCODERS]
+    assert named("--inputs", "all", *encoders) == [*sweeps.SWEEPS, sweeps.ENCODERS]
+
+
 def test_a_sweep_s_page(files, registered, tmp_path, monkeypatch):
     """Every value is compared with the same run unguided; the demo's own value, under whatever name, is made once."""
     monkeypatch.setattr(sys, "argv", ["sweeps.py"])
@@ -121,7 +132,9 @@ def test_a_sweep_s_page(files, registered, tmp_path, monkeypatch):
     assert len({campaign.key(v.unguided) for v in variants}) == 1
     assert {row["person"] for rows in results.values() for row in rows} == {3}
     times = {variant.name: 1.5 for variant in variants}
+    times["feature_block 4"] = 1.25
     text = sweeps.page(campaign, swept, results, times, tmp_path / "images")
+    assert text.count("Sampling time over off: ") == 1 and "over off: 1 1.50, 4 1.25." in text
     assert "| 40* |" in text and "| 4* |" in text and "| both |" in text and "over the own value" in text
     for name in ("gain.png", "feature_block.png", "combined.png", "time.png", "prompt.png", "gain_sheet.jpg"):
         assert (tmp_path / "images" / f"sweep_{name}").stat().st_size > 1000
