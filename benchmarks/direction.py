@@ -245,19 +245,20 @@ def values(rows: Sequence[Mapping], times: Sequence[int]) -> tuple[Values, Value
     return own, {place: value - other[place] for place, value in own.items()}, itself
 
 
-def mean(found: Values) -> Interval | None:
+def averaged(found: Values) -> Interval | None:
+    """Over people."""
     return over_people((person, value) for (person, *_), value in found.items())
 
 
 def cosines(rows: Sequence[Mapping], times: Sequence[int]) -> tuple[Interval | None, ...]:
     """`values` over people."""
-    return tuple(map(mean, values(rows, times)))
+    return tuple(map(averaged, values(rows, times)))
 
 
 def over(rows: Sequence[Mapping], others: Sequence[Mapping], times: Sequence[int]) -> tuple[Interval | None, ...]:
     """`values` of `rows` minus those of `others`, for the same person, prompt and t."""
     pairs = zip(values(rows, times), values(others, times), strict=True)
-    return tuple(mean({place: value - known[place] for place, value in found.items()}) for found, known in pairs)
+    return tuple(averaged({place: value - known[place] for place, value in found.items()}) for found, known in pairs)
 
 
 def best(rows: Sequence[Mapping], t: int) -> tuple[float, float]:
