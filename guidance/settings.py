@@ -46,7 +46,7 @@ class Settings:
     refinement: Refinement = "outer"
     reduction: Reduction = "mean"
     gain: float = 40.0
-    clip: float = 0.3
+    clip: float = 0.1
     sigma_scale: bool = False
     background_masking: bool = True
     block: int = -1
