@@ -14,13 +14,16 @@ from omniportrait.guidance.unet import feature_block
 
 BETA = 0.5
 """Where a random model's attention gives a mask that is neither empty nor everything."""
+CLIP = 0.3
+"""A cap that leaves a random model's guidance well above the rounding of its pictures."""
 
 
 def guide(model, vae, by_hand=None, **settings) -> tuple[object, list[Trace]]:
     """The patched model, made as the node makes it, and the list that its runs' traces are put into."""
     traces: list[Trace] = []
     with torch.inference_mode():
-        return patch(model, vae, Settings(**{"beta": BETA, **settings}), by_hand, observe=traces.append), traces
+        chosen = Settings(**{"beta": BETA, "clip": CLIP, **settings})
+        return patch(model, vae, chosen, by_hand, observe=traces.append), traces
 
 
 def guided(model, vae, positive, *, settings=None, by_hand=None, **options) -> tuple[torch.Tensor, Trace]:
