@@ -23,7 +23,7 @@ from omniportrait.guidance.people import ByHand
 from omniportrait.guidance.private_pass import PrivatePass
 from omniportrait.guidance.sampler_patch import patch
 from omniportrait.guidance.settings import Settings
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 CFG = 7.5
 WINDOW_SIGMA = 2.2851
@@ -120,6 +120,13 @@ class Metered:
 
 
 Meter = Callable[[], float]
+ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *qkv, **_: sdpa_flop_count(*qkv[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda *gqkv, **_: sdpa_backward_flop_count(*gqkv[:4])
+    ),
+}
+"""Attention on a CPU, which torch's counter has no formula for."""
 
 
 def seconds(device: torch.device) -> float:
@@ -155,7 +162,7 @@ def timed_run(contender: Contender, model: object, vae: object, side: int, steps
 def counted_run(contender: Contender, model: object, vae: object, side: int, steps: int) -> Metered:
     """In floating-point operations, as torch counts them: what a way would take if nothing but arithmetic took time,
     and all arithmetic went at one speed."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
         return _run(contender, model, vae, side, steps, counter.get_total_flops)
 
 

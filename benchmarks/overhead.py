@@ -4,12 +4,13 @@
     python run.py bench overhead --models sdxl --side 16 --dtype bf16
     python run.py bench overhead --models sd15 sdxl --dtype fp16   # on a GPU: 64x64 and 128x128, as people use them
     python run.py bench overhead --models sdxl --dtype bf16 --comfy=--lowvram
+    python run.py bench overhead --count                           # no run: the page anew, with the counts at full size
 
 True architectures with random weights (speed does not depend on them), Euler on the normal schedule, cfg 7.5, a mask
 by hand. All ways run by turns, so that a busy machine slows all alike; a step is the mean over a run's calls in the
 guided window, and numbers are medians over the rounds. One more round counts floating-point operations: the floor under
 what is measured, for these shapes. Results are kept in a JSON-lines file, the newest in force, and
-docs/overhead.md is written from it.
+docs/overhead.md is written from it, after the floors of SD1.5 at 512x512 and SDXL at 1024x1024 by count alone.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="ways whose names hold a word, and plain")
+    parser.add_argument("--count", action="store_true", help="measure nothing, write the page")
     parser.add_argument("--comfy", action="append", default=[], metavar="ARGUMENT", help="one more of ComfyUI's own")
     parser.add_argument("--results", type=Path, default=ROOT / "output" / "overhead.jsonl", metavar="FILE")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "overhead.md", metavar="FILE")
@@ -209,7 +211,19 @@ def keep(lines: list[Line], path: Path) -> dict[str, dict[str, Line]]:
     return newest
 
 
-def page(setups: dict[str, dict[str, Line]]) -> str:
+def floors() -> list[str]:
+    """Markdown: by count, at full size, what no card is needed for."""
+    import _floor
+    import small
+
+    cases = {
+        "SD1.5 at 512x512": (small.SD15_FULL, SIDES["sd15"], LOWER["sd15"]),
+        "SDXL at 1024x1024": (small.SDXL_FULL, SIDES["sdxl"], LOWER["sdxl"]),
+    }
+    return _floor.page(cases, lambda value, goal: _verdict(value, GOALS[goal]))
+
+
+def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
     """docs/overhead.md."""
     lines = [
         "# What RB-Guidance costs",
@@ -232,6 +246,12 @@ def page(setups: dict[str, dict[str, Line]]) -> str:
         "which is rough. A fast GPU waits for the CPU that launches its kernels, and then operations do not count but "
         "calls do: the half-resolution way, a quarter of the pixels with as many kernels, shows it where it is no "
         "faster than the whole one.",
+        "",
+        "First the floors at full size, counted without a run: the operations of the UNet's passes, forward and "
+        "backward, over those of a plain CFG step. What compares the features with the reference's is left out, "
+        "and a whole run is one plain step and 60% of what a guided one adds.",
+        "",
+        *floors,
     ]
     for setup, ways in setups.items():
         lines += ["", f"## {setup}", "", *table(list(ways.values()))]
@@ -250,14 +270,17 @@ def main() -> int:
     logging.getLogger("omniportrait").setLevel(logging.ERROR)
     gpu = comfy.model_management.get_torch_device().type != "cpu"
     dtype = options.dtype or ("fp16" if gpu else "fp32")
-    for name in options.models or (["demo", "sd15", "sdxl"] if gpu else ["demo", "sd15"]):
+    names = [] if options.count else options.models or (["demo", "sd15", "sdxl"] if gpu else ["demo", "sd15"])
+    counts = floors()
+    print("\n".join(counts), flush=True)
+    options.page.parent.mkdir(parents=True, exist_ok=True)
+    options.page.write_text(page(keep([], options.results), counts))
+    for name in names:
         side = options.side or (SIDES[name] if gpu or name == "demo" else 16)
         print(f"{name}, {side}x{side} latent, {dtype}", flush=True)
         lines = measure(name, dtype, side, options)
         print("\n".join(table(lines)), flush=True)
-        setups = keep(lines, options.results)
-        options.page.parent.mkdir(parents=True, exist_ok=True)
-        options.page.write_text(page(setups))
+        options.page.write_text(page(keep(lines, options.results), counts))
     print(f"wrote {options.page}")
     return 0
 
