@@ -13,13 +13,14 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ops import disable_weight_init
+from omniportrait.guidance.settings import Settings
 from omniportrait.guidance.unet import default_block
 from torch.utils.flop_counter import FlopCounterMode
 
 GUIDED = 0.6
 """The share of a run's steps that u = 0.6 guides, where they are evenly spaced in t."""
-ENSEMBLE = 4
-"""Noises of the reference."""
+EVERY, ENSEMBLE = Settings().every, Settings().ensemble
+"""Sigmas a gradient, and noises of the reference."""
 GOALS = ("step", "whole")
 """Fields of a floor that the project has a goal for."""
 
@@ -101,12 +102,12 @@ def floors(shape: dict, side: int, lower: int) -> list[Floor]:
 
     there_and_back = full.forward + full.backward
     return [
-        floor("RB-Guidance", there_and_back),
-        floor(f"RB-Guidance, feature block {lower}", low.forward + low.backward, low),
-        floor("RB-Guidance, gradient at every 2nd sigma", there_and_back / 2),
-        floor("RB-Guidance, in ComfyUI's own call", full.backward),
-        floor("the same, at every 2nd sigma", full.backward / 2),
-        floor("RB-Guidance, half resolution", half.forward + half.backward, half),
+        floor("RB-Guidance", there_and_back / EVERY),
+        floor("RB-Guidance, in ComfyUI's own call", full.backward / EVERY),
+        floor("every sigma", there_and_back),
+        floor(f"every sigma, feature block {lower}", low.forward + low.backward, low),
+        floor("every sigma, in ComfyUI's own call", full.backward),
+        floor("every sigma, half resolution", half.forward + half.backward, half),
         floor("naive: whole forward and backward", row + full.backward, Pass(row)),
     ]
 
@@ -116,6 +117,7 @@ def page(cases: dict[str, tuple[dict, int, int]], verdict: Callable[[float, str]
     lines = []
     for name, (shape, side, lower) in cases.items():
         lines += [
+            "",
             f"## {name}, {side}x{side} latent, by count",
             "",
             "| way | guided step / plain | whole run / plain | reference, plain steps |",
@@ -124,5 +126,4 @@ def page(cases: dict[str, tuple[dict, int, int]], verdict: Callable[[float, str]
         for floor in floors(shape, side, lower):
             step, whole = (f"{getattr(floor, goal):.2f} ({verdict(getattr(floor, goal), goal)})" for goal in GOALS)
             lines.append(f"| {floor.way} | {step} | {whole} | {floor.reference:.1f} |")
-        lines.append("")
     return lines

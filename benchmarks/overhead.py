@@ -233,8 +233,9 @@ def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
         "",
         "True architectures with random weights, Euler on the normal schedule, cfg 7.5, guidance in the last 60% of "
         "the timesteps (u = 0.6), the reference's features made anew in each run (in use they are cached; the VAE's "
-        "part in them, one picture, is left out, since a small VAE stands in). A guided step is the mean over the "
-        "guided window, so ways that work at every second step show what they save. Medians over interleaved rounds. "
+        "part in them, one picture, is left out, since a small VAE stands in). **RB-Guidance** is the nodes' own: a "
+        "gradient at every second sigma, held in between; *every sigma* makes one at each, as the paper does. A guided "
+        "step is the mean over the guided window. Medians over interleaved rounds. "
         "*Its arithmetic* is a guided step's "
         "floating-point operations over a plain step's, as torch counts those of convolutions and matrix products, "
         "forward and backward, on these shapes: no way can be faster than that unless its operations themselves run "
@@ -250,7 +251,6 @@ def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
         "First the floors at full size, counted without a run: the operations of the UNet's passes, forward and "
         "backward, over those of a plain CFG step. What compares the features with the reference's is left out, "
         "and a whole run is one plain step and 60% of what a guided one adds.",
-        "",
         *floors,
     ]
     for setup, ways in setups.items():

@@ -1,4 +1,5 @@
-"""Every number of RB-Guidance in one frozen object. The paper's value is the default where it has one."""
+"""Every number of RB-Guidance in one frozen object. The paper's value is the default where it has one, but for
+`every`: 2 costs half and keeps the likeness (docs/cheaper.md)."""
 
 from __future__ import annotations
 
@@ -25,9 +26,9 @@ class Settings:
     sigma_scale: multiply the gradient by sqrt(1 - abar_t), which the score identity has and Eq. 11 lacks.
     background_masking: Eq. 9; off is the paper's ablation (match and guide over the whole picture).
     block: output block whose result is the feature; -1 chooses by the model. ensemble: noises averaged for the
-    reference.
-    reference_seed: seed of those noises. checkpointing: auto, on or off. every: the gradient is made at every so many
-    sigmas and held in between. guided_pass: what of the picture the pass with a gradient sees (guidance/passes.py).
+    reference. reference_seed: seed of those noises. checkpointing: auto, on or off. every: the gradient is made at
+    every so many sigmas and held in between; 1 is the paper's way. guided_pass: what of the picture the pass with a
+    gradient sees (guidance/passes.py).
 
     Beyond the paper, off by default. reference_noise: `matched` noises the reference to the picture's own noise level
     instead of t0. second_block: an earlier output block joined to the feature; -1 is none. mutual: only matches that
@@ -53,7 +54,7 @@ class Settings:
     ensemble: int = 4
     reference_seed: int = 0
     checkpointing: Checkpointing = "auto"
-    every: int = 1
+    every: int = 2
     guided_pass: GuidedPass = "full"
     reference_noise: ReferenceNoise = "fixed"
     second_block: int = -1
@@ -86,7 +87,9 @@ class Settings:
         return self
 
 
-AS_PRINTED = {"reference_noise": "fixed", "second_block": -1, "mutual": False, "feather": 0, "target": "noise"}
+AS_PRINTED = {
+    "every": 1, "reference_noise": "fixed", "second_block": -1, "mutual": False, "feather": 0, "target": "noise"
+}  # fmt: skip
 """What goes beyond the paper, off."""
 
 

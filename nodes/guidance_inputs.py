@@ -188,7 +188,7 @@ def _open_choices() -> list[io.Input]:
 
 
 def cost_inputs() -> list[io.Input]:
-    """What trades time for likeness. Optional: graphs and API calls from before these inputs go on as they were."""
+    """What trades time for likeness. Optional: graphs and API calls from before these inputs still run."""
     return [
         advanced(
             io.Combo.Input(
@@ -208,8 +208,8 @@ def cost_inputs() -> list[io.Input]:
                 min=1,
                 max=10,
                 optional=True,
-                tooltip="Make the gradient at every so many steps and hold it in between. 1 is the paper; 2 halves "
-                "the time that guiding takes.",
+                tooltip="Make the gradient at every so many steps and hold it in between. 2 halves the time that "
+                "guiding takes. 1 is the paper's way, and what mode literal uses.",
             )
         ),
     ]

@@ -27,7 +27,7 @@ def test_the_count_is_that_of_a_run_but_for_the_comparison(name, shape, lower, v
 
     plain, _ = run_of("plain KSampler")
     found = {floor.way: floor for floor in floors(shape, SIDE, lower)}
-    for way in ("RB-Guidance", "RB-Guidance, in ComfyUI's own call", "RB-Guidance, half resolution"):
+    for way in ("every sigma", "every sigma, in ComfyUI's own call", "every sigma, half resolution"):
         step, reference = run_of(way)
         assert reference / plain == pytest.approx(found[way].reference, rel=1e-9)
         assert 0 < step / plain - found[way].step < 0.05, way

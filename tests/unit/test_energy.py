@@ -124,10 +124,10 @@ def test_unknown_choices_are_refused_with_the_choices(choice):
 
 
 def test_literal_mode_is_the_printed_equations():
-    """Sum, no gain, no clip, no sqrt(1 - abar); everything else as set."""
-    literal = Settings(p=3.0, gain=99.0, clip=0.2, sigma_scale=True).in_mode("literal")
+    """Sum, no gain, no clip, no sqrt(1 - abar), a gradient of its own at every step; everything else as set."""
+    literal = Settings(every=3, p=3.0, gain=99.0, clip=0.2, sigma_scale=True).in_mode("literal")
     assert (literal.reduction, literal.gain, literal.clip) == ("sum", 1.0, 0.0)
-    assert (literal.sigma_scale, literal.p) == (False, 3.0)
+    assert (literal.sigma_scale, literal.every, literal.p) == (False, 1, 3.0)
     assert Settings(gain=99.0).in_mode("calibrated") == Settings(gain=99.0)
     with pytest.raises(ValueError, match="calibrated or literal"):
         Settings().in_mode("strong")

@@ -22,7 +22,7 @@ def guide(model, vae, by_hand=None, **settings) -> tuple[object, list[Trace]]:
     """The patched model, made as the node makes it, and the list that its runs' traces are put into."""
     traces: list[Trace] = []
     with torch.inference_mode():
-        chosen = Settings(**{"beta": BETA, "clip": CLIP, **settings})
+        chosen = Settings(**{"beta": BETA, "clip": CLIP, "every": 1, **settings})
         return patch(model, vae, chosen, by_hand, observe=traces.append), traces
 
 
