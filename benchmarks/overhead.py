@@ -246,7 +246,8 @@ def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
         "whole run is their step. Peak memory is over the plain run's; on a CPU it is the process's resident set, "
         "which is rough. A fast GPU waits for the CPU that launches its kernels, and then operations do not count but "
         "calls do: the half-resolution way, a quarter of the pixels with as many kernels, shows it where it is no "
-        "faster than the whole one.",
+        "faster than the whole one. Beyond what sampling does itself a GPU is waited for once a gradient: the "
+        "attention maps go to the CPU, where the mask is cut and its largest part kept.",
         "",
         "First the floors at full size, counted without a run: the operations of the UNet's passes, forward and "
         "backward, over those of a plain CFG step. What compares the features with the reference's is left out, "
