@@ -197,6 +197,8 @@ def page(
     absent = "" if campaign.options.encoder_without_lloc else (
         "The row *without L_loc* needs an encoder that was trained so (`--encoder-without-lloc`); none was given.\n\n"
     )  # fmt: skip
+    if left_out := campaign.options.without:
+        absent += f"Rows left out here: {', '.join(f'*{name}*' for name in left_out)}.\n\n"
     values, differences = (
         {name: {c.key: of(rows, c.key) for c in (*TABLE, *INSIDE, *TEXT)} for name, rows in results.items()}
         for of in (mean_of, lambda rows, key: difference_of(rows, everything, key))

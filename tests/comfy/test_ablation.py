@@ -78,7 +78,7 @@ def test_rows_can_be_left_out_but_not_the_one_they_are_compared_with(files, tmp_
 
 def test_two_variants_resume_without_making_anything_twice(files, registered, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ablation.py", "--store", "/somewhere/else"])
-    chosen = options(files, tmp_path)
+    chosen = options(files, tmp_path, "--without", "literal strength")
     rows = [v for v in ablation.variants(chosen) if v.name in (ablation.FULL, "without RB-Guidance")]
     campaign = Campaign(chosen)
     first = campaign.measure(rows)
@@ -97,6 +97,7 @@ def test_two_variants_resume_without_making_anything_twice(files, registered, tm
     (added,) = (line for line in text.splitlines() if line.startswith("| RB-Guidance, with the pivot |"))
     assert f" {full['detail'] - off['detail']:+.1%}".rstrip("%") in added.replace("**", "")
     assert "| both |" not in text, "its rows are not here"
+    assert "\nRows left out here: *literal strength*.\n" in text
     assert contact_sheet(campaign.studio, rows, [CASE], side=32).width == 3 * 32
 
     monkeypatch.setattr(Studio, "_make", None)  # would raise
