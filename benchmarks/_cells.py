@@ -19,6 +19,7 @@ import torch
 from comfy_extras import nodes_custom_sampler as custom
 from guiding import core, guide
 from omniportrait.guidance.passes import GuidedPass
+from omniportrait.guidance.settings import Settings
 
 import nodes
 
@@ -236,7 +237,8 @@ def try_cell(cell: Cell, vae: object) -> Result:
     """Run a cell: plain, at strength 0, guided twice from the start, and plain once more."""
     start = time.perf_counter()
     model, mode = getattr(small, cell.family)(**DTYPES[cell.dtype]), MODES[cell.mode]
-    settings = {"guided_pass": cell.guided_pass, **({"u": 1.0} if cell.scheduler in LATE else {})}
+    settings = {"guided_pass": cell.guided_pass, "every": Settings().every, "clip": Settings().clip}
+    settings |= {"u": 1.0} if cell.scheduler in LATE else {}
 
     def result(status: str, why: str = "", calls: int = 0) -> Result:
         return Result(status, why, calls, round(time.perf_counter() - start, 2))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
+from _contenders import ON_CPU
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ops import disable_weight_init
 from omniportrait.guidance.settings import Settings
@@ -57,6 +57,13 @@ def meta_unet(shape: dict) -> UNetModel:
     return unet.requires_grad_(False)
 
 
+def fused_attention(_own: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, **_: object):
+    """As kernels do it, [B, N, heads * C]: the way back computes the weights again, five products for two."""
+    per_head = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (q, k, v))
+    attended, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*per_head)
+    return attended.transpose(1, 2).flatten(2)
+
+
 def counted(unet: UNetModel, shape: dict, rows: int, side: int, leave: int | None = None) -> Pass:
     """A pass over so many rows of latents [4, side, side]; with an output block to leave after, there and back to the
     latent."""
@@ -72,10 +79,10 @@ def counted(unet: UNetModel, shape: dict, rows: int, side: int, leave: int | Non
     hook = None if leave is None else unet.output_blocks[leave][-1].register_forward_hook(leave_with)
     vector = empty(rows, shape["adm_in_channels"]) if shape["adm_in_channels"] else None
     latent, text = empty(rows, 4, side, side, grad=leave is not None), empty(rows, 77, shape["context_dim"])
-    fused = {"optimized_attention_override": lambda _own, *args, **kwargs: attention_pytorch(*args, **kwargs)}
-    with FlopCounterMode(display=False) as counter:
+    options = {"optimized_attention_override": fused_attention}
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
         try:
-            unet(latent, empty(rows), text, y=vector, transformer_options=fused)
+            unet(latent, empty(rows), text, y=vector, transformer_options=options)
         except Left:
             pass
         finally:
@@ -88,7 +95,7 @@ def counted(unet: UNetModel, shape: dict, rows: int, side: int, leave: int | Non
 
 
 def floors(shape: dict, side: int, lower: int) -> list[Floor]:
-    """Every way of bench overhead whose count does not hang on where the face is. lower: the lower feature block."""
+    """The ways of bench overhead whose count does not depend on where the face is. lower: the lower feature block."""
     unet = meta_unet(shape)
     block = default_block(unet)
     plain = counted(unet, shape, 2, side).forward

@@ -74,8 +74,8 @@ OWN, OTHER, ITSELF = "own", "other", "itself"
 """Whose picture is the reference: the person's reference portrait, somebody else's, or the very picture that is asked
 for, which bounds what any reference can tell."""
 KINDS = ("own", "own minus other", "the picture itself")
-SCALES = {"gain": 1.0, "clip": 0.0, "u": 1.0}
-"""Of the guidance: at every t, neither multiplied nor capped."""
+SCALES = {"gain": 1.0, "clip": 0.0, "u": 1.0, "every": 1}
+"""Of the guidance: made anew at every t, neither multiplied nor capped."""
 UNSCALED, DEMO = defaults() | SCALES, demo_inputs() | SCALES
 """What the node has by default, and the demo's workflow."""
 OURS = "the demo's"

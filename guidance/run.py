@@ -38,14 +38,17 @@ NO_LATENT = "the VAE makes NaN of the reference face (start ComfyUI with --fp32-
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """What the private pass gave for one call: the gradient [B, C, H, W] before gain and cap, and what the trace
-    tells."""
+    """What the private pass gave for one call: the gradient [B, C, H, W] before gain and cap, and what the trace tells.
+    present: which of the people's conditionings applied. reasons: why some or all was left unguided; held like the
+    rest, so that a picture of a batch does not depend on the others."""
 
     gradient: torch.Tensor
     mask: torch.Tensor
     found: torch.Tensor
     similarities: list[torch.Tensor]
     finite: torch.Tensor
+    present: list[bool]
+    reasons: Counter
 
 
 class GuidedRun:
@@ -156,8 +159,8 @@ class GuidedRun:
         with torch.inference_mode(False), torch.enable_grad():
             self._reasons = Counter()  # a failed attempt at this call counts for nothing
             x, sigma, denoised_plain = x.clone(), sigma.clone(), denoised.clone()
-            made = self._held if self._may_hold(x) else self._make(guider, x, sigma, checkpointing)
-            self._held = made
+            made = self._held if self._may_hold(guider, x, sigma) else self._make(guider, x, sigma, checkpointing)
+            self._held, self._reasons = made, made.reasons
             gradient, mask = made.gradient, made.mask
             noise_prediction = (x - denoised_plain) / sigma.view(-1, 1, 1, 1)
             if self.listener.cfg_difference is None:
@@ -180,12 +183,19 @@ class GuidedRun:
         following = max((each for each in self._schedule if each < self._sigma), default=0.0)
         return self._sigma / (self._sigma - following)
 
-    def _may_hold(self, x: torch.Tensor) -> bool:
-        """Whether the last gradient serves this call too: by sigma, for some samplers ask twice at one."""
+    def _may_hold(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> bool:
+        """Whether the last gradient serves this call too, for the same people: by sigma, for some samplers ask twice
+        at one."""
         if self._sigma not in self._seen:
             self._seen.append(self._sigma)
         due = self._seen.index(self._sigma) % self.settings.every == 0
-        return not due and self._held is not None and self._held.gradient.shape == x.shape
+        if due or self._held is None or self._held.gradient.shape != x.shape:
+            return False
+        return self._held.present == self._present(guider, x, sigma)
+
+    def _present(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> list[bool]:
+        """Which of the conditionings that carry people apply at this sigma."""
+        return [part is not None for _, part, _, _ in self._guided_conds(guider, x, sigma)]
 
     def _make(self, guider: object, x: torch.Tensor, sigma: torch.Tensor, checkpointing: bool) -> Made:
         """The gradient of this call, by the private pass."""
@@ -194,11 +204,13 @@ class GuidedRun:
         mask = torch.zeros(x[:, :1].shape, dtype=torch.bool)  # masks live on the CPU, like the parts' labels
         found = mask.clone()
         similarities: list[torch.Tensor] = []
+        present = []
         for guided_cond in self._guided_conds(guider, x, sigma):
+            present.append(guided_cond[1] is not None)
             self._add_rows(guider, *guided_cond, x, sigma, (gradient, mask, found), similarities)
         finite = gradient.isfinite().flatten(1).all(dim=1)
         gradient = torch.where(finite.view(-1, 1, 1, 1), gradient, 0.0)
-        return Made(gradient, mask, found, similarities, finite.all())
+        return Made(gradient, mask, found, similarities, finite.all(), present, self._reasons)
 
     def _open_private(self, base: torch.nn.Module, x: torch.Tensor, checkpointing: bool) -> None:
         """Views of the loaded weights, at the first guided step: by now ComfyUI has loaded and patched them."""
@@ -225,7 +237,7 @@ class GuidedRun:
         import comfy.model_management
 
         guider, whole, sigma = self._asked
-        if not self._can_share or not may_split(named, KEY) or self._may_hold(whole):
+        if not self._can_share or not may_split(named, KEY) or self._may_hold(guider, whole, sigma):
             return proceed(x, t, named)
         try:
             with torch.inference_mode(False), torch.enable_grad():
@@ -380,7 +392,7 @@ class GuidedRun:
         self._unread.append(Unread(self._sigma, similarities, share, finite, mask[0, 0], found[0, 0]))
 
     def _skip(self, x: torch.Tensor, reason: str) -> None:
-        self._reasons = Counter({reason: 1})
+        self._reasons, self._held = Counter({reason: 1}), None
         nothing = torch.zeros(x[:, :1].shape, dtype=torch.bool)
         self._note([], torch.tensor(0.0), torch.tensor(True), nothing, nothing)
 

@@ -169,12 +169,13 @@ def test_the_embedded_model_is_sampled_as_the_demo_samples_it(files, registered,
     chosen = options(files, tmp_path)
     chosen.set = []
     campaign = Campaign(chosen)
-    for name in ("sampler_name", "scheduler", "steps", "cfg", "u", "t0", "clip", "feature_block"):
+    for name in ("sampler_name", "scheduler", "steps", "cfg", "u", "t0", "clip", "every", "feature_block"):
         assert campaign.studio.inputs[name] == own[name]
     told = campaign.told_settings()
     assert told.startswith("dpmpp_2m_sde, karras, 30 steps, cfg 4, ")
-    for name in ("u", "t0", "feature_block"):  # what differs from the nodes' own values is told
+    for name in ("u", "t0", "every", "feature_block"):
         assert f", {name} {own[name]}" in told
+    assert ", clip " not in told, "what is as the nodes have it is not told"
     assert "gain" not in told  # it is the node's own
     chosen.set = [("steps", 7), ("scheduler", "normal"), ("gain", 9.0)]
     told = Campaign(chosen).told_settings()

@@ -105,27 +105,42 @@ def test_masked_conditioning_bounds_the_gradient(sd15, vae, bounds):
     assert moved[..., 8:].abs().max() == 0
 
 
-def test_timestep_range_that_ends_before_the_window(sd15, vae, caplog):
+@pytest.mark.parametrize("every", [1, 2])
+def test_timestep_range_that_ends_before_the_window(sd15, vae, caplog, every):
     """The person's conditioning is used in the first, unguided part only: reported, and the picture is plain."""
     early = core(nodes.ConditioningSetTimestepRange, conditioning=small.annotated(sd15), start=0.0, end=0.3)[0]
     late = core(nodes.ConditioningSetTimestepRange, conditioning=small.conditioning(sd15, 7), start=0.3, end=1.0)[0]
     plain = small.sample(sd15, early + late)
-    picture, trace = guided(sd15, vae, early + late)
+    picture, trace = guided(sd15, vae, early + late, settings={"every": every})
     assert torch.equal(picture, plain)
     assert sum(trace.skipped.values()) > 0 and not [s for s in trace.steps if s.similarity == s.similarity]
     assert [r for r in caplog.records if r.levelname == "WARNING" and r.name == "omniportrait"]
 
 
-def test_timestep_range_that_begins_inside_the_window(sd15, vae):
+@pytest.mark.parametrize("every", [1, 2])
+def test_timestep_range_that_begins_inside_the_window(sd15, vae, every):
     """Guided while it applies, and only then."""
     early = core(nodes.ConditioningSetTimestepRange, conditioning=small.conditioning(sd15, 7), start=0.0, end=0.7)[0]
     late = core(nodes.ConditioningSetTimestepRange, conditioning=small.annotated(sd15), start=0.7, end=1.0)[0]
     plain = small.sample(sd15, early + late, steps=8)
-    picture, trace = guided(sd15, vae, early + late, steps=8)
+    picture, trace = guided(sd15, vae, early + late, steps=8, settings={"every": every})
     assert_effective(picture, plain)
     guided_steps = [s.t for s in trace.steps if s.similarity == s.similarity]
     assert guided_steps and max(guided_steps) < 310
     assert sum(trace.skipped.values()) == len(trace.steps) - len(guided_steps) > 0
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_timestep_range_that_ends_inside_the_window(sd15, vae, every):
+    """A held gradient is not held beyond its person's end."""
+    early = core(nodes.ConditioningSetTimestepRange, conditioning=small.annotated(sd15), start=0.0, end=0.7)[0]
+    late = core(nodes.ConditioningSetTimestepRange, conditioning=small.conditioning(sd15, 7), start=0.7, end=1.0)[0]
+    _, trace = guided(sd15, vae, early + late, steps=8, settings={"every": every})
+    guided_steps = [s.t for s in trace.steps if s.similarity == s.similarity]
+    assert len(guided_steps) > 1 and min(guided_steps) > 290
+    assert trace.skipped == {
+        "a person's conditioning does not apply at this timestep": len(trace.steps) - len(guided_steps)
+    }
 
 
 @pytest.mark.parametrize("tokens", [(77, 154), (154, 77), (77, 231)])

@@ -104,15 +104,17 @@ def poison(monkeypatch, value=float("nan")):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite(family, vae, monkeypatch, caplog, value):
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_gradient_that_is_not_finite(family, vae, monkeypatch, caplog, value, every):
     poison(monkeypatch, value)
     positive = small.annotated(family)
     plain = small.sample(family, positive)
-    picture, trace = guided(family, vae, positive)
+    picture, trace = guided(family, vae, positive, settings={"every": every})
     assert_unguided(picture, plain, trace, "the gradient was not finite", caplog)
 
 
-def test_a_model_whose_backward_is_not_finite_for_one_picture(sd15, vae, caplog):
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_model_whose_backward_is_not_finite_for_one_picture(sd15, vae, caplog, every):
     """Of a batch of two, the other picture is guided as ever."""
     broken = []
 
@@ -130,11 +132,11 @@ def test_a_model_whose_backward_is_not_finite_for_one_picture(sd15, vae, caplog)
     model, positive = sd15.clone(), small.annotated(sd15)
     model.set_model_attn2_patch(lambda q, k, v, extra: (Break.apply(q) if torch.is_grad_enabled() else q, k, v))
     plain = small.sample(model, positive, batch=2)
-    both, trace = guided(model, vae, positive, batch=2)
+    both, trace = guided(model, vae, positive, batch=2, settings={"every": every})
     assert_guided(trace)
     caplog.clear()
     broken.append(1)
-    picture, trace = guided(model, vae, positive, batch=2)
+    picture, trace = guided(model, vae, positive, batch=2, settings={"every": every})
     assert trace.skipped == {"the gradient was not finite": len(trace.steps)}
     assert len(warnings(caplog)) == 1
     assert torch.equal(picture[1], plain[1])
@@ -142,20 +144,22 @@ def test_a_model_whose_backward_is_not_finite_for_one_picture(sd15, vae, caplog)
     torch.testing.assert_close(picture[0], both[0], rtol=1e-3, atol=1e-3 * float(both.abs().max()))
 
 
-def test_an_empty_mask(family, vae, caplog):
+@pytest.mark.parametrize("every", [1, 2])
+def test_an_empty_mask(family, vae, caplog, every):
     """A region that is black everywhere: nobody to be found."""
     positive = small.annotated(family, region=torch.zeros(1, 128, 128))
     plain = small.sample(family, positive)
-    picture, trace = guided(family, vae, positive)
+    picture, trace = guided(family, vae, positive, settings={"every": every})
     assert_unguided(picture, plain, trace, "no face found at 'woman'", caplog)
     assert not trace.mask.any()
 
 
-def test_a_mask_that_is_nearly_everything(sd15, vae, caplog):
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_mask_that_is_nearly_everything(sd15, vae, caplog, every):
     """A search that failed, not a face."""
     positive = small.annotated(sd15)
     plain = small.sample(sd15, positive)
-    picture, trace = guided(sd15, vae, positive, settings={"beta": 0.0})
+    picture, trace = guided(sd15, vae, positive, settings={"every": every, "beta": 0.0})
     assert_unguided(picture, plain, trace, "the mask of 'woman' covers over 60% of the picture", caplog)
     assert all(step.found.all() for step in trace.steps)
 
@@ -226,12 +230,13 @@ def test_out_of_memory_in_another_backends_words(sd15, vae, monkeypatch, error, 
     assert len(attempts) == len(trace.steps) + 1
 
 
-def test_out_of_memory_always(family, vae, monkeypatch, caplog):
+@pytest.mark.parametrize("every", [1, 2])
+def test_out_of_memory_always(family, vae, monkeypatch, caplog, every):
     """The picture is finished without guidance, and the log says so."""
     positive = small.annotated(family)
     plain = small.sample(family, positive)
     attempts = run_out(monkeypatch, float("inf"))
-    picture, trace = guided(family, vae, positive)
+    picture, trace = guided(family, vae, positive, settings={"every": every})
     assert len(attempts) == 2 * len(trace.steps)
     assert_unguided(picture, plain, trace, "memory ran out, even with checkpointing", caplog)
 

@@ -23,7 +23,8 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("value, by_hand", [(BAD[0], False), (BAD[1], True)], ids=["NaN by token", "inf by hand"])
-def test_a_latent_with_one_bad_number_is_as_without_us(sd15, vae, value, by_hand):
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_latent_with_one_bad_number_is_as_without_us(sd15, vae, value, by_hand, every):
     """ComfyUI makes NaN of it; so do we, counted, and the other picture of the batch is guided as ever.
 
     By token the bad picture has no map, hence no face; by hand its mask stands and its gradient is what is dropped.
@@ -35,22 +36,23 @@ def test_a_latent_with_one_bad_number_is_as_without_us(sd15, vae, value, by_hand
     options = {"latent": latent, "denoise": 0.5}
     plain = small.sample(sd15, positive, **options)
     assert not plain[1].isfinite().any() and plain[0].isfinite().all()
-    picture, trace = guided(sd15, vae, positive, by_hand=hand, **options)
+    picture, trace = guided(sd15, vae, positive, by_hand=hand, settings={"every": every}, **options)
     assert not picture[1].isfinite().any()
     assert_effective(picture[:1], plain[:1])
     reason = "the gradient was not finite" if by_hand else "no face found at 'woman'"
     assert trace.skipped == {reason: len(trace.steps)}
     clean = {"latent": torch.zeros(2, 4, 16, 16), "denoise": 0.5}
-    expected, _ = guided(sd15, vae, positive, by_hand=hand, **clean)
+    expected, _ = guided(sd15, vae, positive, by_hand=hand, settings={"every": every}, **clean)
     torch.testing.assert_close(picture[0], expected[0], rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("value", BAD)
-def test_an_all_bad_latent_is_as_without_us(sd15, vae, value):
+@pytest.mark.parametrize("every", [1, 2])
+def test_an_all_bad_latent_is_as_without_us(sd15, vae, value, every):
     positive = small.annotated(sd15)
     options = {"latent": torch.full((1, 4, 16, 16), value), "denoise": 0.5}
     plain = small.sample(sd15, positive, **options)
-    picture, trace = guided(sd15, vae, positive, **options)
+    picture, trace = guided(sd15, vae, positive, settings={"every": every}, **options)
     assert same(picture, plain)
     assert trace.steps and sum(trace.skipped.values()) == len(trace.steps)
     assert trace.plot().isfinite().all()
@@ -67,24 +69,26 @@ class BadVae:
         return latent.index_fill(1, torch.tensor([2]), self.value)
 
 
-def test_a_vae_that_overflows_on_the_reference(family, vae, caplog):
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_vae_that_overflows_on_the_reference(family, vae, caplog, every):
     """The picture is finished without guidance, the log names the VAE, and a good VAE guides again."""
     positive = small.annotated(family)
     plain = small.sample(family, positive)
-    picture, trace = guided(family, BadVae(vae, float("nan")), positive)
+    picture, trace = guided(family, BadVae(vae, float("nan")), positive, settings={"every": every})
     assert torch.equal(picture, plain)
     assert trace.steps and trace.skipped == {NO_LATENT: len(trace.steps)}
     assert any(NO_LATENT in r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
     assert not features._cache
-    picture, trace = guided(family, vae, positive)
+    picture, trace = guided(family, vae, positive, settings={"every": every})
     assert_guided(trace)
     assert_effective(picture, plain)
 
 
-def test_bad_reference_features_are_not_kept(sd15, vae, monkeypatch):
+@pytest.mark.parametrize("every", [1, 2])
+def test_bad_reference_features_are_not_kept(sd15, vae, monkeypatch, every):
     """A model that overflowed once (16 bit, say) must not spoil the cache for the next prompt."""
     positive = small.annotated(sd15)
-    expected, _ = guided(sd15, vae, positive)
+    expected, _ = guided(sd15, vae, positive, settings={"every": every})
     features.forget_all()
     original = features.compute
 
@@ -93,11 +97,11 @@ def test_bad_reference_features_are_not_kept(sd15, vae, monkeypatch):
         return features.ReferenceFeatures(made.features * float("inf"), made.mask)
 
     monkeypatch.setattr(features, "compute", overflow)
-    _, trace = guided(sd15, vae, positive)
+    _, trace = guided(sd15, vae, positive, settings={"every": every})
     assert trace.skipped == {"the gradient was not finite": len(trace.steps)}
     assert not features._cache
     monkeypatch.undo()
-    again, trace = guided(sd15, vae, positive)
+    again, trace = guided(sd15, vae, positive, settings={"every": every})
     assert_guided(trace)
     assert torch.equal(again, expected)
 
@@ -123,10 +127,11 @@ def test_memory_that_runs_out_in_the_reference_features(family, vae, monkeypatch
     assert footprint(family) == before
 
 
-def test_a_failed_attempt_counts_no_reason_twice(sd15, vae, monkeypatch):
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_failed_attempt_counts_no_reason_twice(sd15, vae, monkeypatch, every):
     """Of a batch of two, one has no face; memory runs out on the way back, after that was found: counted once."""
     positive = small.annotated(sd15)
-    model, traces = guide(sd15, vae)
+    model, traces = guide(sd15, vae, every=every)
     original, failures = torch.autograd.grad, []
 
     def grad(outputs, inputs, *args, **kwargs):

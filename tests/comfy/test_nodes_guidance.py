@@ -196,6 +196,7 @@ def test_modes_and_advanced_inputs_reach_the_run(sd15, vae):
         {"ensemble": 1},
         {"beta": 0.9},
         {"sigma_scale": True},
+        {"every": 1},
     ]
     for change in changes:
         picture = sample(RBGuidanceKSampler, sd15, positive, vae=vae, **GUIDANCE | change)[0]["samples"]
