@@ -235,24 +235,23 @@ def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
         "True architectures with random weights, Euler on the normal schedule, cfg 7.5, guidance in the last 60% of "
         "the timesteps (u = 0.6), the reference's features made anew in each run (in use they are cached; the VAE's "
         "part in them, one picture, is left out, since a small VAE stands in). **RB-Guidance** is the nodes' own: a "
-        "gradient at every second sigma, held in between; *every sigma* makes one at each, as the paper does. A guided "
-        "step is the mean over the guided window. Medians over interleaved rounds. "
-        "*Its arithmetic* is a guided step's "
-        "floating-point operations over a plain step's, as torch counts those of convolutions and matrix products, "
-        "forward and backward, on these shapes: no way can be faster than that unless its operations themselves run "
-        "faster than a plain step's. Strength 0 is the node left in the workflow and switched off: how "
-        "far it is from 1 shows the noise. `naive` runs a "
-        "whole UNet forward of its own with autograd and takes the same gradient; ours runs the conditional rows alone "
-        "and leaves after the feature block. SAG and PAG are core's own nodes, which work at every step, so their "
-        "whole run is their step. Peak memory is over the plain run's; on a CPU it is the process's resident set, "
-        "which is rough. A fast GPU waits for the CPU that launches its kernels, and then operations do not count but "
-        "calls do: the half-resolution way, a quarter of the pixels with as many kernels, shows it where it is no "
-        "faster than the whole one. Beyond what sampling does itself a GPU is waited for once a gradient: the "
-        "attention maps go to the CPU, where the mask is cut and its largest part kept.",
+        "gradient at every second sigma, held in between; *every sigma* makes one at each, as the paper does. A "
+        "guided step is the mean over the guided window. Medians over interleaved rounds. *Its arithmetic* is a "
+        "guided step's floating-point operations over a plain step's, as torch counts those of convolutions and "
+        "matrix products, forward and backward, on these shapes: no way can be faster than that unless its operations"
+        " themselves run faster than a plain step's. Strength 0 is the node left in the workflow and switched off: "
+        "how far it is from 1 shows the noise. `naive` runs a whole UNet forward of its own with autograd at every "
+        "sigma and takes the same gradient as *every sigma*; that one runs the conditional rows alone and leaves "
+        "after the feature block. SAG and PAG are core's own nodes, which work at every step, so their whole run is "
+        "their step. Peak memory is over the plain run's; on a CPU it is the process's resident set, which is rough. "
+        "A fast GPU waits for the CPU that launches its kernels, and then operations do not count but calls do: the "
+        "half-resolution way, a quarter of the pixels with as many kernels, shows it where it is no faster than the "
+        "whole one. Beyond what sampling does itself, the GPU is waited for once for each gradient: the attention "
+        "maps go to the CPU, where the mask is cut and its largest part kept.",
         "",
         "First the floors at full size, counted without a run: the operations of the UNet's passes, forward and "
-        "backward, over those of a plain CFG step. What compares the features with the reference's is left out, "
-        "and a whole run is one plain step and 60% of what a guided one adds.",
+        "backward, over those of a plain CFG step. A whole run is 1 + 0.6 (guided step - 1): the reference's "
+        "features, in the last column, come on top once and are cached.",
         *floors,
     ]
     for setup, ways in setups.items():

@@ -86,7 +86,7 @@ def measure(name: str, config: type, shape: dict) -> None:
         swap = median_ms(lambda: through_functional_call(base), REPEATS)
         deep = median_ms(lambda: through_deep_copy(base), 1)
     print(f"{name:6} {'private tree, once a run':34} {tree:9.1f} {0:6.0f} MB  no")
-    print(f"{name:6} {'functional_call, every guided step':34} {swap:9.1f} {0:6.0f} MB  yes")
+    print(f"{name:6} {'functional_call, every gradient':34} {swap:9.1f} {0:6.0f} MB  yes")
     print(f"{name:6} {'deep copy, once a run':34} {deep:9.1f} {size:6.0f} MB  no")
 
 

@@ -1,5 +1,5 @@
 """Every number of RB-Guidance in one frozen object. The paper's value is the default where it has one, but for
-`every`: 2 costs half and keeps the likeness (docs/cheaper.md)."""
+`every`: 2 costs little more than half and keeps the embedded model's likeness (docs/cheaper.md)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ class Settings:
         return self.strength == 0 or self.u == 0
 
     def in_mode(self, mode: Mode) -> Settings:
-        """`literal` is Eq. 7 to 11 as printed: the sum, no factor, no cap, no sigma scale, nothing beyond the paper.
+        """`literal` is Eq. 7 to 11 as printed: the sum, no factor, no cap, no sigma scale, a gradient at every step,
+        nothing beyond the paper.
         `calibrated` leaves the inputs be."""
         _check("mode", mode, Mode)
         if mode == "literal":

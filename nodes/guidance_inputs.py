@@ -75,8 +75,8 @@ def strength_inputs() -> list[io.Input]:
             options=["calibrated", "literal"],
             default="calibrated",
             tooltip="calibrated: mean over the matched points, gain and clip as set below, a visible effect. literal: "
-            "Eq. 8 to 11 "
-            "exactly as the paper prints them (sum, no gain, no clip), which is far weaker.",
+            "Eq. 8 to 11 exactly as the paper prints them (sum, no gain, no clip, a gradient at every step), which is "
+            "far weaker.",
         ),
     ]
 
@@ -208,8 +208,9 @@ def cost_inputs() -> list[io.Input]:
                 min=1,
                 max=10,
                 optional=True,
-                tooltip="Make the gradient at every so many steps and hold it in between. 2 halves the time that "
-                "guiding takes. 1 is the paper's way, and what mode literal uses.",
+                tooltip="Make the gradient at every so many noise levels, which most samplers' steps are, and hold it "
+                "in between. 2 nearly halves the time that guiding takes. 1 is the paper's way, and what mode literal "
+                "uses.",
             )
         ),
     ]
