@@ -119,7 +119,8 @@ def page(rows: list[Cell], results: dict[str, Result], where: str) -> str:
         f"guided one. A run has {_cells.STEPS} steps"
         f"{''.join(f', with {name} {n} to come into the default window' for name, n in _cells.MORE_STEPS.items())}. "
         f"Those of {', '.join(sorted(_cells.LATE))} all lie before the window, so there u is 1. In inpainting "
-        "the person's region is the inpainted part. `fp8` weights compute in bf16.",
+        "the person's region is the inpainted part. `fp8` weights compute in bf16. The guidance is the nodes' own but "
+        f"for the threshold of the mask: a gradient at every {Settings().every} sigmas, a cap of {Settings().clip}.",
     ]
     for across, down in TABLES:
         lines += ["", f"## {down.capitalize()} and {across}", "", "Cells that are ok / tried.", ""]
