@@ -33,6 +33,7 @@ import small  # noqa: E402
 import torch  # noqa: E402
 from _cells import Cell, Result  # noqa: E402
 from _pairs import array  # noqa: E402
+from omniportrait.guidance.settings import Settings  # noqa: E402
 
 SOURCES = ("guidance", "models", "nodes", "tests/comfy/lib")
 """Code that a cell's result depends on, beside the cell's own."""
