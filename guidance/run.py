@@ -39,8 +39,8 @@ NO_LATENT = "the VAE makes NaN of the reference face (start ComfyUI with --fp32-
 @dataclass(frozen=True, eq=False)
 class Made:
     """What the private pass gave for one call: the gradient [B, C, H, W] before gain and cap, and what the trace tells.
-    present: which of the people's conditionings applied. reasons: why some or all was left unguided; held like the
-    rest, so that a picture of a batch does not depend on the others."""
+    present: which of the people's conditionings applied. reasons: why some was left unguided; held like the rest, so
+    that a picture of a batch does not depend on the others."""
 
     gradient: torch.Tensor
     mask: torch.Tensor
@@ -185,11 +185,11 @@ class GuidedRun:
 
     def _may_hold(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> bool:
         """Whether the last gradient serves this call too, for the same people: by sigma, for some samplers ask twice
-        at one."""
+        at one. Where nobody was guided there is none."""
         if self._sigma not in self._seen:
             self._seen.append(self._sigma)
         due = self._seen.index(self._sigma) % self.settings.every == 0
-        if due or self._held is None or self._held.gradient.shape != x.shape:
+        if due or self._held is None or not self._held.similarities or self._held.gradient.shape != x.shape:
             return False
         return self._held.present == self._present(guider, x, sigma)
 

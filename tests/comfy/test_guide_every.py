@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import small
 import torch
@@ -65,6 +67,16 @@ def test_a_held_gradient_is_capped_anew(sd15, vae, monkeypatch):
         assert torch.equal(gradient, seen[0][0])
         torch.testing.assert_close(limited, 0.2 * yardstick, rtol=1e-3, atol=0)
     assert len({float(yardstick) for _, _, yardstick in seen}) == len(seen)
+
+
+def test_a_call_in_which_nobody_was_found_is_not_held(sd15, vae, monkeypatch):
+    """The face is looked for again at the next sigma, and what is found there serves until the next that is due."""
+    answers = itertools.chain(["no face found"], itertools.repeat(None))
+    monkeypatch.setattr(run_module, "failed", lambda *_: next(answers))
+    passes = counted(monkeypatch)
+    _, trace = guided(sd15, vae, small.annotated(sd15), settings={"every": 4}, **STEPS)
+    assert trace.skipped == {"no face found": 1} and len(trace.steps) > 4
+    assert passes == [trace.steps[k].sigma for k in (0, 1, 4)]
 
 
 def test_it_cannot_be_less_than_one():
