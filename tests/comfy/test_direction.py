@@ -101,14 +101,17 @@ def words(tmp_path, monkeypatch) -> list[str]:
 
 
 def test_a_real_model_is_asked(words):
-    """The effect is linear in the gain; with the wrong reference only the effect differs."""
+    """The effect is linear in the gain, and asked anew at each t; with the wrong reference only the effect differs."""
     probe = direction.Probe(direction.parser().parse_args(words))
     everywhere = {"background_masking": False}  # a random model's attention finds no face
-    made = probe.sums(Case(0, 0), {"once": everywhere, "twice": {**everywhere, "gain": 2.0}}, seed=0)
+    plan = {"once": everywhere, "twice": {**everywhere, "gain": 2.0}, "held": {**everywhere, "every": 2}}
+    made = probe.sums(Case(0, 0), plan, seed=0)
     for once, twice in zip(made["once"], made["twice"], strict=True):
         assert once["effect"] > 0
         assert twice["along"] == pytest.approx(2 * once["along"], rel=1e-2)
         assert twice["effect"] == pytest.approx(4 * once["effect"], rel=1e-2)
+    for once, held in zip(made["once"], made["held"], strict=True):
+        assert (once["effect"] == held["effect"]) == (once["t"] == 700)
     by = {(row["reference"], row["t"]): row for row in made["once"]}
     for t in (700, 300):
         own, other, itself = (by[kind, t] for kind in (direction.OWN, direction.OTHER, direction.ITSELF))
