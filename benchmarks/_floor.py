@@ -44,7 +44,7 @@ class Floor:
 
     way: str
     step: float
-    reference: float = 0.0
+    reference: float
 
     @property
     def whole(self) -> float:
