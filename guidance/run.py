@@ -11,19 +11,19 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from . import region
-from .energy import feature_energy, limit, masked_rms
+from .energy import limit, masked_rms
+from .gradient import RowsGradient, people_gradient
 from .listener import KEY, RUN_KEY, Listener
 from .memory import out_of_memory, upload
 from .passes import face_box
 from .people import ByHand, Person, assign_people, positive_keys
 from .private_pass import PrivatePass
 from .references import References
-from .rows import Rows, face_maps, failed, run_rows
+from .rows import Rows, run_rows
 from .saved import overwritten
 from .schedule import Clock, guided
 from .settings import Settings
@@ -32,8 +32,6 @@ from .trace import Trace, Unread
 from .unet import feature_blocks, is_large
 
 log = logging.getLogger("omniportrait")
-
-NO_LATENT = "the VAE makes NaN of the reference face (start ComfyUI with --fp32-vae)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +43,31 @@ class Made:
     gradient: torch.Tensor
     mask: torch.Tensor
     found: torch.Tensor
-    similarities: list[torch.Tensor]
-    finite: torch.Tensor
-    present: list[bool]
-    reasons: Counter
+    similarities: list[torch.Tensor] = field(default_factory=list)
+    finite: torch.Tensor | None = None
+    present: list[bool] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def nothing(cls, x: torch.Tensor) -> Made:
+        """For a latent [B, C, H, W], before anybody's rows are added. Masks live on the CPU, like the parts' labels."""
+        mask = torch.zeros(x[:, :1].shape, dtype=torch.bool)
+        return cls(torch.zeros_like(x), mask, mask.clone())
+
+    def add(self, rows: Rows, own: RowsGradient, total: torch.Tensor) -> None:
+        """One conditioning's part, weighted as ComfyUI weights its rows' prediction; total: [B, C, H, W], the weight of
+        all predictions."""
+        rows.paste(own.gradient * (rows.mult / rows.window(total).clamp_min(1e-12)), self.gradient)
+        rows.window(self.mask).logical_or_(own.mask)
+        rows.window(self.found).logical_or_(own.found)
+        self.similarities.extend(own.similarities)
+        self.reasons.update(own.reasons)
+
+    def without_nan(self) -> Made:
+        """The same, with zeros for pictures whose gradient is not finite."""
+        finite = self.gradient.isfinite().flatten(1).all(dim=1)
+        gradient = torch.where(finite.view(-1, 1, 1, 1), self.gradient, 0.0)
+        return replace(self, gradient=gradient, finite=finite.all())
 
 
 class GuidedRun:
@@ -59,7 +78,6 @@ class GuidedRun:
     ) -> None:
         self.settings = settings
         self.trace = Trace()
-        self._reasons: Counter[str] = Counter()
         self.people = assign_people(guider.conds, by_hand)
         self.patcher = guider.model_patcher
         self.block, self.second_block = feature_blocks(self.patcher.model.diffusion_model, settings)
@@ -157,24 +175,23 @@ class GuidedRun:
     ) -> torch.Tensor:
         s = self.settings
         with torch.inference_mode(False), torch.enable_grad():
-            self._reasons = Counter()  # a failed attempt at this call counts for nothing
             x, sigma, denoised_plain = x.clone(), sigma.clone(), denoised.clone()
             made = self._held if self._may_hold(guider, x, sigma) else self._make(guider, x, sigma, checkpointing)
-            self._held, self._reasons = made, made.reasons
-            gradient, mask = made.gradient, made.mask
+            self._held, gradient = made, made.gradient
             noise_prediction = (x - denoised_plain) / sigma.view(-1, 1, 1, 1)
             if self.listener.cfg_difference is None:
                 yardstick = noise_prediction
             else:
                 yardstick = self.listener.cfg_difference.clone() / sigma.view(-1, 1, 1, 1)
-            inside = upload((mask & made.found).float(), x.device)  # the face, also where all the picture is guided
+            # The face, also where all the picture is guided.
+            inside = upload((made.mask & made.found).float(), x.device)
             if s.sigma_scale:
                 gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)  # sqrt(1 - abar_t)
             gradient = s.strength * limit(gradient * s.gain, yardstick, inside, s.clip)
             if s.target == "x0":
                 gradient = gradient * self._whole_step()
             share_of_noise = masked_rms(gradient, inside) / masked_rms(noise_prediction, inside).clamp_min(1e-12)
-            self._note(made.similarities, share_of_noise.mean(), made.finite, mask, made.found)
+            self._note(made, share_of_noise.mean())
             return denoised_plain - sigma.view(-1, 1, 1, 1) * gradient
 
     def _whole_step(self) -> float:
@@ -200,17 +217,17 @@ class GuidedRun:
     def _make(self, guider: object, x: torch.Tensor, sigma: torch.Tensor, checkpointing: bool) -> Made:
         """The gradient of this call, by the private pass."""
         self._open_private(guider.inner_model, x, checkpointing)
-        gradient = torch.zeros_like(x)
-        mask = torch.zeros(x[:, :1].shape, dtype=torch.bool)  # masks live on the CPU, like the parts' labels
-        found = mask.clone()
-        similarities: list[torch.Tensor] = []
-        present = []
-        for guided_cond in self._guided_conds(guider, x, sigma):
-            present.append(guided_cond[1] is not None)
-            self._add_rows(guider, *guided_cond, x, sigma, (gradient, mask, found), similarities)
-        finite = gradient.isfinite().flatten(1).all(dim=1)
-        gradient = torch.where(finite.view(-1, 1, 1, 1), gradient, 0.0)
-        return Made(gradient, mask, found, similarities, finite.all(), present, self._reasons)
+        made = Made.nothing(x)
+        for cond, part, people, total in self._guided_conds(guider, x, sigma):
+            made.present.append(part is not None)
+            heard = self.listener.call_of(cond)
+            if part is None:
+                made.reasons["a person's conditioning does not apply at this timestep"] += 1
+            elif heard is None:
+                made.reasons["another node skipped the model call"] += 1
+            else:
+                made.add(*self._rows_gradient(guider.inner_model, cond, part, heard, people, x, sigma), total)
+        return made.without_nan()
 
     def _open_private(self, base: torch.nn.Module, x: torch.Tensor, checkpointing: bool) -> None:
         """Views of the loaded weights, at the first guided step: by now ComfyUI has loaded and patched them."""
@@ -292,17 +309,10 @@ class GuidedRun:
                 if (key, cond["uuid"]) in self.people:
                     yield cond, part, self.people[key, cond["uuid"]], total
 
-    def _add_rows(self, guider, cond, part, people, total, x, sigma, canvases, similarities) -> None:
-        """Run one conditioning's rows and add its people's gradients, weighted as ComfyUI weights the rows'
-        prediction."""
-        if part is None:
-            self._reasons["a person's conditioning does not apply at this timestep"] += 1
-            return
-        heard = self.listener.call_of(cond)
-        if heard is None:
-            self._reasons["another node skipped the model call"] += 1
-            return
-        base = guider.inner_model
+    def _rows_gradient(
+        self, base: torch.nn.Module, cond: dict, part: object, heard: tuple, people, x: torch.Tensor, sigma
+    ) -> tuple[Rows, RowsGradient]:
+        """Run one conditioning's rows, unless ComfyUI's own call has, and take its people's gradient."""
         if self._hooked:
             # Hooks (a LoRA on one conditioning) rewrite weights between conditionings: put this one's in place and look
             # again.
@@ -314,87 +324,22 @@ class GuidedRun:
         rows = self._shared.pop(cond["uuid"], None) or run_rows(
             self._private, part, *heard, x.shape[-2:], sigma, (RUN_KEY,), self.settings.guided_pass, box
         )
-        gradient, mask, found = canvases
-        own, own_mask, own_found = self._people_gradient(base, rows, people, references, sigma, similarities)
-        weight = rows.mult / rows.window(total).clamp_min(1e-12)
-        rows.paste(own * weight, gradient)
-        rows.window(mask).logical_or_(own_mask)
-        rows.window(found).logical_or_(own_found)
-
-    def _people_gradient(self, base, rows: Rows, people, references, sigma, similarities) -> tuple[torch.Tensor, ...]:
-        """Sum over people of gradient_k inside M_k (Eq. 9: the background's gradient is filtered out), the union of the
-        M_k that were used, and of all that were found."""
-        _, masks = face_maps(rows, people, self.settings)
-        latent_size, feature_size = tuple(rows.x.shape[-2:]), tuple(rows.features.shape[-2:])
-        everywhere = not self.settings.background_masking
-        total = torch.zeros_like(rows.x)
-        union = torch.zeros(rows.x[:, :1].shape, dtype=torch.bool)
-        found = region.resize_mask(masks.any(dim=0), latent_size)[:, None]
-        for k, person in enumerate(people):
-            if references[k] is None:
-                self._reasons[NO_LATENT] += len(rows.x)
-                continue
-            usable = self._usable(masks[k], person, rows)
-            if not usable:
-                continue
-            at_features = region.resize_mask(masks[k], feature_size) | everywhere
-            at_latent = (region.resize_mask(masks[k], latent_size) | everywhere)[:, None].clone()
-            at_latent[[b for b in range(len(at_latent)) if b not in usable]] = False
-            weight = upload(region.feather(at_latent, self.settings.feather), rows.x.device)
-            own = self._gradient(
-                base, rows, references[k], at_features, usable, sigma, similarities, k + 1 < len(people)
-            )
-            # A product alone would let NaN out of pictures that are not guided.
-            total += torch.where(weight > 0, own * weight, 0.0)
-            union |= at_latent
-        return total, union, found
-
-    def _usable(self, masks: torch.Tensor, person: Person, rows: Rows) -> list[int]:
-        """Indices of the pictures in the batch whose mask can be used; the others are counted by reason."""
-        usable = []
-        for b, mask in enumerate(masks):
-            reason = failed(mask, person, rows)
-            if reason is None:
-                usable.append(b)
-            else:
-                self._reasons[reason] += 1
-        return usable
-
-    def _gradient(
-        self, base, rows: Rows, reference, at_features, usable, sigma, similarities, keep_graph
-    ) -> torch.Tensor:
-        """dE/dz_t of one person, [B, C, h, w] float32.
-
-        dE/dh is taken in float32 on the detached feature and handed to the UNet's backward scaled to 1, because half
-        precision would flush it to zero (cosine 0.69 to the true gradient instead of 0.999996).
-        """
-        s = self.settings
-        leaf = rows.features.detach().float().requires_grad_(True)
-        energies = []
-        for b in usable:
-            value, similarity = feature_energy(reference, leaf[b], at_features[b], s.p, s.reduction, s.mutual)
-            energies.append(value)
-            similarities.append(similarity.detach())
-        at_h = torch.autograd.grad(torch.stack(energies).sum(), leaf)[0]
-        scale = at_h.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
-        with rows.guard():
-            at_x = torch.autograd.grad(
-                rows.features, rows.x, (at_h / scale).to(rows.features.dtype), retain_graph=keep_graph
-            )[0]
         c_in = base.model_sampling.calculate_input(sigma, torch.ones_like(rows.x[:, :1, :1, :1]))
-        return at_x.float() * scale / c_in
+        return rows, people_gradient(rows, people, references, c_in, self.settings)
 
     # What the run leaves behind: the trace, for people.
 
-    def _note(self, similarities: list[torch.Tensor], share, finite, mask: torch.Tensor, found: torch.Tensor) -> None:
-        self.trace.skipped += self._reasons
-        self.trace.mask = mask
-        self._unread.append(Unread(self._sigma, similarities, share, finite, mask[0, 0], found[0, 0]))
+    def _note(self, made: Made, share: torch.Tensor) -> None:
+        self.trace.skipped += made.reasons
+        self.trace.mask = made.mask
+        seen = made.mask[0, 0], made.found[0, 0]
+        self._unread.append(Unread(self._sigma, made.similarities, share, made.finite, *seen))
 
     def _skip(self, x: torch.Tensor, reason: str) -> None:
-        self._reasons, self._held = Counter({reason: 1}), None
-        nothing = torch.zeros(x[:, :1].shape, dtype=torch.bool)
-        self._note([], torch.tensor(0.0), torch.tensor(True), nothing, nothing)
+        self._held = None
+        made = Made.nothing(torch.zeros(x.shape)).without_nan()  # on the CPU: the device may have no memory left
+        made.reasons[reason] += 1
+        self._note(made, torch.tensor(0.0))
 
     def report(self) -> None:
         """Read the trace's numbers off the device, all at the end; then one line, a warning if any call stayed

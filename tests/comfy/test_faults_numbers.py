@@ -9,10 +9,10 @@ import small
 import torch
 from guiding import assert_effective, assert_guided, footprint, guide, guided
 from omniportrait.guidance import features
+from omniportrait.guidance.gradient import NO_LATENT
 from omniportrait.guidance.memory import OUT_OF_MEMORY
 from omniportrait.guidance.people import ByHand
 from omniportrait.guidance.private_pass import PrivatePass
-from omniportrait.guidance.run import NO_LATENT
 
 BAD = [float("nan"), float("inf")]
 

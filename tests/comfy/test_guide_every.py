@@ -8,6 +8,7 @@ import pytest
 import small
 import torch
 from guiding import assert_effective, assert_guided, footprint, guided
+from omniportrait.guidance import gradient as gradient_module
 from omniportrait.guidance import run as run_module
 from omniportrait.guidance.settings import Settings
 
@@ -72,7 +73,7 @@ def test_a_held_gradient_is_capped_anew(sd15, vae, monkeypatch):
 def test_a_call_in_which_nobody_was_found_is_not_held(sd15, vae, monkeypatch):
     """The face is looked for again at the next sigma, and what is found there serves until the next that is due."""
     answers = itertools.chain(["no face found"], itertools.repeat(None))
-    monkeypatch.setattr(run_module, "failed", lambda *_: next(answers))
+    monkeypatch.setattr(gradient_module, "failed", lambda *_: next(answers))
     passes = counted(monkeypatch)
     _, trace = guided(sd15, vae, small.annotated(sd15), settings={"every": 4}, **STEPS)
     assert trace.skipped == {"no face found": 1} and len(trace.steps) > 4

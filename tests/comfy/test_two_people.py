@@ -6,7 +6,7 @@ import pytest
 import small
 import torch
 from guiding import assert_effective, assert_guided, change, guided
-from omniportrait.guidance import run as run_module
+from omniportrait.guidance import gradient as gradient_module
 from omniportrait.guidance.people import ByHand
 
 LINEAR = {"clip": 0.0, "gain": 1.0}
@@ -27,14 +27,14 @@ def crowd(model, *records) -> list:
 
 def recorded_masks(monkeypatch) -> list[torch.Tensor]:
     """M_gen of each guided call: [K, B, h, w], filled as the run goes."""
-    masks, original = [], run_module.face_maps
+    masks, original = [], gradient_module.face_maps
 
     def spy(*args):
         refined, found = original(*args)
         masks.append(found)
         return refined, found
 
-    monkeypatch.setattr(run_module, "face_maps", spy)
+    monkeypatch.setattr(gradient_module, "face_maps", spy)
     return masks
 
 
