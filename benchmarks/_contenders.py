@@ -96,7 +96,11 @@ def contenders(lower_block: int) -> list[Contender]:
         Contender("plain KSampler", lambda model, vae: model),
         Contender("RB-Guidance", ours()),
         Contender("RB-Guidance, strength 0", ours(strength=0.0)),
+        Contender("RB-Guidance, checkpointing", ours(checkpointing="on")),
         Contender("RB-Guidance, in ComfyUI's own call", ours(guided_pass="shared")),
+        Contender(
+            "RB-Guidance, in ComfyUI's own call, checkpointing", ours(guided_pass="shared", checkpointing="on")
+        ),
         Contender("every sigma", ours(every=1)),
         Contender("every sigma, checkpointing", ours(every=1, checkpointing="on")),
         Contender(f"every sigma, feature block {lower_block}", ours(every=1, block=lower_block)),

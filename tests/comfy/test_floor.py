@@ -4,14 +4,21 @@ import statistics
 import sys
 from pathlib import Path
 
+import comfy.supported_models
 import pytest
 import small
+import torch
+from independent import arguments_of
 from omniportrait import run
+from omniportrait.guidance.private_pass import PrivatePass
+from omniportrait.guidance.rows import private_options
+from omniportrait.guidance.unet import activation_bytes, default_block
 
 sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
 
 from _contenders import WINDOW_SIGMA, contenders, counted_run  # noqa: E402
-from _floor import floors  # noqa: E402
+from _floor import counted, floors, meta_unet  # noqa: E402
+from _live import LiveMemory  # noqa: E402
 
 SIDE, STEPS = 16, 4
 """Two of the steps are guided."""
@@ -33,3 +40,51 @@ def test_the_count_is_that_of_a_run_but_for_the_comparison(name, shape, lower, v
         step, reference = run_of(floor.way)
         assert reference / plain == pytest.approx(floor.reference, rel=1e-9), floor.way
         assert 0 < step / plain - floor.step < 1e-3, floor.way
+
+
+def test_memory_is_what_somebody_holds():
+    """By hand, in tensors of 4,000 bytes; what was there before is free."""
+    given = torch.zeros(1000, requires_grad=True)
+    with LiveMemory() as memory:
+        doubled = given * 2
+        wave = doubled.sin()  # keeps `doubled` for its way back
+        doubled.view(10, 100), given.detach()
+        assert (memory.now, memory.peak) == (8000, 8000)
+        del doubled
+        assert memory.now == 8000
+        energy = wave.sum()  # 4 bytes
+        del wave
+        assert (memory.now, memory.peak) == (4004, 8004)
+        energy.backward()
+        del energy
+        assert memory.now == 4000 and given.grad is not None
+        given.grad = None
+        assert memory.now == 0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind, shape", [("SD15", small.SD15), ("SDXL", small.SDXL)])
+def test_the_memory_is_that_of_a_real_pass(kind, shape, checkpointing):
+    """The count has no latent in float32, no time embedding of a model's own, and no cast."""
+    model = small.unet(getattr(comfy.supported_models, kind), shape, dtype=torch.float16)
+    base, side = model.model, 32
+    block = default_block(base.diffusion_model)
+    told = counted(meta_unet(shape, checkpointing), shape, 1, side, block)
+    x = torch.randn(1, 4, side, side)
+    arguments = arguments_of(model, x)
+    with torch.inference_mode(False), torch.enable_grad():
+        private, leaf = PrivatePass(base, block, checkpointing, x.device), x.clone().requires_grad_(True)
+        with LiveMemory() as memory:
+            features = private.features(leaf, torch.ones(1), arguments, private_options({}))
+            held = memory.now
+            features.backward(torch.ones_like(features))
+    assert held == pytest.approx(told.held, rel=0.1) and memory.peak == pytest.approx(told.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("shape, side", [(small.SD15_FULL, 64), (small.SDXL_FULL, 128)])
+def test_what_a_pass_is_expected_to_hold_is_within_a_fifth(shape, side):
+    """What chooses checkpointing, at the sizes that people use."""
+    unet = meta_unet(shape)
+    block = default_block(unet)
+    expected = activation_bytes(unet, block, 1, (side, side), torch.float16.itemsize)
+    assert expected == pytest.approx(counted(unet, shape, 1, side, block).held, rel=0.2)
