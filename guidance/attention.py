@@ -182,8 +182,11 @@ def _recorder(
         h, w = extra_options["activations_shape"][-2:]
         if not recording.closed:
             recording.hits[kind, key] = recording.hits.get((kind, key), 0) + 1
-            if q.shape[1] == h * w:  # another pack may merge tokens; such a map has no place in the picture
-                store[key] = (q.detach(), k.detach(), heads)
+            own = k.shape[1] if kind == "attn2" else h * w
+            # Another pack may merge tokens; such a map has no place in the picture. Or it lets the picture look at
+            # another one too, whose points come after its own (reference-only, StyleAligned).
+            if q.shape[1] == h * w and k.shape[1] >= own:
+                store[key] = (q.detach(), k[:, :own].detach(), heads)
                 recording.sizes[key] = (h, w)
         if foreign is not None:
             return foreign(q, k, v, extra_options)

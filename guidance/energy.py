@@ -54,9 +54,12 @@ def limit(gradient: torch.Tensor, yardstick: torch.Tensor, mask: torch.Tensor, s
     """Scale each picture's gradient down where its RMS inside the mask is above `share` of the yardstick's. share 0: no
     limit.
 
-    The yardstick is w (eps_c - eps_u), what classifier-free guidance adds; at cfg 1 the noise prediction itself.
+    The yardstick is w (eps_c - eps_u), what classifier-free guidance adds; at cfg 1 the noise prediction itself. Where
+    it is not finite there is no limit to keep, and what is not 0 becomes NaN.
     """
     if share <= 0:
         return gradient
     allowed = share * masked_rms(yardstick, mask)
-    return gradient * (allowed / masked_rms(gradient, mask).clamp_min(TINY)).clamp(max=1)
+    factor = (allowed / masked_rms(gradient, mask).clamp_min(TINY)).clamp(max=1)
+    limited = gradient * torch.where(allowed.isfinite(), factor, float("nan"))
+    return torch.where(gradient == 0, gradient, limited)

@@ -40,11 +40,8 @@ class Search:
 
         base = guider.inner_model
         block = default_block(base.diffusion_model)
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            contextlib.closing(PrivatePass(base, block, False, x.device)) as private,
-        ):
+        hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
+        with torch.inference_mode(False), torch.no_grad():
             x, sigma = x.clone(), sigma.clone()
             for key in positive_keys(guider.conds):
                 for cond in guider.conds[key]:
@@ -53,7 +50,10 @@ class Search:
                     part = heard and comfy.samplers.get_area_and_mult(cond, x, sigma)
                     if not part:
                         continue
-                    rows = run_rows(private, part, *heard, x.shape[-2:], sigma, (RUN_KEY,))
+                    if hooked:  # the weights are those of ComfyUI's last call, which may have been another's
+                        base.current_patcher.apply_hooks(hooks=cond.get("hooks"))
+                    with contextlib.closing(PrivatePass(base, block, False, x.device)) as private:
+                        rows = run_rows(private, part, *heard, x.shape[-2:], sigma, (RUN_KEY,))
                     for map_, mask in zip(*face_maps(rows, people, self.settings), strict=True):
                         size = tuple(rows.x.shape[-2:])
                         canvas = torch.zeros(x[:, 0].shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -20,14 +19,15 @@ NO_LATENT = "the VAE makes NaN of the reference face (start ComfyUI with --fp32-
 @dataclass(frozen=True, eq=False)
 class RowsGradient:
     """gradient: dE/dz_t, the sum over the people, float32 [B, C, h, w] of the rows' area. mask: boolean [B, 1, h, w],
-    CPU, the union of the M_gen that were used. found: of all that were found. similarities: mean S of Eq. 8, one a
-    person and picture guided. reasons: why a picture was left unguided for a person, counted."""
+    CPU, the union of the M_gen that were used. found: of all that were found. similarities: a picture's
+    number and its mean S of Eq. 8, for each person guided there. reasons: a picture's number, and why it was left
+    unguided for a person."""
 
     gradient: torch.Tensor
     mask: torch.Tensor
     found: torch.Tensor
-    similarities: list[torch.Tensor] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
+    similarities: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    reasons: list[tuple[int, str]] = field(default_factory=list)
 
 
 def people_gradient(
@@ -50,29 +50,24 @@ def people_gradient(
     total = RowsGradient(torch.zeros_like(rows.x), nowhere, found)
     for k, person in enumerate(people):
         if references[k] is None:
-            total.reasons[NO_LATENT] += len(rows.x)
+            total.reasons.extend((b, NO_LATENT) for b in range(len(rows.x)))
             continue
-        usable = _usable(masks[k], person, rows, total.reasons)
+        reasons = {b: reason for b, mask in enumerate(masks[k]) if (reason := failed(mask, person, rows))}
+        total.reasons.extend(reasons.items())
+        usable = [b for b in range(len(rows.x)) if b not in reasons]
         if not usable:
             continue
         at_features = region.resize_mask(masks[k], feature_size) | everywhere
         at_latent = (region.resize_mask(masks[k], latent_size) | everywhere)[:, None].clone()
-        at_latent[[b for b in range(len(at_latent)) if b not in usable]] = False
+        at_latent[list(reasons)] = False
         weight = upload(region.feather(at_latent, settings.feather), rows.x.device)
         at_h, similarities = _at_features(rows.features, references[k], at_features, usable, settings)
         own = _at_input(rows, at_h, keep_graph=k + 1 < len(people)) / c_in
         # A product alone would let NaN out of pictures that are not guided.
         total.gradient.add_(torch.where(weight > 0, own * weight, 0.0))
         total.mask.logical_or_(at_latent)
-        total.similarities.extend(similarities)
+        total.similarities.extend(zip(usable, similarities, strict=True))
     return total
-
-
-def _usable(masks: torch.Tensor, person: Person, rows: Rows, reasons: Counter[str]) -> list[int]:
-    """Indices of the pictures in the batch whose mask can be used; the others are counted by reason."""
-    why = [failed(mask, person, rows) for mask in masks]
-    reasons.update(reason for reason in why if reason is not None)
-    return [b for b, reason in enumerate(why) if reason is None]
 
 
 def _at_features(

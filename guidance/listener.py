@@ -26,6 +26,8 @@ class Listener:
 
     def __init__(self, uuids: Container) -> None:
         self.uuids = uuids
+        self.ambiguous: Container = ()
+        """Uuids under which several conditionings go: their text tells them apart."""
         self.calls: list[Call] = []
         self.cfg_difference: torch.Tensor | None = None
         self.share: Callable | None = None
@@ -56,14 +58,14 @@ class Listener:
     def call_of(self, cond: dict) -> tuple[Call, int] | None:
         """The first call that holds a conditioning's rows, and their place in it; later ones are other packs' passes.
 
-        ComfyUI copies an area under the same uuid to the guidance's other side, so the text decides which is which.
+        ComfyUI copies an area under the same uuid to the guidance's other side, so there the text decides which is
+        which. Nowhere else, since a GPU may be waited for; and if another pack has changed it, the first will do, once
+        all calls have been heard.
         """
         candidates = [(call, place) for call in self.calls for place in call.places_of(cond["uuid"])]
-        if len(candidates) == 1:
-            return candidates[0]  # comparing texts would wait for the GPU
-        for call, place in candidates:
-            if call.has_text_of(cond, place):
-                return call, place
+        if cond["uuid"] in self.ambiguous:
+            own = [(call, place) for call, place in candidates if call.has_text_of(cond, place)]
+            candidates = own or ([] if self.open else candidates)
         return candidates[0] if candidates else None
 
     def heard_cfg(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> None:

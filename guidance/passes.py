@@ -23,6 +23,9 @@ MARGIN = 0.5
 LARGEST_CROP = 0.6
 """A crop over a larger share of the picture is not worth its borders."""
 
+HALVINGS = (1, 2, 4, 8)
+"""How much coarser than the latent a UNet's levels are; sides that do not divide keep their last cell."""
+
 Box = tuple[int, int, int, int]
 """(h, w, y, x) in latent pixels, as ComfyUI writes an area."""
 
@@ -49,7 +52,7 @@ def cropped(arguments: dict, width: int, box: Box) -> dict:
     the latent."""
 
     def part(value: torch.Tensor) -> torch.Tensor:
-        down = round(width / value.shape[-1])
+        down = next((d for d in HALVINGS if -(-width // d) == value.shape[-1]), round(width / value.shape[-1]))
         h, w, y, x = box
         return cut(value, (-(-h // down), -(-w // down), y // down, x // down))
 

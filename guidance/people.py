@@ -16,13 +16,15 @@ class Person:
 
     record: where its token is, or None when the place was given by hand. mask: [1, H, W] in 0..1 that limits the person
     to a part
-    of the picture (a region with a record, the whole answer without).
+    of the picture (a region with a record, the whole answer without). hooks: what rewrites the model's weights for this
+    conditioning, or None.
     """
 
     face: FaceReference
     record: IdentityRecord | None
     mask: torch.Tensor | None
     conditioning: list
+    hooks: object | None = None
 
     @property
     def token(self) -> int | None:
@@ -38,24 +40,29 @@ class ByHand:
     mask: torch.Tensor
 
 
+People = dict[tuple[str, object], tuple[Person, ...]]
+"""By key of the guider's conditionings and uuid."""
+
+
 def positive_keys(conds: dict[str, list]) -> list[str]:
-    """The guider's conditionings that describe the picture: all but the negative (DualCFG and others have more than
-    one)."""
-    return [key for key in conds if key != "negative"]
+    """The guider's conditionings that describe the picture: all but the negatives (DualCFG has two positive ones,
+    PerpNeg two negative ones)."""
+    return [key for key in conds if "negative" not in key]
 
 
-def assign_people(conds: dict[str, list], by_hand: ByHand | None) -> dict[tuple[str, object], tuple[Person, ...]]:
+def assign_people(conds: dict[str, list], by_hand: ByHand | None) -> People:
     """(key, uuid) of each positive conditioning that carries people, and the people.
 
     conds: the guider's, before ComfyUI processes them: it then copies an area, with uuid and records, to the other
     keys, whose text knows nothing of the person. Raises: ValueError when nobody is to be found.
     """
-    people: dict[tuple[str, object], tuple[Person, ...]] = {}
+    people: People = {}
     for key in positive_keys(conds):
         for cond in conds[key]:
             records = records_of(cond)
             if records:
-                found = tuple(Person(r.face, r, r.region, r.reference_conditioning) for r in records)
+                hooks = cond.get("hooks")
+                found = tuple(Person(r.face, r, r.region, r.reference_conditioning, hooks) for r in records)
                 people[key, cond["uuid"]] = found
     if people:
         return people
@@ -65,9 +72,9 @@ def assign_people(conds: dict[str, list], by_hand: ByHand | None) -> dict[tuple[
             "sampler's "
             "positive input, or give RB-Guidance a face_reference and a mask."
         )
-    for key in positive_keys(conds):
+    for key in ["positive"] if "positive" in conds else positive_keys(conds):
         for cond in conds[key]:
             if cond.get("cross_attn") is not None:
                 own = [[cond["cross_attn"], {"pooled_output": cond.get("pooled_output")}]]
-                people[key, cond["uuid"]] = (Person(by_hand.face, None, by_hand.mask, own),)
+                people[key, cond["uuid"]] = (Person(by_hand.face, None, by_hand.mask, own, cond.get("hooks")),)
     return people

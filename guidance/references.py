@@ -42,6 +42,8 @@ class References:
             key = self._keys[person] = features.person_key(
                 patcher, vae, person.face, person.conditioning, person.token, block, side, settings
             )
+            if person.hooks is not None:
+                key = self._keys[person] = (*key, id(person.hooks))  # other weights; the run keeps the object alive
             known = None if self._matched else features.cached(Key(key, self._t0_sigma))
             if known is not None:
                 self._made[Key(key, self._t0_sigma)] = known

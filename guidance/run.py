@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 
 import torch
 
+from .conditionings import ambiguous, applies, carriers, weighted_parts
 from .energy import limit, masked_rms
 from .gradient import RowsGradient, people_gradient
 from .listener import KEY, RUN_KEY, Listener
-from .memory import out_of_memory, upload
+from .made import Made, finite_pictures
+from .memory import out_of_memory
 from .passes import face_box
-from .people import ByHand, Person, assign_people, positive_keys
+from .people import ByHand, Person, assign_people
 from .private_pass import PrivatePass
 from .references import References
 from .rows import Rows, run_rows
@@ -33,41 +33,7 @@ from .unet import feature_blocks, is_large
 
 log = logging.getLogger("omniportrait")
 
-
-@dataclass(frozen=True, eq=False)
-class Made:
-    """What the private pass gave for one call: the gradient [B, C, H, W] before gain and cap, and what the trace tells.
-    present: which of the people's conditionings applied. reasons: why some was left unguided; held like the rest, so
-    that a picture of a batch does not depend on the others."""
-
-    gradient: torch.Tensor
-    mask: torch.Tensor
-    found: torch.Tensor
-    similarities: list[torch.Tensor] = field(default_factory=list)
-    finite: torch.Tensor | None = None
-    present: list[bool] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    @classmethod
-    def nothing(cls, x: torch.Tensor) -> Made:
-        """For a latent [B, C, H, W], before anybody's rows are added. Masks live on the CPU, like the parts' labels."""
-        mask = torch.zeros(x[:, :1].shape, dtype=torch.bool)
-        return cls(torch.zeros_like(x), mask, mask.clone())
-
-    def add(self, rows: Rows, own: RowsGradient, total: torch.Tensor) -> None:
-        """One conditioning's part, weighted as ComfyUI weights its rows' prediction; total: [B, C, H, W], the weight of
-        all predictions."""
-        rows.paste(own.gradient * (rows.mult / rows.window(total).clamp_min(1e-12)), self.gradient)
-        rows.window(self.mask).logical_or_(own.mask)
-        rows.window(self.found).logical_or_(own.found)
-        self.similarities.extend(own.similarities)
-        self.reasons.update(own.reasons)
-
-    def without_nan(self) -> Made:
-        """The same, with zeros for pictures whose gradient is not finite."""
-        finite = self.gradient.isfinite().flatten(1).all(dim=1)
-        gradient = torch.where(finite.view(-1, 1, 1, 1), self.gradient, 0.0)
-        return replace(self, gradient=gradient, finite=finite.all())
+COVERED = "other conditionings leave nothing of the picture to a person's, which is a default"
 
 
 class GuidedRun:
@@ -88,10 +54,11 @@ class GuidedRun:
         if settings.guided_pass == "shared":
             self.listener.share = self._share
         self._overwritten = False
+        self._carriers: dict[str, list[tuple[dict, tuple[Person, ...]]]] = {}  # of the prediction at hand
         self._clock = Clock(self.patcher.get_model_object("model_sampling"))
         self._sigma = float("nan")  # of the call at hand
         self._unread: list[Unread] = []
-        self._seen: list[float] = []  # sigmas inside the window, in order
+        self._seen: list[float] = []  # sigmas inside the window, since the last that was higher than its predecessor
         self._held: Made | None = None
         self._hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
         self._schedule: list[float] = []
@@ -114,6 +81,10 @@ class GuidedRun:
         """ComfyUI makes its own prediction inside, and the listener hears it."""
         self._asked = guider, x, sigma
         self._shared = {}
+        self._carriers = carriers(guider.conds, self.people)
+        carrying = (cond for each in self._carriers.values() for cond, people in each if people)
+        self.listener.uuids = {cond["uuid"] for cond in carrying}
+        self.listener.ambiguous = ambiguous(guider.conds)
         try:
             with self.listener.listening():
                 yield
@@ -176,22 +147,23 @@ class GuidedRun:
         s = self.settings
         with torch.inference_mode(False), torch.enable_grad():
             x, sigma, denoised_plain = x.clone(), sigma.clone(), denoised.clone()
-            made = self._held if self._may_hold(guider, x, sigma) else self._make(guider, x, sigma, checkpointing)
-            self._held, gradient = made, made.gradient
+            made = self._still_held(x)
+            if made is None or len(made.guided) < len(x):
+                fresh = self._make(guider, x, sigma, checkpointing)
+                made = fresh if made is None else fresh.keeping(made)
+            self._held, gradient, inside = made, made.gradient, made.inside
             noise_prediction = (x - denoised_plain) / sigma.view(-1, 1, 1, 1)
             if self.listener.cfg_difference is None:
                 yardstick = noise_prediction
             else:
                 yardstick = self.listener.cfg_difference.clone() / sigma.view(-1, 1, 1, 1)
-            # The face, also where all the picture is guided.
-            inside = upload((made.mask & made.found).float(), x.device)
             if s.sigma_scale:
                 gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)  # sqrt(1 - abar_t)
-            gradient = s.strength * limit(gradient * s.gain, yardstick, inside, s.clip)
+            gradient, finite = finite_pictures(s.strength * limit(gradient * s.gain, yardstick, inside, s.clip))
             if s.target == "x0":
                 gradient = gradient * self._whole_step()
             share_of_noise = masked_rms(gradient, inside) / masked_rms(noise_prediction, inside).clamp_min(1e-12)
-            self._note(made, share_of_noise.mean())
+            self._note(made, share_of_noise.mean(), (made.finite & finite).all())
             return denoised_plain - sigma.view(-1, 1, 1, 1) * gradient
 
     def _whole_step(self) -> float:
@@ -200,34 +172,41 @@ class GuidedRun:
         following = max((each for each in self._schedule if each < self._sigma), default=0.0)
         return self._sigma / (self._sigma - following)
 
-    def _may_hold(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> bool:
-        """Whether the last gradient serves this call too, for the same people: by sigma, for some samplers ask twice
-        at one. Where nobody was guided there is none."""
-        if self._sigma not in self._seen:
-            self._seen.append(self._sigma)
-        due = self._seen.index(self._sigma) % self.settings.every == 0
-        if due or self._held is None or not self._held.similarities or self._held.gradient.shape != x.shape:
-            return False
-        return self._held.present == self._present(guider, x, sigma)
+    def _still_held(self, x: torch.Tensor) -> Made | None:
+        """The last gradient, where it serves this call too, for the same people: for every picture in which somebody
+        was guided.
 
-    def _present(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> list[bool]:
+        Sigmas are counted, not calls, for some samplers ask twice at one; and anew where they go up (restarts, a step
+        of dpm_adaptive that is tried again), since what is held comes from a later picture.
+        """
+        if not self._seen or self._sigma > self._seen[-1]:
+            self._seen = [self._sigma]
+        elif self._sigma < self._seen[-1]:
+            self._seen.append(self._sigma)
+        due, held = (len(self._seen) - 1) % self.settings.every == 0, self._held
+        if due or held is None or not held.guided or held.gradient.shape != x.shape:
+            return None
+        return held if held.present == self._present() else None
+
+    def _present(self) -> list[bool]:
         """Which of the conditionings that carry people apply at this sigma."""
-        return [part is not None for _, part, _, _ in self._guided_conds(guider, x, sigma)]
+        sigma = torch.tensor(self._sigma)
+        return [applies(cond, sigma) for each in self._carriers.values() for cond, people in each if people]
 
     def _make(self, guider: object, x: torch.Tensor, sigma: torch.Tensor, checkpointing: bool) -> Made:
         """The gradient of this call, by the private pass."""
         self._open_private(guider.inner_model, x, checkpointing)
         made = Made.nothing(x)
-        for cond, part, people, total in self._guided_conds(guider, x, sigma):
-            made.present.append(part is not None)
+        made.present.extend(self._present())
+        for cond, part, people, total in self._guided_conds(x, sigma):
             heard = self.listener.call_of(cond)
             if part is None:
-                made.reasons["a person's conditioning does not apply at this timestep"] += 1
+                made.reasons.append((None, "a person's conditioning does not apply at this timestep"))
             elif heard is None:
-                made.reasons["another node skipped the model call"] += 1
+                made.reasons.append((None, COVERED if "default" in cond else "another node skipped the model call"))
             else:
                 made.add(*self._rows_gradient(guider.inner_model, cond, part, heard, people, x, sigma), total)
-        return made.without_nan()
+        return made.finished()
 
     def _open_private(self, base: torch.nn.Module, x: torch.Tensor, checkpointing: bool) -> None:
         """Views of the loaded weights, at the first guided step: by now ComfyUI has loaded and patched them."""
@@ -254,7 +233,9 @@ class GuidedRun:
         import comfy.model_management
 
         guider, whole, sigma = self._asked
-        if not self._can_share or not may_split(named, KEY) or self._may_hold(guider, whole, sigma):
+        held = self._still_held(whole)
+        done = held is not None and len(held.guided) == len(whole)
+        if done or not self._can_share or not may_split(named, KEY):
             return proceed(x, t, named)
         try:
             with torch.inference_mode(False), torch.enable_grad():
@@ -269,45 +250,29 @@ class GuidedRun:
 
     def _run_shared(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> dict[int, torch.Tensor]:
         """Predictions of the guided rows of the call just heard, by place in its batch; fills `_shared`."""
-        import comfy.samplers
-
         self._open_private(guider.inner_model, x, False)
         self._sharing = self._sharing or self._pass(guider.inner_model, x.device, go_on=True)
         own = {}
-        for key in positive_keys(guider.conds):
-            for cond in guider.conds[key]:
-                heard = self.listener.call_of(cond) if (key, cond["uuid"]) in self.people else None
-                if heard is None or heard[0] is not self.listener.calls[-1] or cond["uuid"] in self._shared:
-                    continue
-                part = comfy.samplers.get_area_and_mult(cond, x, sigma)
-                if part is not None:
-                    self._shared[cond["uuid"]] = run_rows(self._sharing, part, *heard, x.shape[-2:], sigma, (RUN_KEY,))
-                    own[heard[1]], self._sharing.prediction = self._sharing.prediction, None
+        for cond, part, _, _ in self._guided_conds(x, sigma):
+            heard = self.listener.call_of(cond)
+            if heard is None or heard[0] is not self.listener.calls[-1] or cond["uuid"] in self._shared:
+                continue
+            if part is not None:
+                self._shared[cond["uuid"]] = run_rows(self._sharing, part, *heard, x.shape[-2:], sigma, (RUN_KEY,))
+                own[heard[1]], self._sharing.prediction = self._sharing.prediction, None
         return own
 
     def _guided_conds(
-        self, guider: object, x: torch.Tensor, sigma: torch.Tensor
+        self, x: torch.Tensor, sigma: torch.Tensor
     ) -> Iterator[tuple[dict, object | None, tuple[Person, ...], torch.Tensor]]:
         """Conditionings that carry people; what ComfyUI makes of each at this sigma, if it applies; the people; the
         total weight [B, C, H, W] of their list's predictions."""
-        import comfy.samplers
-
-        for key in positive_keys(guider.conds):
-            conds = guider.conds[key]
-            if not any((key, cond["uuid"]) in self.people for cond in conds):
-                continue
-            total = torch.zeros_like(x)
-            parts = [comfy.samplers.get_area_and_mult(cond, x, sigma) for cond in conds]
-            for part in parts:
-                if part is not None:
-                    window = total
-                    if part.area is not None:
-                        h, w, top, left = part.area
-                        window = total[..., top : top + h, left : left + w]
-                    window += part.mult
-            for cond, part in zip(conds, parts, strict=True):
-                if (key, cond["uuid"]) in self.people:
-                    yield cond, part, self.people[key, cond["uuid"]], total
+        when = torch.full(sigma.shape, self._sigma)  # on the CPU
+        for each in self._carriers.values():
+            parts, total = weighted_parts([cond for cond, _ in each], x, when)
+            for (cond, people), part in zip(each, parts, strict=True):
+                if people:
+                    yield cond, part, people, total
 
     def _rows_gradient(
         self, base: torch.nn.Module, cond: dict, part: object, heard: tuple, people, x: torch.Tensor, sigma
@@ -329,17 +294,17 @@ class GuidedRun:
 
     # What the run leaves behind: the trace, for people.
 
-    def _note(self, made: Made, share: torch.Tensor) -> None:
-        self.trace.skipped += made.reasons
+    def _note(self, made: Made, share: torch.Tensor, finite: torch.Tensor) -> None:
+        self.trace.skipped.update(reason for _, reason in made.reasons)
         self.trace.mask = made.mask
         seen = made.mask[0, 0], made.found[0, 0]
-        self._unread.append(Unread(self._sigma, made.similarities, share, made.finite, *seen))
+        self._unread.append(Unread(self._sigma, [each for _, each in made.similarities], share, finite, *seen))
 
     def _skip(self, x: torch.Tensor, reason: str) -> None:
         self._held = None
-        made = Made.nothing(torch.zeros(x.shape)).without_nan()  # on the CPU: the device may have no memory left
-        made.reasons[reason] += 1
-        self._note(made, torch.tensor(0.0))
+        made = Made.nothing(torch.zeros(x.shape)).finished()  # on the CPU: the device may have no memory left
+        made.reasons.append((None, reason))
+        self._note(made, torch.tensor(0.0), made.finite.all())
 
     def report(self) -> None:
         """Read the trace's numbers off the device, all at the end; then one line, a warning if any call stayed

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import comfy.samplers
 import pytest
 import small
 import torch
 from guiding import assert_effective, assert_guided, change, core, guide, guided
+from omniportrait.guidance.conditionings import applies
+from omniportrait.guidance.people import ByHand
+from omniportrait.guidance.run import COVERED
 
 import nodes
 
@@ -198,3 +202,71 @@ def test_the_negative_is_never_guided(sd15, vae):
     patched, _ = guide(sd15, vae)
     with pytest.raises(ValueError, match="connect Pivot Conditioning"):
         small.sample(patched, small.conditioning(sd15, 1), negative=small.annotated(sd15, 2))
+
+
+LOUD = {"clip": 0.0, "gain": 1e3}
+"""Uncapped, and far above rounding."""
+
+
+def masked(positive, mask):
+    options = {"mask": mask, "strength": 1.0, "set_cond_area": "default"}
+    return core(nodes.ConditioningSetMask, conditioning=positive, **options)[0]
+
+
+@pytest.mark.parametrize("person_is_default", [False, True])
+def test_a_default_conditioning_weighs_what_the_others_leave(sd15, vae, person_is_default):
+    """Cond Set Default Combine against the mask that says the same."""
+    upper = torch.zeros(1, 128, 128)
+    upper[:, :64] = 1
+    person, other = small.annotated(sd15), small.conditioning(sd15, 7)
+    ordinary, default = (other, person) if person_is_default else (person, other)
+    by_default = masked(ordinary, upper) + [[tensor, values | {"default": True}] for tensor, values in default]
+    by_mask = masked(ordinary, upper) + masked(default, 1 - upper)
+    found, trace = change(sd15, vae, by_default, LOUD)
+    expected, _ = change(sd15, vae, by_mask, LOUD)
+    assert_guided(trace, calls=1)
+    scale = float(expected.abs().max())
+    assert scale > 0
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * scale)
+
+
+def test_a_default_that_is_left_nothing(sd15, vae):
+    """ComfyUI does not run it, so nobody is guided, and the report says why."""
+    positive = [*small.conditioning(sd15, 7), *([t, v | {"default": True}] for t, v in small.annotated(sd15))]
+    moved, trace = change(sd15, vae, positive, LOUD)
+    assert not moved.any()
+    assert trace.skipped == {COVERED: 1}
+
+
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_area_of_the_negative_takes_nothing_from_the_person(sd15, vae, by_hand, guided_pass):
+    """ComfyUI adds a copy of the area with the person's text to the positive: there the prediction is the mean of two
+    that are alike, and so is the guidance."""
+    hand = ByHand(small.face(), torch.ones(1, 128, 128)) if by_hand else None
+    positive = small.conditioning(sd15, 1) if by_hand else small.annotated(sd15)
+    negative = small.conditioning(sd15, 2)
+    size = {"width": 128, "height": 128, "x": 0, "y": 0, "strength": 1.0}
+    (area,) = core(nodes.ConditioningSetArea, conditioning=small.conditioning(sd15, 8), **size)
+    settings = LOUD | {"guided_pass": guided_pass}
+    expected, _ = change(sd15, vae, positive, settings, hand, negative=negative)
+    found, trace = change(sd15, vae, positive, settings, hand, negative=negative + area)
+    assert len(trace.steps) == 1 and not trace.skipped, trace.summary()
+    scale = float(expected.abs().max())
+    assert scale > 0
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2 * scale)
+
+
+@pytest.mark.parametrize("start, end", [(0.0, 0.5), (0.5, 1.0), (0.25, 0.75)])
+def test_when_a_conditioning_applies_is_what_comfyui_says(sd15, start, end):
+    """Asked of a sigma on the CPU, at, beside and far from both ends."""
+    sampling = sd15.get_model_object("model_sampling")
+    ends = [float(sampling.percent_to_sigma(percent)) for percent in (start, end)]
+    cond = {"timestep_start": ends[0], "timestep_end": ends[1], "model_conds": {}, "uuid": 0}
+    x, answers = torch.zeros(1, 4, 8, 8), set()
+    for sigma in [*ends, 1e-3, 50.0, 1.0, *(each * factor for each in ends for factor in (1 - 1e-6, 1 + 1e-6))]:
+        sigma = torch.tensor([sigma])
+        expected = comfy.samplers.get_area_and_mult(cond, x, sigma) is not None
+        assert applies(cond, torch.tensor(float(sigma))) == expected
+        answers.add(expected)
+    assert answers == {True, False}

@@ -8,7 +8,7 @@ import small
 import torch
 from guiding import assert_effective, assert_guided, footprint, guide, guided
 from omniportrait.guidance import features
-from omniportrait.guidance.memory import OUT_OF_MEMORY
+from omniportrait.guidance.memory import OUT_OF_MEMORY, out_of_memory
 from omniportrait.guidance.private_pass import PrivatePass
 
 INTERRUPTED = comfy.model_management.InterruptProcessingException
@@ -178,6 +178,14 @@ def test_a_mask_of_one_cell(family, vae, size):
 OTHER_BACKENDS = [RuntimeError("MPS backend out of memory (MPS allocated: 18.10 GB). Tried to allocate 3.90 GB.")]
 if hasattr(torch, "AcceleratorError"):
     OTHER_BACKENDS.append(torch.AcceleratorError("CUDA error: out of memory"))
+WORDS = [
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "GET was unable to find an engine to execute this computation",
+    "Could not allocate tensor with 335544320 bytes. There is not enough GPU video memory available!",
+    "Native API failed. Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+]
+"""What libraries and other backends say."""
 
 
 def run_out(monkeypatch, times: float, error: Exception | None = None) -> list[bool]:
@@ -228,6 +236,19 @@ def test_out_of_memory_in_another_backends_words(sd15, vae, monkeypatch, error, 
     _, trace = guided(sd15, vae, small.annotated(sd15), settings={"guided_pass": guided_pass})
     assert_guided(trace)
     assert len(attempts) == len(trace.steps) + 1
+
+
+@pytest.mark.parametrize("words", WORDS, ids=lambda words: words.split()[-1])
+def test_the_words_of_memory_that_ran_out(words):
+    assert out_of_memory(RuntimeError(words))
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied (77x768 and 2048x320)"))
+
+
+def test_a_cpus_memory_that_runs_out():
+    """As PyTorch itself says it."""
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    assert out_of_memory(error.value)
 
 
 @pytest.mark.parametrize("every", [1, 2])

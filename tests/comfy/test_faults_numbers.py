@@ -146,3 +146,30 @@ def test_a_failed_attempt_counts_no_reason_twice(sd15, vae, monkeypatch, every):
     small.sample(model, positive, latent=latent, denoise=0.5)
     (trace,) = traces
     assert failures and trace.skipped == {"no face found at 'woman'": len(trace.steps)}
+
+
+@pytest.mark.parametrize("place", [(0, 0), (8, 8)], ids=["outside the face", "inside"])
+def test_a_cfg_difference_that_is_not_finite(sd15, vae, place):
+    """Another node mends the prediction, so the plain picture is finite: the cap has nothing to go by, and the picture
+    stays as it is."""
+
+    def spoil(args):
+        cond, uncond = args["conds_out"]
+        uncond = uncond.clone()
+        uncond[0, :, place[0], place[1]] = float("inf")
+        return [cond, uncond]
+
+    mended = sd15.clone()
+    mended.set_model_sampler_pre_cfg_function(spoil)
+    mended.set_model_sampler_post_cfg_function(
+        lambda args: torch.where(args["denoised"].isfinite(), args["denoised"], args["cond_denoised"])
+    )
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 48:96, 48:96] = 1
+    hand, positive = ByHand(small.face(), mask), small.conditioning(sd15, 1)
+    for batch in (1, 2):
+        plain = small.sample(mended, positive, batch=batch)
+        picture, trace = guided(mended, vae, positive, by_hand=hand, batch=batch)
+        assert plain.isfinite().all() and torch.equal(picture[0], plain[0])
+        assert trace.skipped == {"the gradient was not finite": len(trace.steps)}
+    assert_effective(picture[1:], plain[1:])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 
+import comfy.sample
+import comfy.samplers
 import pytest
 import small
 import torch
-from guiding import assert_effective, assert_guided, footprint, guided
+from guiding import assert_effective, assert_guided, footprint, guide, guided
 from omniportrait.guidance import gradient as gradient_module
 from omniportrait.guidance import run as run_module
+from omniportrait.guidance.rows import failed
 from omniportrait.guidance.settings import Settings
 
 STEPS = {"steps": 8, "scheduler": "karras"}
@@ -83,3 +86,62 @@ def test_a_call_in_which_nobody_was_found_is_not_held(sd15, vae, monkeypatch):
 def test_it_cannot_be_less_than_one():
     with pytest.raises(ValueError, match="every 0 steps; choose 1 or more"):
         Settings(every=0)
+
+
+class StartsOver(comfy.samplers.Sampler):
+    """Euler down the sigmas, and once more from the second one with fresh noise."""
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, *_, **__):
+        def down(x, sigmas):
+            for now, after in itertools.pairwise(sigmas):
+                x = x + (x - model_wrap(x, now * x.new_ones(len(x)), **extra_args)) / now * (after - now)
+            return x
+
+        x = down(noise * sigmas[0], sigmas)
+        again = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        return down(x + again * (sigmas[1] ** 2 - sigmas[-1] ** 2) ** 0.5, sigmas[1:])
+
+
+def test_a_gradient_of_less_noise_does_not_serve_more(sd15, vae, monkeypatch):
+    """A sampler that goes back up is at another picture: sigmas are counted anew from there."""
+    patched, traces = guide(sd15, vae, every=2)
+    passes = counted(monkeypatch)
+    with torch.inference_mode():
+        guider = comfy.samplers.CFGGuider(patched)
+        guider.set_conds(small.annotated(sd15), small.conditioning(sd15, 2))
+        guider.set_cfg(7.5)
+        latent, sigmas = torch.zeros(1, 4, 16, 16), torch.tensor([2.0, 1.4, 0.9, 0.5, 0.2, 0.06])
+        guider.sample(comfy.sample.prepare_noise(latent, 3), latent, StartsOver(), sigmas, disable_pbar=True, seed=3)
+    assert_guided(traces[0], calls=9)
+    assert passes == pytest.approx([2.0, 0.9, 0.2, 1.4, 0.5])
+
+
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+def test_a_picture_of_a_batch_does_not_wait_for_the_others(sd15, vae, monkeypatch, guided_pass):
+    """The second picture's face is found one sigma later. It then has its gradient, alone or beside one that holds."""
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(8))
+    settings = {"every": 3, "guided_pass": guided_pass}
+
+    def run(*pictures):
+        places, original = itertools.cycle(pictures), failed
+        first = set(pictures)
+
+        def late(*args):
+            number = next(places)
+            if number in first:
+                first.discard(number)
+                if number == 1:
+                    return "no face found"
+            return original(*args)
+
+        monkeypatch.setattr(gradient_module, "failed", late)
+        options = {"noise": noise[list(pictures)], "batch": len(pictures)}
+        return guided(sd15, vae, small.annotated(sd15), settings=settings, **options, **STEPS)
+
+    both, trace = run(0, 1)
+    alone = [run(number) for number in range(2)]
+    assert trace.skipped == alone[1][1].skipped == {"no face found": 1} and not alone[0][1].skipped
+    plain = small.sample(sd15, small.annotated(sd15), noise=noise, batch=2, **STEPS)
+    for number, (picture, _) in enumerate(alone):
+        moved = float((picture[0] - plain[number]).abs().max())
+        assert (both[number] - picture[0]).abs().max() < 2e-2 * moved

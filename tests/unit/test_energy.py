@@ -112,6 +112,16 @@ def test_limit_caps_each_picture_on_its_own():
     assert E.limit(gradient, yardstick, mask, 0.0) is gradient
 
 
+def test_a_limit_that_is_not_finite_leaves_only_nothing():
+    """Such a picture is lost, and says so, but for where there is nothing to limit."""
+    gradient = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).view(2, 1, 1, 2)
+    for bad in (float("inf"), float("nan")):
+        yardstick = torch.tensor([[bad, 1.0], [1.0, 1.0]]).view(2, 1, 1, 2)
+        lost, kept = E.limit(gradient, yardstick, torch.ones(2, 1, 1, 2), 0.3)
+        assert lost.isnan().tolist() == [[[True, False]]]
+        assert kept.flatten().tolist() == pytest.approx([0.3 * 2**0.5, 0.0])
+
+
 def test_limit_of_nothing_is_nothing():
     nothing = torch.zeros(1, 4, 3, 3)
     assert E.limit(nothing, torch.ones_like(nothing), torch.zeros(1, 1, 3, 3), 0.3).eq(0).all()

@@ -32,6 +32,16 @@ def test_a_crop_takes_its_part_of_every_level():
     assert part["control"]["middle"][0].equal(whole[..., 8:24:8, 24:32:8])
 
 
+@pytest.mark.parametrize("width", [64, 65, 67, 81, 97, 100])
+def test_a_crop_of_any_width_knows_its_levels(width):
+    """Each halving of a UNet (stride 2, padding 1) keeps the last half cell."""
+    level = torch.arange(float(width)).expand(1, 1, 64, width)
+    for down in (1, 2, 4, 8):
+        part = passes.cropped({"control": [level]}, width, (32, 32, 16, 16))["control"][0]
+        assert part.equal(level[..., 16 // down : 48 // down, 16 // down : 48 // down])
+        level = level[..., ::2, ::2]
+
+
 @pytest.mark.parametrize(
     "place, expected",
     [
