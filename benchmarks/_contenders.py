@@ -59,18 +59,25 @@ class NaivePass(PrivatePass):
 
 @dataclass(frozen=True)
 class Contender:
-    """name: as printed. prepare: (model, vae) to the model that is sampled. naive: swap the private pass."""
+    """name: as printed. prepare: (model, vae) to the model that is sampled. naive: swap the private pass. finds: the
+    face's place is not given by hand, but read off the attention of the person's word."""
 
     name: str
     prepare: Callable[[object, object], object]
     naive: bool = False
+    finds: bool = False
+
+
+def middle() -> torch.Tensor:
+    """A fifth of the picture. Random weights have no attention that finds a face: it is the mask by hand, or bounds
+    the search."""
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 32:90, 35:93] = 1
+    return mask
 
 
 def by_hand() -> ByHand:
-    """A face in the middle, a fifth of the picture: random weights have no attention that finds one."""
-    mask = torch.zeros(1, 128, 128)
-    mask[:, 32:90, 35:93] = 1
-    return ByHand(small.face(), mask)
+    return ByHand(small.face(), middle())
 
 
 def ours(**settings: object) -> Callable[[object, object], object]:
@@ -95,6 +102,7 @@ def contenders(lower_block: int) -> list[Contender]:
     return [
         Contender("plain KSampler", lambda model, vae: model),
         Contender("RB-Guidance", ours()),
+        Contender("RB-Guidance, the face found by attention", ours(), finds=True),
         Contender("RB-Guidance, strength 0", ours(strength=0.0)),
         Contender("RB-Guidance, checkpointing", ours(checkpointing="on")),
         Contender("RB-Guidance, in ComfyUI's own call", ours(guided_pass="shared")),
@@ -193,7 +201,8 @@ def _run(contender: Contender, model: object, vae: object, side: int, steps: int
     table = watched.wrappers.setdefault(WrappersMP.PREDICT_NOISE, {})
     watched.wrappers[WrappersMP.PREDICT_NOISE] = {"overhead": [predict], **table}  # outermost: it meters the others
     dift.forget_all()
-    positive, options = small.conditioning(model, 1), {"steps": steps, "size": (side, side), "cfg": CFG}
+    positive = small.annotated(model, region=middle()) if contender.finds else small.conditioning(model, 1)
+    options = {"steps": steps, "size": (side, side), "cfg": CFG}
     with contextlib.ExitStack() as stack:
         if contender.naive:
             stack.callback(setattr, guided_run, "PrivatePass", guided_run.PrivatePass)

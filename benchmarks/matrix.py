@@ -6,8 +6,9 @@
 
 Resumable: results are appended to a JSON-lines file as they come, and a second call tries what is missing or was
 broken. Results of another ComfyUI, PyTorch or state of the pack's code do not count. `--part 1/2` and `--part 2/2`
-share the work between two processes; the one that ends last writes the whole page. Ends with status 1 if a cell is
-broken.
+share the work between two processes, which may start at different times: each has its fixed half of the table. The
+page is written once no cell is untried, so by the part that ends last. Ends with status 1 if a cell is broken or
+untried: any of the whole run, or of a part's own.
 """
 
 from __future__ import annotations
@@ -145,29 +146,56 @@ def _table(tried: list[tuple[Cell, Result]], across: str, down: str) -> list[str
     return lines
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """`I/N` as numbers; any other word is refused, since a wrong one would leave cells out without a word."""
+    try:
+        part, parts = map(int, text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: write I/N, for example 1/2") from None
+    if not 1 <= part <= parts:
+        raise argparse.ArgumentTypeError(f"{text}: there are the parts 1/{parts} to {parts}/{parts}")
+    return part, parts
+
+
+def carry_out(rows: list[Cell], options: argparse.Namespace) -> int:
+    """Try what this part has to do and tell how the whole table stands then: the exit status."""
+    where, (part, parts) = surroundings(), options.part
+    # The list of all cells is sliced, not that of the cells still to do: that list gets shorter while other parts work,
+    # and a part that started later would slice another one.
+    mine = rows[part - 1 :: parts]
+    known = known_results(options.results, where)
+    todo = [cell for cell in mine if cell.key not in known or known[cell.key].status == "broken"]
+    print(f"{where}: {len(rows)} cells, {len(mine)} of them in part {part}/{parts}, {len(todo)} to try", flush=True)
+    work(todo, options.results, where)
+    results = known_results(options.results, where)
+    untried = [cell for cell in rows if cell.key not in results]
+    if not options.smoke and not untried:
+        options.page.parent.mkdir(parents=True, exist_ok=True)
+        options.page.write_text(page(rows, results, where))
+        print(f"wrote {options.page}")
+    return told(rows, mine, results)
+
+
+def told(rows: list[Cell], mine: list[Cell], results: dict[str, Result]) -> int:
+    """Print how the table and this part stand; the exit status. A part answers for its own cells alone, since those of
+    the others may be still to come; the part 1/1 is the whole table."""
+    for name, those in (("the whole table", rows), ("this part", mine)):
+        tried = [results[cell.key] for cell in those if cell.key in results]
+        broken, untried = sum(result.status == "broken" for result in tried), len(those) - len(tried)
+        print(f"{name}: {len(tried)} of {len(those)} cells tried, {broken} broken, {untried} UNTRIED")
+    return 1 if broken or untried else 0  # the counts of this part, which came last
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py bench matrix")
     parser.add_argument("--smoke", action="store_true", help="the subset for CI and for other cores; writes no page")
-    parser.add_argument("--part", default="1/1", metavar="I/N", help="this process does every N-th cell")
+    parser.add_argument("--part", type=part_of, default="1/1", metavar="I/N", help="this process does every N-th cell")
     parser.add_argument("--results", type=Path, default=ROOT / "output" / "matrix.jsonl", metavar="FILE")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "matrix.md", metavar="FILE")
     options = parser.parse_args()
     logging.getLogger("omniportrait").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    rows, where = cells(SMOKE if options.smoke else None), surroundings()
-    results = known_results(options.results, where)
-    part, parts = map(int, options.part.split("/"))
-    todo = [cell for cell in rows if cell.key not in results or results[cell.key].status == "broken"]
-    print(f"{where}: {len(rows)} cells, {len(todo)} to try", flush=True)
-    work(todo[part - 1 :: parts], options.results, where)
-    results = known_results(options.results, where)
-    if not options.smoke:
-        options.page.parent.mkdir(parents=True, exist_ok=True)
-        options.page.write_text(page(rows, results, where))
-        print(f"wrote {options.page}")
-    broken = [cell.key for cell in rows if cell.key in results and results[cell.key].status == "broken"]
-    print(f"{sum(cell.key in results for cell in rows)} of {len(rows)} cells tried, {len(broken)} broken")
-    return 1 if broken else 0
+    return carry_out(cells(SMOKE if options.smoke else None), options)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,8 @@ def floors() -> list[str]:
 
 def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
     """docs/overhead.md."""
+    from omniportrait.guidance.unet import MEMORY_SHARE
+
     lines = [
         "# What RB-Guidance costs",
         "",
@@ -247,12 +249,18 @@ def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
         "their step. Peak memory is over the plain run's; on a CPU it is the process's resident set, which is rough. "
         "A fast GPU waits for the CPU that launches its kernels, and then operations do not count but calls do: the "
         "half-resolution way, a quarter of the pixels with as many kernels, shows it where it is no faster than the "
-        "whole one. Beyond what sampling does itself, the GPU is waited for once for each gradient: the attention "
-        "maps go to the CPU, where the mask is cut and its largest part kept.",
+        "whole one. The face's place is given by hand, but for *the face found by attention*, whose maps of the "
+        "person's word are computed as well. Beyond what sampling does itself, a GPU is waited for once a prediction, "
+        "to ask for its sigma (many samplers do as much, Euler does not), and where the face is found by attention "
+        "once more for each gradient and conditioning with people: the maps go to the CPU, where the mask is cut and "
+        "its largest part kept.",
         "",
         "First the floors at full size, counted without a run: the operations of the UNet's passes, forward and "
         "backward, over those of a plain CFG step. A whole run is 1 + 0.6 (guided step - 1): the reference's "
-        "features, in the last column, come on top once and are cached.",
+        "features, in the last column, come on top once and are cached. Memory is that of the activations in half "
+        "precision at their highest, over a plain step's; what kernels use for themselves is not counted. "
+        "Checkpointing, which keeps less and computes it again, is used where a pass would take more than "
+        f"{MEMORY_SHARE:.0%} of the free memory, so the memory that the first way needs is there when it is taken.",
         *floors,
     ]
     for setup, ways in setups.items():

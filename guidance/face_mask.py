@@ -129,7 +129,9 @@ def find_faces(
 
     install(patched, outer_sample, predict_noise)
     guider = comfy.samplers.CFGGuider(patched)
-    guider.set_conds(conditioning, [])
+    # A negative that is never run, for what ComfyUI wants to hang on one: ControlNet, GLIGEN.
+    text, options = conditioning[0]
+    guider.set_conds(conditioning, [[text, {"pooled_output": options.get("pooled_output")}]])
     guider.set_cfg(1.0)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))  # not the global generator
     sigmas = torch.tensor([sigma, 0.0])

@@ -40,10 +40,9 @@ class Made:
         """Pictures in which somebody was guided."""
         return {number for number, _ in self.similarities}
 
-    def add(self, rows: Rows, own: RowsGradient, total: torch.Tensor) -> None:
-        """One conditioning's part, weighted as ComfyUI weights its rows' prediction; total: [B, C, H, W], the weight of
-        all predictions."""
-        rows.paste(own.gradient * (rows.mult / rows.window(total).clamp_min(1e-12)), self.gradient)
+    def add(self, rows: Rows, own: RowsGradient, share: torch.Tensor) -> None:
+        """One conditioning's part, weighted as ComfyUI weights its rows' prediction; share: [B, C, H, W], of all."""
+        rows.paste(own.gradient * rows.window(share), self.gradient)
         rows.window(self.mask).logical_or_(own.mask)
         rows.window(self.found).logical_or_(own.found)
         self.similarities.extend(own.similarities)

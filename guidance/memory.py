@@ -10,7 +10,8 @@ OUT_OF_MEMORY = torch.cuda.OutOfMemoryError
 
 WORDS = (
     "out of memory",
-    "can't allocate memory",  # the CPU's
+    "can't allocate memory",  # a CPU's
+    "not enough memory",  # a CPU's on Windows
     "alloc_failed",  # cuBLAS, cuDNN
     "unable to find an engine",  # cuDNN, where none has room for its workspace
     "not enough gpu video memory",  # DirectML

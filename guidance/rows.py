@@ -96,11 +96,10 @@ def plain_attention(*args: object, **kwargs: object) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """One conditioning's rows: its area of the picture, its share of the prediction, and what the private pass gave.
+    """One conditioning's rows: its area of the picture, and what the private pass gave.
 
     x: the rows' input, on which the gradient is taken. area: (h, w, y, x) in latent pixels or None for all of the
-    canvas (H, W).
-    mult: the weight that ComfyUI gives the rows' prediction. tokens: how many the text has in this pass, where nothing
+    canvas (H, W). tokens: how many the text has in this pass, where nothing
     is padded; Conditioning (Concat) makes it more than the record's. guard: the pass's own, in which to take the
     gradient.
     """
@@ -108,7 +107,6 @@ class Rows:
     x: torch.Tensor
     canvas: tuple[int, int]
     area: list[int] | None
-    mult: torch.Tensor
     features: torch.Tensor
     recording: Recording
     tokens: int
@@ -142,11 +140,11 @@ def run_rows(
     box: of the picture, to see no more of it; only for conditionings of the whole picture.
     """
     arguments = {name: value.cond for name, value in part.conditioning.items()}
-    leaf, area, mult = part.input_x.detach().clone(), part.area, part.mult
+    leaf, area = part.input_x.detach().clone(), part.area
     arguments["control"] = call.control_of(place, leaf)
     if box is not None and area is None:
         arguments = cropped(arguments, leaf.shape[-1], box)
-        leaf, area, mult = cut(leaf, box).clone(), list(box), cut(mult, box)
+        leaf, area = cut(leaf, box).clone(), list(box)
     seen = leaf = leaf.requires_grad_(torch.is_grad_enabled())
     if guided_pass == "half":
         seen, sigma, arguments = halved(leaf, sigma, arguments)
@@ -155,7 +153,7 @@ def run_rows(
     features = private.features(seen, sigma, arguments, options)
     recording.close()
     tokens = arguments["c_crossattn"].shape[1]
-    return Rows(leaf, tuple(canvas), area, mult, features, recording, tokens, private.guard)
+    return Rows(leaf, tuple(canvas), area, features, recording, tokens, private.guard)
 
 
 def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:

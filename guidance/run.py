@@ -33,6 +33,8 @@ from .unet import feature_blocks, is_large
 
 log = logging.getLogger("omniportrait")
 
+SAME = 1 + 1e-4
+"""Sigmas no further apart are one: some samplers compute what they have."""
 COVERED = "other conditionings leave nothing of the picture to a person's, which is a default"
 
 
@@ -58,7 +60,7 @@ class GuidedRun:
         self._clock = Clock(self.patcher.get_model_object("model_sampling"))
         self._sigma = float("nan")  # of the call at hand
         self._unread: list[Unread] = []
-        self._seen: list[float] = []  # sigmas inside the window, since the last that was higher than its predecessor
+        self._seen: list[float] = []  # sigmas inside the window, since any that was higher than its predecessor
         self._held: Made | None = None
         self._hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
         self._schedule: list[float] = []
@@ -71,7 +73,9 @@ class GuidedRun:
 
     def wants(self, sigma: torch.Tensor, schedule: torch.Tensor | None) -> bool:
         """Whether Eq. 11 guides at this sigma: t <= u T. schedule: the sigmas of the whole run, if known."""
-        self._sigma = float(sigma[0])
+        before, self._sigma = self._sigma, float(sigma[0])
+        if self._sigma > before * SAME:
+            self._seen = []
         if self.settings.target == "x0" and not self._schedule and schedule is not None:
             self._schedule = schedule.tolist()
         return guided(self._clock.t(self._sigma), self.settings.u)
@@ -163,7 +167,7 @@ class GuidedRun:
             if s.target == "x0":
                 gradient = gradient * self._whole_step()
             share_of_noise = masked_rms(gradient, inside) / masked_rms(noise_prediction, inside).clamp_min(1e-12)
-            self._note(made, share_of_noise.mean(), (made.finite & finite).all())
+            self._note(made, share_of_noise.nanmean(), (made.finite & finite).all())
             return denoised_plain - sigma.view(-1, 1, 1, 1) * gradient
 
     def _whole_step(self) -> float:
@@ -179,9 +183,7 @@ class GuidedRun:
         Sigmas are counted, not calls, for some samplers ask twice at one; and anew where they go up (restarts, a step
         of dpm_adaptive that is tried again), since what is held comes from a later picture.
         """
-        if not self._seen or self._sigma > self._seen[-1]:
-            self._seen = [self._sigma]
-        elif self._sigma < self._seen[-1]:
+        if not self._seen or self._sigma * SAME < self._seen[-1]:
             self._seen.append(self._sigma)
         due, held = (len(self._seen) - 1) % self.settings.every == 0, self._held
         if due or held is None or not held.guided or held.gradient.shape != x.shape:
@@ -198,14 +200,15 @@ class GuidedRun:
         self._open_private(guider.inner_model, x, checkpointing)
         made = Made.nothing(x)
         made.present.extend(self._present())
-        for cond, part, people, total in self._guided_conds(x, sigma):
+        for cond, part, people, share in self._guided_conds(x, sigma):
             heard = self.listener.call_of(cond)
             if part is None:
                 made.reasons.append((None, "a person's conditioning does not apply at this timestep"))
             elif heard is None:
-                made.reasons.append((None, COVERED if "default" in cond else "another node skipped the model call"))
+                covered = "default" in cond and not part.mult.any()
+                made.reasons.append((None, COVERED if covered else "another node skipped the model call"))
             else:
-                made.add(*self._rows_gradient(guider.inner_model, cond, part, heard, people, x, sigma), total)
+                made.add(*self._rows_gradient(guider.inner_model, cond, part, heard, people, x, sigma), share)
         return made.finished()
 
     def _open_private(self, base: torch.nn.Module, x: torch.Tensor, checkpointing: bool) -> None:
@@ -266,13 +269,13 @@ class GuidedRun:
         self, x: torch.Tensor, sigma: torch.Tensor
     ) -> Iterator[tuple[dict, object | None, tuple[Person, ...], torch.Tensor]]:
         """Conditionings that carry people; what ComfyUI makes of each at this sigma, if it applies; the people; the
-        total weight [B, C, H, W] of their list's predictions."""
+        share [B, C, H, W] of their list's prediction that is theirs."""
         when = torch.full(sigma.shape, self._sigma)  # on the CPU
         for each in self._carriers.values():
-            parts, total = weighted_parts([cond for cond, _ in each], x, when)
-            for (cond, people), part in zip(each, parts, strict=True):
+            parts, shares = weighted_parts([cond for cond, _ in each], x, when)
+            for (cond, people), part, share in zip(each, parts, shares, strict=True):
                 if people:
-                    yield cond, part, people, total
+                    yield cond, part, people, share
 
     def _rows_gradient(
         self, base: torch.nn.Module, cond: dict, part: object, heard: tuple, people, x: torch.Tensor, sigma
@@ -285,7 +288,9 @@ class GuidedRun:
             self._private.close()
             self._private = self._pass(base, x.device)
         references = [self._references.rows(self._private, base, person, self._sigma, x.device) for person in people]
-        box = face_box(self._held.found) if self.settings.guided_pass == "crop" and self._held else None
+        box = None
+        if self.settings.guided_pass == "crop" and self._held and len(self._held.guided) == len(x):
+            box = face_box(self._held.found)
         rows = self._shared.pop(cond["uuid"], None) or run_rows(
             self._private, part, *heard, x.shape[-2:], sigma, (RUN_KEY,), self.settings.guided_pass, box
         )

@@ -6,6 +6,7 @@ import comfy.samplers
 import pytest
 import small
 import torch
+from comfy.patcher_extension import WrappersMP
 from guiding import assert_effective, assert_guided, change, core, guide, guided
 from omniportrait.guidance.conditionings import applies
 from omniportrait.guidance.people import ByHand
@@ -238,20 +239,33 @@ def test_a_default_that_is_left_nothing(sd15, vae):
     assert trace.skipped == {COVERED: 1}
 
 
+def test_a_default_that_another_pack_does_not_run(sd15, vae):
+    """That is another reason."""
+    lazy = sd15.clone()
+    lazy.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "lazy", lambda _, _model, conds, x, *__: [x / 2] * len(conds))
+    _, trace = change(lazy, vae, [[t, v | {"default": True}] for t, v in small.annotated(sd15)], LOUD)
+    assert trace.skipped == {"another node skipped the model call": 1}
+
+
 @pytest.mark.parametrize("guided_pass", ["full", "shared"])
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_an_area_of_the_negative_takes_nothing_from_the_person(sd15, vae, by_hand, guided_pass):
-    """ComfyUI adds a copy of the area with the person's text to the positive: there the prediction is the mean of two
-    that are alike, and so is the guidance."""
-    hand = ByHand(small.face(), torch.ones(1, 128, 128)) if by_hand else None
+@pytest.mark.parametrize("side, place, end", [(128, 0, 1.0), (64, 0, 1.0), (64, 64, 1.0), (64, 64, 0.3)])
+def test_an_area_of_the_negative_takes_nothing_from_the_person(sd15, vae, by_hand, guided_pass, side, place, end):
+    """ComfyUI adds a copy of the area with the person's text to the positive: all of the picture's prediction is still
+    the person's, no other face is looked for in the area, and nothing is missed outside of its timestep range."""
+    left = torch.zeros(1, 128, 128)
+    left[..., :64] = 1
+    hand = ByHand(small.face(), left) if by_hand else None
     positive = small.conditioning(sd15, 1) if by_hand else small.annotated(sd15)
     negative = small.conditioning(sd15, 2)
-    size = {"width": 128, "height": 128, "x": 0, "y": 0, "strength": 1.0}
+    size = {"width": side, "height": side, "x": place, "y": 0, "strength": 1.0}
     (area,) = core(nodes.ConditioningSetArea, conditioning=small.conditioning(sd15, 8), **size)
+    (area,) = core(nodes.ConditioningSetTimestepRange, conditioning=area, start=0.0, end=end)
     settings = LOUD | {"guided_pass": guided_pass}
-    expected, _ = change(sd15, vae, positive, settings, hand, negative=negative)
+    expected, alone = change(sd15, vae, positive, settings, hand, negative=negative)
     found, trace = change(sd15, vae, positive, settings, hand, negative=negative + area)
     assert len(trace.steps) == 1 and not trace.skipped, trace.summary()
+    assert trace.steps[0].found.equal(alone.steps[0].found)
     scale = float(expected.abs().max())
     assert scale > 0
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2 * scale)

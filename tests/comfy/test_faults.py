@@ -181,6 +181,7 @@ if hasattr(torch, "AcceleratorError"):
 WORDS = [
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "[enforce fail at alloc_cpu.cpp:114] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
     "GET was unable to find an engine to execute this computation",
     "Could not allocate tensor with 335544320 bytes. There is not enough GPU video memory available!",
     "Native API failed. Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",

@@ -65,7 +65,7 @@ def test_memory_is_what_somebody_holds():
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind, shape", [("SD15", small.SD15), ("SDXL", small.SDXL)])
 def test_the_memory_is_that_of_a_real_pass(kind, shape, checkpointing):
-    """The count has no latent in float32, no time embedding of a model's own, and no cast."""
+    """But for what the count leaves out: a latent in float32, and the model's own embedding of the timestep."""
     model = small.unet(getattr(comfy.supported_models, kind), shape, dtype=torch.float16)
     base, side = model.model, 32
     block = default_block(base.diffusion_model)

@@ -218,6 +218,38 @@ def test_dual_cfg_with_an_area(sd15, vae, place):
         assert torch.equal(part.conditioning["c_crossattn"].cond, person[0][0])
 
 
+def test_sharing_keeps_two_people_of_two_positives_apart(sd15, vae):
+    """Dual CFG, one person in an area with a long prompt, which ComfyUI runs apart: the area's copy with the other
+    person's text, under the same uuid, comes first."""
+    size = {"width": 128, "height": 64, "x": 0, "y": 64, "strength": 1.0}
+    long = [[small.conditioning(sd15, 1, tokens=385)[0][0], small.annotated(sd15)[0][1]]]
+    (person,) = core(nodes.ConditioningSetArea, conditioning=long, **size)
+    conds = {"cond1": small.conditioning(sd15, 7) + person, "cond2": small.annotated(sd15, seed=3)}
+    conds |= {"negative": small.conditioning(sd15, 2), "cfg_conds": 5.0, "cfg_cond2_negative": 5.0, "style": "regular"}
+    pictures = []
+    for guided_pass in ("full", "shared"):
+        patched, traces = guide(sd15, vae, guided_pass=guided_pass, checkpointing="off")
+        pictures.append(sampled_by(core(custom.DualCFGGuider, model=patched, **conds)[0], model=sd15))
+        assert_guided(traces[0])
+    plain = sampled_by(core(custom.DualCFGGuider, model=sd15, **conds)[0], model=sd15)
+    whole, shared = (each["samples"] if isinstance(each, dict) else each for each in pictures)
+    assert_effective(whole, plain["samples"] if isinstance(plain, dict) else plain)
+    torch.testing.assert_close(shared, whole, rtol=0, atol=2e-4 * float(whole.abs().max()))
+
+
+def test_the_mask_node_takes_the_controlnet_of_old(sd15, controlnet):
+    """Apply ControlNet (OLD) hangs its net on the negative too, of which the search has none of its own. It finds what
+    it finds with today's node."""
+    latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(4))
+    image = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(12))
+    values = {"control_net": controlnet, "image": image, "strength": 1.0}
+    (old,) = core(nodes.ControlNetApply, conditioning=small.annotated(sd15), **values)
+    today, _ = controlled(controlnet, small.annotated(sd15), small.conditioning(sd15, 2))
+    with torch.inference_mode():
+        found, expected = (find_faces(sd15, each, latent, 3, 1.5, Settings())[0] for each in (old, today))
+    assert torch.equal(found, expected)
+
+
 def test_perp_neg_guides_the_positive_alone(sd15, vae):
     """Its empty prompt is a negative one; by hand every positive conditioning is guided."""
     mask = torch.zeros(1, 128, 128)

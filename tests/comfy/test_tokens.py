@@ -16,7 +16,7 @@ import comfy.text_encoders.sd2_clip
 import comfy.text_encoders.sd3_clip
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omniportrait.guidance.tokens import clean_subject, find_subject, read_layouts, tokenisations
 from safetensors.torch import save_file
@@ -299,16 +299,56 @@ def test_a_prompt_without_the_trigger_has_one_tokenisation(clip):
 
 
 LETTERS = st.characters(categories=["Lu", "Ll", "Lo", "Nd", "Po", "Zs", "Sm"], exclude_characters="\0")
+WORDS = st.sampled_from(["red", "(woman:1.2)", "l'été", "bundeskanzlerin", "!", "女 "])
+MARKS = (VOCABULARY.bos_token_id, VOCABULARY.eos_token_id)
+
+
+@pytest.fixture(scope="module")
+def numbered():
+    """SD1.5's CLIP with core's text encoder, where the first channel of a token's embedding is the token's number."""
+    model = text_model("sd15")
+    weight = model.clip_l.transformer.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[:, 0] = torch.arange(len(weight))  # below 2 ** 24, so exact
+    return make_clip(model=model)
+
+
+def words_in_the_rows(clip, tokens: list) -> list[tuple[str, tuple[int, ...], int]]:
+    """Each word's text, numbers and last column, in what core's text encoder makes of a prompt before its first layer;
+    put together by the vocabulary of transformers' tokenizer."""
+    encoder = clip.cond_stage_model.clip_l
+    with torch.no_grad():
+        rows = encoder.process_tokens([[token for token, _ in chunk] for chunk in tokens], "cpu")[0]
+    words, pieces = [], []
+    for column, number in enumerate(rows[..., 0].flatten().int().tolist()):
+        if number in MARKS:  # CLIP-L pads with its end token, so the paddings go with it
+            continue
+        pieces.append(number)
+        if VOCABULARY.convert_ids_to_tokens(number).endswith("</w>"):
+            words.append((VOCABULARY.decode(pieces).strip(), tuple(pieces), column))
+            pieces = []
+    return words
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=st.text(LETTERS, max_size=60) | st.text("aB1'’(): ,.\\é女\n", max_size=30))
-def test_every_word_that_an_error_would_list_is_found(sd15, text):
-    """Whatever is written: each word with a letter or digit, entered as the subject, leads back to its own column."""
-    tokens = sd15.tokenize(text)
-    words = read_layouts(sd15, tokens)["l"].words
-    for word in words:
-        if any(character.isalnum() for character in word.text):
-            same = [other.column for other in words if other.ids == word.ids]
-            subject = clean_subject(sd15, word.text)
-            assert [find_subject(sd15, tokens, subject, k) for k in range(len(same))] == same
+@given(
+    text=st.text(LETTERS, max_size=60)
+    | st.text("aB1'’(): ,.\\é女\n", max_size=30)
+    | st.lists(WORDS, max_size=120).map(" ".join)
+)
+@example(text="red " * 74 + "bundeskanzlerin, a (woman:1.2) and " + "old " * 80 + "woman")  # three chunks, one word cut
+def test_every_word_that_an_error_would_list_is_found(numbered, text):
+    """Whatever is written: each word with a letter or digit, entered as the subject, leads to the column at which
+    core's text encoder has the word's last piece; and the error lists exactly these words."""
+    tokens = numbered.tokenize(text)
+    words = words_in_the_rows(numbered, tokens["l"])
+    listed = {pieces: word for word, pieces, _ in words if any(character.isalnum() for character in word)}
+    for pieces, word in listed.items():
+        columns = [column for _, other, column in words if other == pieces]
+        subject = clean_subject(numbered, word)
+        assert [find_subject(numbered, tokens, subject, k) for k in range(len(columns))] == columns
+    with pytest.raises(ValueError) as caught:
+        find_subject(numbered, tokens, "nobodywritesthis", 0)
+    known = list(dict.fromkeys(listed.values()))
+    shown = ", ".join(known[:40]) + (", …" if len(known) > 40 else "") or "none"
+    assert str(caught.value).endswith(f", which are {shown}.")

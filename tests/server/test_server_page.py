@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import time
 
+import numpy
 import pytest
 import standin_files
+import told
 from conftest import page_workflows, reduce_node
+from PIL import Image
 from test_server_schema import NODES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -49,15 +53,29 @@ def browser():
 
 
 @pytest.fixture
-def page(browser, server):
-    """ComfyUI's page, ready, without the template browser that greets a first visit."""
-    server.request("/settings", {"Comfy.TutorialCompleted": True})
-    context = browser.new_context(viewport={"width": 1600, "height": 1000})
-    opened = context.new_page()
-    opened.goto(server.url, wait_until="commit")  # the line below waits until it is ready
-    opened.wait_for_function("window.app && window.app.graph && window.app.vueAppReady !== false", timeout=120_000)
+def open_page(browser, server):
+    """Opens ComfyUI's page, ready, without the template browser that greets a first visit; each is a visitor of its
+    own. frames: gets what the page is told over its socket."""
+    contexts = []
+
+    def opened(frames: list | None = None):
+        server.request("/settings", {"Comfy.TutorialCompleted": True})
+        contexts.append(browser.new_context(viewport={"width": 1600, "height": 1000}))
+        page = contexts[-1].new_page()
+        if frames is not None:
+            page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: frames.append(frame)))
+        page.goto(server.url, wait_until="commit")  # the line below waits until it is ready
+        page.wait_for_function("window.app && window.app.graph && window.app.vueAppReady !== false", timeout=120_000)
+        return page
+
     yield opened
-    context.close()
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(open_page):
+    return open_page()
 
 
 def test_all_nodes_are_known_to_the_page(page):
@@ -97,11 +115,67 @@ def test_workflow_opens_and_runs(page, server, name):
     page.evaluate(SET, reduced)
     prompt = page.evaluate(PROMPT)
     assert all(prompt[node_id]["inputs"][name] == value for node_id, name, value in reduced)
+    assert finished(server, queue(page))["status"]["status_str"] == "success"
+
+
+def test_two_pages_get_what_is_theirs(open_page, server):
+    """Two visitors queue the same workflow with seeds of their own, by turns: each page is told of its own prompts
+    only, shows their pictures, and these are the ones that its prompt gives alone."""
+    (path,) = (path for path in page_workflows() if path.stem == "omniportrait_demo")
+    frames: list[list] = [[], []]
+    pages = [open_page(each) for each in frames]
+    prompts = []
+    for number, page in enumerate(pages):
+        assert page.evaluate(OPEN, json.loads(path.read_text(encoding="utf-8"))) == []
+        standin_files.provide(server.base, page.evaluate(PROMPT))
+        own = [["7", "seed", 301 + number], ["9", "filename_prefix", f"visitor_{number}"]]
+        smaller = [["6", "width", 128], ["6", "height", 128]]
+        page.evaluate(SET, [*reductions(page.evaluate(PROMPT)), *smaller, *own])
+        prompts.append(page.evaluate(PROMPT))
+        assert prompts[number]["7"]["inputs"]["seed"] == 301 + number
+    queued: list[list[str]] = [[], []]
+    for number in (0, 1, 0, 1):
+        queued[number].append(queue(pages[number]))
+    portraits = []
+    for number, page in enumerate(pages):
+        entries = [finished(server, prompt_id) for prompt_id in queued[number]]
+        assert all(entry["status"]["status_str"] == "success" for entry in entries)
+        messages = told_until_idle(page, frames[number], queued[number][-1])
+        told.assert_own(messages, queued[number], "7", prompts[number]["7"]["inputs"]["steps"])
+        for prompt_id, entry in zip(queued[number], entries, strict=True):
+            assert told.outputs_of(messages, prompt_id) == entry["outputs"]
+        (shown,) = page.evaluate("() => window.app.nodeOutputs")["9"]["images"]
+        assert shown == entries[-1]["outputs"]["9"]["images"][0] and shown["filename"].startswith(f"visitor_{number}")
+        portraits.append([pixels(server, entry["outputs"]["9"]["images"][0]) for entry in entries])
+    for prompt, own in zip(prompts, portraits, strict=True):
+        (alone,) = server.run(prompt)["9"]["images"]
+        assert all((picture == pixels(server, alone)).all() for picture in own)
+    assert (portraits[0][0] != portraits[1][0]).any()
+
+
+def pixels(server, image: dict) -> numpy.ndarray:
+    return numpy.asarray(Image.open(io.BytesIO(server.fetch(image))))
+
+
+def told_until_idle(page, frames: list, prompt_id: str) -> list[dict]:
+    """What a page has been told when a prompt has ended and after it nothing is left to run."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        page.wait_for_timeout(50)  # in which Playwright hands the frames on
+        messages = [json.loads(frame) for frame in frames if isinstance(frame, str)]  # previews are binary
+        ended = [each["type"] == "execution_success" and each["data"]["prompt_id"] == prompt_id for each in messages]
+        if True in ended and any(map(told.is_idle, messages[ended.index(True) :])):
+            return messages
+    raise AssertionError("the page was not told that its prompt has ended")
+
+
+def queue(page) -> str:
+    """Queue a page's workflow as its button does: the prompt's id."""
     with page.expect_response(is_queueing) as sent:
         page.evaluate("() => window.app.queuePrompt(0)")
     answer = sent.value.json()
     assert sent.value.ok and not answer.get("node_errors"), answer
-    assert finished(server, answer["prompt_id"])["status"]["status_str"] == "success"
+    return answer["prompt_id"]
 
 
 def is_queueing(answer) -> bool:

@@ -10,6 +10,7 @@ import uuid
 
 import pytest
 import standin_files
+import told
 from conftest import ROOT
 from omniportrait.demo import main
 from omniportrait.demo.server import PromptError
@@ -41,9 +42,12 @@ def bits(server, outputs: dict) -> bytes:
 def run_again(server, prompt: dict) -> tuple[bytes, set[str]]:
     """The latent's bits, and the kinds of node that ComfyUI ran; the saving node always runs."""
     prompt["save"]["inputs"]["filename_prefix"] = uuid.uuid4().hex
-    prompt_id, outputs = soak.submit(server, prompt)
-    ran = set(prompt) - soak.cached_nodes(server, prompt_id)
-    return bits(server, outputs), {prompt[key]["class_type"] for key in ran} - {"SaveLatent"}
+    with soak.listening(server) as events:
+        prompt_id = soak.submit(server, prompt)
+        soak.wait(server, events, prompt_id)
+    entry = server.history(prompt_id)
+    ran = set(prompt) - soak.cached_nodes(entry)
+    return bits(server, entry["outputs"]), {prompt[key]["class_type"] for key in ran} - {"SaveLatent"}
 
 
 def test_the_node_cache_follows_what_changed_and_nothing_else(server, prompt):
@@ -85,48 +89,59 @@ def test_a_name_that_leaves_the_folder_is_no_file(server, prompt, name):
 
 
 def test_two_clients_get_what_is_theirs(server, prompt):
-    """Two pages on one server, queueing guided and plain prompts at the same moment, see what each sees alone."""
+    """Two pages on one server, queueing guided and plain prompts at the same moment, see what each sees alone, and are
+    told of nothing that is the other's."""
     plain = soak.workflow(SIZE, STEPS, None)
     main.node(plain, "LoadImage")["image"] = main.node(prompt, "LoadImage")["image"]
     prompts = {"guided": prompt, "plain": plain}
     alone = {name: run_again(server, copy.deepcopy(each))[0] for name, each in prompts.items()}
     assert alone["guided"] != alone["plain"]
     seen: dict[str, list] = {name: [] for name in prompts}
-    progress: dict[str, list] = {name: [] for name in prompts}
     barrier = threading.Barrier(2)
 
-    def browse(name: str) -> None:
-        client = copy.copy(server)
-        client.client_id = uuid.uuid4().hex
+    def browse(name: str, client: told.Client) -> None:
         for number in range(3):
             own = copy.deepcopy(prompts[name])
-            own["save"]["inputs"]["filename_prefix"] = f"{client.client_id}_{number}"
+            own["save"]["inputs"]["filename_prefix"] = f"{client.id}_{number}"
             barrier.wait(timeout=120)
-            seen[name].append(bits(server, client.run(own, progress[name].append)))
+            seen[name].append(bits(server, client.run(own)))
 
-    clients = [threading.Thread(target=browse, args=(name,)) for name in prompts]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join()
+    with told.connected(server) as first, told.connected(server) as second:
+        clients = dict(zip(prompts, (first, second), strict=True))
+        threads = [threading.Thread(target=browse, args=each) for each in clients.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for client in clients.values():
+            client.listen_until_idle()
     assert {name: set(pictures) for name, pictures in seen.items()} == {name: {bit} for name, bit in alone.items()}
-    assert all(len(pictures) == 3 for pictures in seen.values()) and all(progress.values())
+    for client in clients.values():
+        assert len(client.prompts) == 3
+        told.assert_own(client.messages, client.prompts, "sampler", STEPS)
+        for number, prompt_id in enumerate(client.prompts):
+            (saved,) = told.outputs_of(client.messages, prompt_id)["save"]["latents"]
+            assert saved["filename"].startswith(f"{client.id}_{number}")
 
 
 def test_a_short_soak(server):
-    """A dozen prompts by turns: each plain picture, and each guided one of a crop, is the first one bit for bit."""
+    """A dozen prompts by turns, each queued while others run: each plain picture, and each guided one of a crop, is the
+    first one bit for bit; the server is never without work, and keeps no record of it in the end."""
     standin_files.provide(server.base, soak.workflow(SIZE, STEPS, None))
-    asked = [soak.ask(server, SIZE, STEPS, soak.turn(number)) for number in range(12)]
-    assert not soak.changed(asked)
+    asked, queued, history = [], [], server.get("/history").keys()
+    for each in soak.ask(server, SIZE, STEPS, [soak.turn(number) for number in range(12)], ahead=2):
+        asked.append(each)
+        queue = server.get("/queue")
+        queued.append(len(queue["queue_running"]) + len(queue["queue_pending"]))
+    assert [a.name for a in asked[:4]] == ["plain", "guided, crop 1.6", "plain", "guided, crop 2.0"]
+    assert not soak.changed(asked) and not soak.unguided(asked)
     assert len({a.name for a in asked}) == len({a.digest for a in asked}) == 4
+    assert len(queued) == 12 and all(queued[:-2]) and queued[-1] == 0
+    assert all(a.start < a.end <= b.start and a.rss for a, b in itertools.pairwise(asked))
+    assert server.get("/history").keys() == history
 
 
-def test_the_soak_s_own_verdict():
-    def run_of(rss: list[int], digest: str = "a") -> list:
-        digests = ["a"] * (len(rss) - 1) + [digest]
-        return [soak.Asked("plain", d, 1.0, r * soak.MIB, 0) for r, d in zip(rss, digests, strict=True)]
-
-    warm = [100, 200, 300, 400] + [500] * 16
-    assert soak.report(run_of(warm), 32.0)
-    assert not soak.report(run_of(warm, "b"), 32.0)
-    assert not soak.report(run_of([500 + 10 * k for k in range(20)]), 32.0)
+def test_a_prompt_that_is_refused_ends_the_soak(server):
+    standin_files.provide(server.base, soak.workflow(SIZE, STEPS, None))
+    with pytest.raises(PromptError, match="crop_factor"):
+        list(soak.ask(server, SIZE, STEPS, [1e9], ahead=2))
