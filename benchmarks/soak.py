@@ -49,6 +49,10 @@ from omniportrait import run
 from omniportrait.demo import main as demo
 from omniportrait.demo.server import ComfyServer, PromptError
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from _trend import Trend, trend, warm_up  # noqa: E402
+
 ROOT = Path(run.__file__).resolve().parent
 PAGE = ROOT / "docs" / "soak.md"
 PROMPTS = 200
@@ -145,7 +149,7 @@ def submit(server: ComfyServer, prompt: dict) -> str:
 
 def wait(server: ComfyServer, events, prompt_id: str) -> None:
     """Until that prompt has ended. PromptError with the failing node's sentence, or if the server dies."""
-    for _ in server._follow(events, {}, prompt_id):  # the client's `run` queues the prompt, too: one at a time
+    for _ in server.follow(events, {}, prompt_id):
         pass
 
 
@@ -200,76 +204,13 @@ def start_server(base: Path) -> ComfyServer:
 # What came of it
 
 
-@dataclass(frozen=True)
-class Trend:
-    """One kind of memory after the warm-up. start, end: MiB, medians of the first and of the last fifth. The others are
-    MiB per 100 prompts. line, error: the least-squares slope and its standard error. slope, low, high: Theil and Sen's
-    and its 95% interval."""
-
-    start: float
-    end: float
-    line: float
-    error: float
-    slope: float
-    low: float
-    high: float
-
-    @property
-    def growth(self) -> float:
-        return self.end - self.start
-
-
 def trends(asked: Sequence[Asked]) -> dict[str, Trend]:
     """The resident set's and, where there is a device, its memory's."""
-    made = {"resident set": trend(asked, [each.rss / MIB for each in asked])}
+    names = [each.name for each in asked]
+    made = {"resident set": trend(names, [each.rss / MIB for each in asked])}
     if any(each.device for each in asked):
-        made["device memory"] = trend(asked, [each.device / MIB for each in asked])
+        made["device memory"] = trend(names, [each.device / MIB for each in asked])
     return made
-
-
-def warm_up(asked: Sequence[Asked]) -> int:
-    """Prompts that are left out at the start: models are loaded and caches filled."""
-    return max(len(asked) // 5, 1)
-
-
-def trend(asked: Sequence[Asked], values: Sequence[float]) -> Trend:
-    fifth = warm_up(asked)
-    kinds: dict[str, list[tuple[int, float]]] = {}
-    for number in range(fifth, len(asked)):
-        kinds.setdefault(asked[number].name, []).append((number, values[number]))
-    ends = (statistics.median(values[fifth : 2 * fifth] or values), statistics.median(values[-fifth:]))
-    groups = [np.array(points) for points in kinds.values()]
-    return Trend(*ends, *(100 * each for each in (*least_squares(groups), *theil_sen(groups))))
-
-
-def least_squares(groups: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Slope and standard error of parallel lines through several (number, value) tables."""
-    x, y = np.concatenate([np.zeros((0, 2)), *(points - points.mean(0) for points in groups)]).T
-    free = len(x) - len(groups) - 1
-    if free < 1:
-        return math.nan, math.inf
-    slope = (x @ y) / (x @ x)
-    return slope, math.sqrt(((y - slope * x) ** 2).sum() / free / (x @ x))
-
-
-def theil_sen(groups: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """Median of the slopes within several (number, value) tables, and its 95% interval.
-
-    This is Hirsch, Slack and Smith's estimator for series with seasons, with the interval that the variance of
-    Kendall's statistic gives; infinite where there are too few.
-    """
-    slopes, variance = [], 0.0
-    for points in groups:
-        first, second = np.triu_indices(len(points), 1)
-        across, up = (points[second] - points[first]).T
-        slopes.append(up / across)
-        variance += len(points) * (len(points) - 1) * (2 * len(points) + 5) / 18
-    ordered = np.sort(np.concatenate([*slopes, []]))
-    middle, reach = len(ordered) / 2, 1.96 * math.sqrt(variance) / 2
-    low, high = math.floor(middle - reach) - 1, math.ceil(middle + reach)
-    if low < 0 or high >= len(ordered):
-        return math.nan, -math.inf, math.inf
-    return float(np.median(ordered)), ordered[low], ordered[high]
 
 
 def changed(asked: Sequence[Asked]) -> list[str]:
@@ -315,15 +256,15 @@ def faults(asked: Sequence[Asked], allowed: float, allowed_slope: float) -> list
 def report(asked: Sequence[Asked], wrong: Sequence[str]) -> list[str]:
     """The numbers and the verdict, in Markdown that reads well on a terminal, too."""
     rows = {
-        f"start: median of prompts {warm_up(asked) + 1} to {2 * warm_up(asked)}, MiB": "{0.start:.1f}",
-        f"end: median of the last {warm_up(asked)}, MiB": "{0.end:.1f}",
+        f"start: median of prompts {warm_up(len(asked)) + 1} to {2 * warm_up(len(asked))}, MiB": "{0.start:.1f}",
+        f"end: median of the last {warm_up(len(asked))}, MiB": "{0.end:.1f}",
         "growth, MiB": "{0.growth:+.1f}",
         "growth, MiB a prompt": "{1:+.4f}",
         "slope (Theil–Sen), MiB per 100 prompts, 95% interval": "{0.slope:+.2f} [{0.low:+.2f}, {0.high:+.2f}]",
         "slope (least squares), MiB per 100 prompts, ± standard error": "{0.line:+.2f} ± {0.error:.2f}",
     }
     memories = trends(asked)
-    apart = max(len(asked) - 2 * warm_up(asked), 1)  # prompts from the middle of one fifth to that of the other
+    apart = max(len(asked) - 2 * warm_up(len(asked)), 1)  # prompts from the middle of one fifth to that of the other
     lines = [f"| after the warm-up | {' | '.join(memories)} |", "|---" * (1 + len(memories)) + "|"]
     for title, form in rows.items():
         cells = (form.format(memory, memory.growth / apart) for memory in memories.values())
@@ -368,7 +309,7 @@ def plot(asked: Sequence[Asked], file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    memories, warm = trends(asked), warm_up(asked)
+    memories, warm = trends(asked), warm_up(len(asked))
     figure = Figure(figsize=(7.0, 2.7 * len(memories)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(memories), 1, squeeze=False)[:, 0]

@@ -190,7 +190,7 @@ class ComfyServer:
             body = {"prompt": prompt, "client_id": self.client_id}
             answer = json.loads(self.request("/prompt", body))
             prompt_id = answer["prompt_id"]
-            for progress in self._follow(events, prompt, prompt_id):
+            for progress in self.follow(events, prompt, prompt_id):
                 report(progress)
         if problem := _node_error(answer):  # ComfyUI leaves out what does not validate and runs the rest
             raise PromptError(problem)
@@ -206,7 +206,9 @@ class ComfyServer:
             time.sleep(0.05)
         raise PromptError("ComfyUI finished the prompt but keeps no record of it.")
 
-    def _follow(self, events, prompt: dict, prompt_id: str) -> Iterator[Progress]:
+    def follow(self, events, prompt: dict, prompt_id: str) -> Iterator[Progress]:
+        """Where a queued prompt is, until it has ended; events: a connection that was there before it was queued.
+        Raises: PromptError, as `run` does."""
         done: set[str] = set()
         current, steps = "", (0, 1)
         while True:
