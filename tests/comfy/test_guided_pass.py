@@ -163,10 +163,13 @@ def test_sharing_gives_the_full_passes_picture(family, vae, monkeypatch, sampler
     assert footprint(family) == before
 
 
-def test_sharing_when_memory_lets_no_two_conditionings_run_together(sd15, vae, monkeypatch):
-    """A call without people's rows is none of ours."""
+@pytest.mark.parametrize("area", [{}, {"area": (8, 16, 8, 0), "strength": 1.0}], ids=["whole", "area"])
+def test_sharing_when_memory_lets_no_two_conditionings_run_together(sd15, vae, monkeypatch, area):
+    """A call without people's rows is none of ours; nor is that of the copy of the person's area that ComfyUI makes for
+    the negative, under the same uuid, and runs first."""
     monkeypatch.setattr(type(sd15.model), "memory_required", lambda *args, **kwargs: 1e30)
-    positive = [*small.annotated(sd15), *small.conditioning(sd15, 4)]
+    tensor, values = small.annotated(sd15)[0]
+    positive = [[tensor, values | area], *small.conditioning(sd15, 4)]
     whole, trace = guided(sd15, vae, positive, settings={"checkpointing": "off"})
     rows = spied(monkeypatch)
     shared, shared_trace = guided(sd15, vae, positive, settings={"checkpointing": "off", "guided_pass": "shared"})
@@ -290,17 +293,3 @@ def test_a_feathered_edge_leaves_the_inside_alone(sd15, vae):
     assert deep.any()
     torch.testing.assert_close(soft[0][:, deep], hard[0][:, deep], rtol=1e-5, atol=1e-6)
     assert soft[0][:, ~near].abs().max() <= 1e-6 < soft[0][:, near & ~mask].abs().max()
-
-
-def test_sharing_with_an_area_when_memory_lets_no_two_conditionings_run_together(sd15, vae, monkeypatch):
-    """ComfyUI copies the area under the person's uuid to the negative, which it runs first: those rows are not the
-    person's."""
-    monkeypatch.setattr(type(sd15.model), "memory_required", lambda *args, **kwargs: 1e30)
-    tensor, values = small.annotated(sd15)[0]
-    positive = [*small.conditioning(sd15, 4), [tensor, values | {"area": (8, 16, 8, 0), "strength": 1.0}]]
-    whole, trace = guided(sd15, vae, positive, settings={"checkpointing": "off"})
-    rows = spied(monkeypatch)
-    shared, shared_trace = guided(sd15, vae, positive, settings={"checkpointing": "off", "guided_pass": "shared"})
-    assert_guided(shared_trace, len(trace.steps))
-    assert len(rows) == len(trace.steps)
-    torch.testing.assert_close(shared, whole, rtol=0, atol=2e-4 * float(whole.abs().max()))

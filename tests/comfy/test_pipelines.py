@@ -197,8 +197,19 @@ def test_controlnet_that_ends_before_the_window(sd15, vae, controlnet):
     assert_effective(picture, small.sample(sd15, positive, negative=negative))
 
 
+def assert_only_guided(guider, model, traces, conditioning, monkeypatch) -> None:
+    """Each call of a run guides the rows of this conditioning and no others."""
+    parts, original = [], run_module.run_rows
+    monkeypatch.setattr(run_module, "run_rows", lambda *args: parts.append(args[1]) or original(*args))
+    sampled_by(guider, model=model)
+    assert_guided(traces[0])
+    assert len(parts) == len(traces[0].steps)
+    for part in parts:
+        assert torch.equal(part.conditioning["c_crossattn"].cond, conditioning[0][0])
+
+
 @pytest.mark.parametrize("place", ["cond1", "cond2"])
-def test_dual_cfg_with_an_area(sd15, vae, place):
+def test_dual_cfg_with_an_area(sd15, vae, monkeypatch, place):
     """ComfyUI copies the area, with uuid and record, to the other positive, whose text knows nothing of the person."""
     area = {"width": 128, "height": 64, "x": 0, "y": 64, "strength": 1.0}
     (person,) = core(nodes.ConditioningSetArea, conditioning=small.annotated(sd15), **area)
@@ -206,16 +217,8 @@ def test_dual_cfg_with_an_area(sd15, vae, place):
     conds[place] = conds[place] + person
     conds |= {"negative": small.conditioning(sd15, 2), "cfg_conds": 5.0, "cfg_cond2_negative": 5.0, "style": "regular"}
     patched, traces = guide(sd15, vae)
-    seen = []
-    original, run_module.run_rows = run_module.run_rows, lambda *args: seen.append(args[1]) or original(*args)
-    try:
-        sampled_by(core(custom.DualCFGGuider, model=patched, **conds)[0], model=sd15)
-    finally:
-        run_module.run_rows = original
-    assert_guided(traces[0])
-    assert len(seen) == len(traces[0].steps)
-    for part in seen:
-        assert torch.equal(part.conditioning["c_crossattn"].cond, person[0][0])
+    (guider,) = core(custom.DualCFGGuider, model=patched, **conds)
+    assert_only_guided(guider, sd15, traces, person, monkeypatch)
 
 
 def test_sharing_keeps_two_people_of_two_positives_apart(sd15, vae):
@@ -232,8 +235,8 @@ def test_sharing_keeps_two_people_of_two_positives_apart(sd15, vae):
         pictures.append(sampled_by(core(custom.DualCFGGuider, model=patched, **conds)[0], model=sd15))
         assert_guided(traces[0])
     plain = sampled_by(core(custom.DualCFGGuider, model=sd15, **conds)[0], model=sd15)
-    whole, shared = (each["samples"] if isinstance(each, dict) else each for each in pictures)
-    assert_effective(whole, plain["samples"] if isinstance(plain, dict) else plain)
+    whole, shared = pictures
+    assert_effective(whole, plain)
     torch.testing.assert_close(shared, whole, rtol=0, atol=2e-4 * float(whole.abs().max()))
 
 
@@ -250,23 +253,15 @@ def test_the_mask_node_takes_the_controlnet_of_old(sd15, controlnet):
     assert torch.equal(found, expected)
 
 
-def test_perp_neg_guides_the_positive_alone(sd15, vae):
+def test_perp_neg_guides_the_positive_alone(sd15, vae, monkeypatch):
     """Its empty prompt is a negative one; by hand every positive conditioning is guided."""
     mask = torch.zeros(1, 128, 128)
     mask[:, 32:96, 32:96] = 1
     patched, traces = guide(sd15, vae, ByHand(small.face(), mask))
-    positive, seen = small.conditioning(sd15, 1), []
+    positive = small.conditioning(sd15, 1)
     conds = {"positive": positive, "negative": small.conditioning(sd15, 2), "cfg": 5.0, "neg_scale": 1.0}
     (guider,) = core(PerpNegGuider, model=patched, empty_conditioning=small.conditioning(sd15, 9), **conds)
-    original, run_module.run_rows = run_module.run_rows, lambda *args: seen.append(args[1]) or original(*args)
-    try:
-        sampled_by(guider, model=sd15)
-    finally:
-        run_module.run_rows = original
-    assert_guided(traces[0])
-    assert len(seen) == len(traces[0].steps)
-    for part in seen:
-        assert torch.equal(part.conditioning["c_crossattn"].cond, positive[0][0])
+    assert_only_guided(guider, sd15, traces, positive, monkeypatch)
 
 
 def test_a_persons_reference_is_read_by_the_same_weights(sd15, vae, monkeypatch):
