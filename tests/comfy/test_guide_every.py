@@ -114,26 +114,26 @@ class CalledAt(comfy.samplers.Sampler):
         return noise
 
 
-def called_at(patched, positive, sigmas: list[float]) -> None:
+def sample_by(sampler: comfy.samplers.Sampler, patched, sigmas: list[float]) -> None:
+    """A person's picture by a sampler of our own."""
     with torch.inference_mode():
         guider = comfy.samplers.CFGGuider(patched)
-        guider.set_conds(positive, small.conditioning(patched, 2))
+        guider.set_conds(small.annotated(patched), small.conditioning(patched, 2))
         guider.set_cfg(7.5)
         latent = torch.zeros(1, 4, 16, 16)
         noise = comfy.sample.prepare_noise(latent, 3)
-        guider.sample(noise, latent, CalledAt(sigmas), torch.tensor([*sigmas, 0.0]), disable_pbar=True, seed=3)
+        guider.sample(noise, latent, sampler, torch.tensor(sigmas), disable_pbar=True, seed=3)
+
+
+def called_at(patched, sigmas: list[float]) -> None:
+    sample_by(CalledAt(sigmas), patched, [*sigmas, 0.0])
 
 
 def test_a_gradient_of_less_noise_does_not_serve_more(sd15, vae, monkeypatch):
     """A sampler that goes back up is at another picture: sigmas are counted anew from there."""
     patched, traces = guide(sd15, vae, every=2)
     passes = counted(monkeypatch)
-    with torch.inference_mode():
-        guider = comfy.samplers.CFGGuider(patched)
-        guider.set_conds(small.annotated(sd15), small.conditioning(sd15, 2))
-        guider.set_cfg(7.5)
-        latent, sigmas = torch.zeros(1, 4, 16, 16), torch.tensor([2.0, 1.4, 0.9, 0.5, 0.2, 0.06])
-        guider.sample(comfy.sample.prepare_noise(latent, 3), latent, StartsOver(), sigmas, disable_pbar=True, seed=3)
+    sample_by(StartsOver(), patched, [2.0, 1.4, 0.9, 0.5, 0.2, 0.06])
     assert_guided(traces[0], calls=9)
     assert passes == pytest.approx([2.0, 0.9, 0.2, 1.4, 0.5])
 
@@ -142,7 +142,7 @@ def test_a_way_back_over_the_outside_of_the_window_counts(sd15, vae, monkeypatch
     """What is held is no good after it, though inside the window the sigmas only fall."""
     patched, traces = guide(sd15, vae, every=3)
     passes = counted(monkeypatch)
-    called_at(patched, small.annotated(sd15), [2.0, 1.2, 10.0, 1.1, 0.9])
+    called_at(patched, [2.0, 1.2, 10.0, 1.1, 0.9])
     assert_guided(traces[0], calls=4)
     assert passes == pytest.approx([2.0, 1.1])
 
@@ -151,7 +151,7 @@ def test_a_sigma_that_a_sampler_computes_is_the_one_it_was_given(sd15, vae, monk
     """Up by a rounding is no way back, and down by one no next sigma."""
     patched, traces = guide(sd15, vae, every=2)
     passes = counted(monkeypatch)
-    called_at(patched, small.annotated(sd15), [2.0, 1.2, 1.2 * (1 + 2e-7), 1.2 * (1 - 2e-7), 0.9])
+    called_at(patched, [2.0, 1.2, 1.2 * (1 + 2e-7), 1.2 * (1 - 2e-7), 0.9])
     assert_guided(traces[0], calls=5)
     assert passes == pytest.approx([2.0, 0.9])
 
