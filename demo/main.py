@@ -173,7 +173,7 @@ def build_prompt(choices: Choices) -> dict:
 def guidance_of_the_nodes(inputs: dict) -> dict[str, object]:
     """The nodes' own values of the guidance's inputs: what the demo's workflow has for the embedded model says nothing
     of another."""
-    from ..guidance.settings import Settings
+    from ..guidance.omniportrait.settings import Settings
 
     own = asdict(Settings())
     return {name: own[name] for name in inputs if name in own} | {"feature_block": own["block"]}

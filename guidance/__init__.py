@@ -1,1 +1,1 @@
-"""RB-Guidance: pure maths (schedule, region, matching, energy) beside the hooks into ComfyUI."""
+"""The methods, one folder a paper: torch alone, each equation one function with its number above it."""

@@ -1,1 +1,1 @@
-"""What is loaded from disk: pivot encoders and face models."""
+"""Networks and their files: the pivot encoder, and the faces that it looks at."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from comfy_api.latest import io
 
-from ..guidance.face_mask import find_faces
-from ..guidance.heat_map import heat_map
-from ..guidance.settings import Settings
+from ..guidance.omniportrait.settings import Settings
+from ..sampling.face_mask import find_faces
+from ..sampling.heat_map import heat_map
 from .guidance_inputs import refinement_input, region_inputs
 from .schema import CATEGORY, advanced, searchable
 

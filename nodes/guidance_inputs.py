@@ -6,8 +6,8 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..guidance.passes import GuidedPass
-from ..guidance.settings import Settings
+from ..guidance.omniportrait.settings import Settings
+from ..sampling.passes import GuidedPass
 from .schema import advanced
 
 DEFAULT = Settings()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..guidance.annotate import Person, annotate
+from ..sampling.annotation import Person, annotate
 from .schema import CATEGORY, FaceReferenceSocket, PivotEncoder, advanced, searchable
 
 

@@ -7,7 +7,7 @@ import os
 import folder_paths
 from comfy_api.latest import io
 
-from ..models.pivot_handle import load_handle
+from ..models.pivot.handle import load_handle
 from .schema import CATEGORY, PivotEncoder, searchable
 
 FOLDER = "pivot_encoders"

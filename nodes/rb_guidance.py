@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..guidance.people import ByHand
-from ..guidance.sampler_patch import patch
-from ..models.face import FaceReference
+from ..models.faces import FaceReference
+from ..sampling.patch import patch
+from ..sampling.people import ByHand
 from .guidance_inputs import cost_inputs, paper_inputs, settings_from, strength_inputs
 from .schema import CATEGORY, FaceReferenceSocket, searchable
 

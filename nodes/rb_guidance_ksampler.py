@@ -6,8 +6,8 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..guidance.sampler_patch import patch
-from ..guidance.trace import Trace
+from ..sampling.patch import patch
+from ..sampling.trace import Trace
 from .guidance_inputs import cost_inputs, paper_inputs, settings_from, strength_inputs
 from .schema import CATEGORY, searchable
 

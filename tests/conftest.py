@@ -1,7 +1,7 @@
 """Shared by all tests: loads the repository as the package `omniportrait`.
 
 `tests/unit` runs without ComfyUI. `tests/comfy` and `tests/server` have a conftest of their own that asks for it, by
-`from omniportrait import run; run.use_comfyui()`.
+`environment.use_comfyui()`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ TESTS = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() not in (TESTS, TESTS.parent)]
 
 if "omniportrait" not in sys.modules:
-    _spec = importlib.util.spec_from_file_location("omniportrait_run", TESTS.parent / "run.py")
+    _spec = importlib.util.spec_from_file_location("omniportrait_environment", TESTS.parent / "environment.py")
     _run = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_run)
     _run.load_pack()
 
 
 def pytest_report_header() -> str:
-    from omniportrait import run
+    from omniportrait import environment
 
-    comfyui = run.find_comfyui()
+    comfyui = environment.find_comfyui()
     return f"ComfyUI: {comfyui or 'none (tests/unit only)'}"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-from omniportrait import run
+from omniportrait import environment
 
-run.use_comfyui()
-sys.path.insert(0, str(Path(__file__).parent / "lib"))
+environment.use_comfyui()
 
-import small  # noqa: E402
-import torch  # noqa: E402
+import torch
+from omniportrait.lab.testbed import small
 
 torch.set_num_threads(1)
 """On a busy machine, threads that wait for each other make these small models several times slower."""
@@ -42,7 +38,7 @@ def vae():
 @pytest.fixture(autouse=True)
 def no_leftovers():
     """Every test starts with an empty reference cache and must leave the global random state alone."""
-    from omniportrait.guidance import features
+    from omniportrait.sampling import reference_features as features
 
     features.forget_all()
     yield

@@ -12,22 +12,28 @@ import comfy.supported_models
 import pytest
 import safetensors.torch
 import torch
-from omniportrait import run
-
-sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
-
-import ablation  # noqa: E402
-import sweeps  # noqa: E402
-from _campaign import Campaign, named  # noqa: E402
-from _judge import COLUMNS, PEOPLE, VIEWS, Judge, on_face, picture_of  # noqa: E402
-from _portraits import SIZE, Case, Made, Studio, Variant, drawn, of_source, sitter, stranger  # noqa: E402
-from _sheets import contact_sheet  # noqa: E402
-from omniportrait.demo import random_weights  # noqa: E402
-from omniportrait.demo.measures.text import TextMeasure  # noqa: E402
-from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS  # noqa: E402
-from omniportrait.models import pivot_checkpoint  # noqa: E402
-from omniportrait.models.face.mask import face_oval  # noqa: E402
-from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig  # noqa: E402
+from omniportrait import environment
+from omniportrait.demo import random_weights
+from omniportrait.lab.bench import ablation, sweeps
+from omniportrait.lab.bench.campaign import Campaign, named
+from omniportrait.lab.bench.judge import COLUMNS, PEOPLE, VIEWS, Judge, on_face, picture_of
+from omniportrait.lab.bench.portraits import (
+    SIZE,
+    Case,
+    Made,
+    Studio,
+    Variant,
+    drawn,
+    of_source,
+    sitter,
+    stranger,
+)
+from omniportrait.lab.bench.sheets import contact_sheet
+from omniportrait.lab.measures.text import TextMeasure
+from omniportrait.lab.world.prompts import HELD_OUT_PROMPTS
+from omniportrait.models.faces.mask import face_oval
+from omniportrait.models.pivot import file as pivot_checkpoint
+from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig
 
 CASE = Case(0, 0)
 
@@ -150,7 +156,7 @@ def test_unguided_keeps_the_sampler(files):
 
 
 def test_a_source_s_key_follows_its_code_alone(tmp_path, monkeypatch):
-    import _portraits
+    from omniportrait.lab.bench import portraits as _portraits
 
     monkeypatch.setattr(_portraits, "ROOT", tmp_path)
     keys = []
@@ -164,7 +170,7 @@ def test_a_source_s_key_follows_its_code_alone(tmp_path, monkeypatch):
 
 def test_the_embedded_model_is_sampled_as_the_demo_samples_it(files, registered, tmp_path):
     """Said on the page; --set has the last word."""
-    workflow = json.loads((Path(run.__file__).parent / "workflows" / "api" / "omniportrait_demo.json").read_text())
+    workflow = json.loads((environment.ROOT / "workflows" / "api" / "omniportrait_demo.json").read_text())
     (own,) = (n["inputs"] for n in workflow.values() if n["class_type"] == "OmniPortraitRBGuidanceKSampler")
     chosen = options(files, tmp_path)
     chosen.set = []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import comfy.supported_models
 import pytest
-import small
 import torch
-from guiding import ONE_CALL, assert_guided, guide
-from omniportrait.guidance import run as run_module
-from omniportrait.guidance.attention import choose_sites
-from omniportrait.guidance.unet import default_block
+from omniportrait.backbone.attention import choose_sites
+from omniportrait.backbone.unet import default_block
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import ONE_CALL, assert_guided, guide
+from omniportrait.sampling import session as run_module
 
 SIZE = (16, 16)
 FULL = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import comfy.samplers
 import pytest
-import small
 import torch
 from comfy.patcher_extension import WrappersMP
-from guiding import assert_effective, assert_guided, change, core, guide, guided
-from omniportrait.guidance.conditionings import applies
-from omniportrait.guidance.people import ByHand
-from omniportrait.guidance.run import COVERED
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, change, core, guide, guided
+from omniportrait.sampling.conditionings import applies
+from omniportrait.sampling.people import ByHand
+from omniportrait.sampling.session import COVERED
 
 import nodes
 

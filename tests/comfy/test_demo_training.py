@@ -11,16 +11,16 @@ import comfy.supported_models
 import comfy.taesd.taesd
 import pytest
 import safetensors.torch
-import shards
 import torch
 from omniportrait.demo import architecture
 from omniportrait.demo.autoencoder import MARK, PortraitAutoencoder
-from omniportrait.demo.learning import denoising, loop, reconstruction
-from omniportrait.demo.learning import pictures as learning_pictures
-from omniportrait.demo.learning.examples import Examples, cached_latents, cached_weights, of_place, stamps
-from omniportrait.demo.learning.pictures import open_pictures, pixel_weights, to_float
-from omniportrait.demo.learning.text import TextModel, tokenize
 from omniportrait.demo.random_weights import vae_state
+from omniportrait.lab.learning import denoising, loop, reconstruction
+from omniportrait.lab.learning import pictures as learning_pictures
+from omniportrait.lab.learning.examples import Examples, cached_latents, cached_weights, of_place, stamps
+from omniportrait.lab.learning.pictures import open_pictures, pixel_weights, to_float
+from omniportrait.lab.learning.text import TextModel, tokenize
+from omniportrait.lab.testbed import shards
 
 SMALL = architecture.UNET | dict(model_channels=32)
 PROMPT = "a smiling woman in a red t-shirt in a forest"

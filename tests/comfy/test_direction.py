@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import comfy.sd
 import comfy.supported_models
 import pytest
 import torch
-from omniportrait import run
-
-sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
-
-import direction  # noqa: E402
-from _campaign import Campaign  # noqa: E402
-from _portraits import Case  # noqa: E402
-from omniportrait.demo import random_weights  # noqa: E402
-from omniportrait.models import pivot_checkpoint  # noqa: E402
-from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig  # noqa: E402
+from omniportrait.demo import random_weights
+from omniportrait.lab.bench import direction
+from omniportrait.lab.bench.campaign import Campaign
+from omniportrait.lab.bench.portraits import Case
+from omniportrait.models.pivot import file as pivot_checkpoint
+from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig
 
 
 def rows(person: int, reference: str, t: int, error: torch.Tensor, effect: torch.Tensor) -> dict:

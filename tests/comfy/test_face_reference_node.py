@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from omniportrait.models.face import facexlib_backend
+from omniportrait.models.faces import facexlib_backend
 
 DEFAULTS = {
-    "order": "largest", "index": 0, "crop_factor": 2.0, "no_face": "stop", "mask_source": "auto", "detector": "auto",
+    "order": "largest",
+    "index": 0,
+    "crop_factor": 2.0,
+    "no_face": "stop",
+    "mask_source": "auto",
+    "detector": "auto",
 }
 
 
@@ -212,13 +217,13 @@ def test_without_the_package_auto_goes_on_and_facexlib_says_how_to_install(
 
 def test_the_built_in_way_imports_neither_facexlib_nor_opencv():
     """In a fresh interpreter that cannot import them."""
-    from omniportrait import run
+    from omniportrait import environment
 
     code = f"""
 import importlib.util, sys
 sys.modules["facexlib"] = sys.modules["cv2"] = sys.modules["kornia"] = None
-spec = importlib.util.spec_from_file_location("omniportrait", {str(run.__file__).replace("run.py", "__init__.py")!r},
-    submodule_search_locations=[{str(run.__file__).replace("run.py", "")!r}])
+spec = importlib.util.spec_from_file_location("omniportrait", {str(environment.ROOT / "__init__.py")!r},
+    submodule_search_locations=[{str(environment.ROOT)!r}])
 pack = importlib.util.module_from_spec(spec); sys.modules["omniportrait"] = pack; spec.loader.exec_module(pack)
 import numpy, skimage.data, torch
 from omniportrait.models.face.build import FaceOptions, make_reference

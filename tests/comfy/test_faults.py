@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import comfy.model_management
 import pytest
-import small
 import torch
-from guiding import assert_effective, assert_guided, footprint, guide, guided
-from omniportrait.guidance import features
-from omniportrait.guidance.memory import OUT_OF_MEMORY, out_of_memory
-from omniportrait.guidance.private_pass import PrivatePass
+from omniportrait.backbone.memory import OUT_OF_MEMORY, out_of_memory
+from omniportrait.backbone.private import PrivatePass
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guide, guided
+from omniportrait.sampling import reference_features as features
 
 INTERRUPTED = comfy.model_management.InterruptProcessingException
 

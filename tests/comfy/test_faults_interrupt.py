@@ -9,15 +9,20 @@ import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
 import comfy.model_management
 import comfy.sampler_helpers
 import pytest
-import small
 import torch
-from guiding import BETA, assert_effective, footprint, guide, guided
-from omniportrait.guidance import face_mask, features, listener, private_pass, recompute, region, rows
-from omniportrait.guidance import run as run_module
-from omniportrait.guidance.memory import OUT_OF_MEMORY
-from omniportrait.guidance.private_pass import PrivatePass
-from omniportrait.guidance.trace import Trace
+from omniportrait.backbone import checkpointing as recompute
+from omniportrait.backbone import private as private_pass
+from omniportrait.backbone.memory import OUT_OF_MEMORY
+from omniportrait.backbone.private import PrivatePass
+from omniportrait.guidance.omniportrait import mask as region
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import BETA, assert_effective, footprint, guide, guided
 from omniportrait.nodes.face_mask_from_attention import FaceMaskFromAttention
+from omniportrait.sampling import face_mask, rows
+from omniportrait.sampling import recorder as listener
+from omniportrait.sampling import reference_features as features
+from omniportrait.sampling import session as run_module
+from omniportrait.sampling.trace import Trace
 
 INTERRUPTED = comfy.model_management.InterruptProcessingException
 

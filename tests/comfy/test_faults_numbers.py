@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 
 import pytest
-import small
 import torch
-from guiding import assert_effective, assert_guided, footprint, guide, guided
-from omniportrait.guidance import features
-from omniportrait.guidance.gradient import NO_LATENT
-from omniportrait.guidance.memory import OUT_OF_MEMORY
-from omniportrait.guidance.people import ByHand
-from omniportrait.guidance.private_pass import PrivatePass
+from omniportrait.backbone.memory import OUT_OF_MEMORY
+from omniportrait.backbone.private import PrivatePass
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guide, guided
+from omniportrait.sampling import reference_features as features
+from omniportrait.sampling.gradient import NO_LATENT
+from omniportrait.sampling.people import ByHand
 
 BAD = [float("nan"), float("inf")]
 

@@ -1,24 +1,18 @@
 """The floors by count of bench overhead, against what is counted in real runs of UNets with real tensors."""
 
 import statistics
-import sys
-from pathlib import Path
 
 import comfy.supported_models
 import pytest
-import small
 import torch
-from independent import arguments_of
-from omniportrait import run
-from omniportrait.guidance.private_pass import PrivatePass
-from omniportrait.guidance.rows import private_options
-from omniportrait.guidance.unet import activation_bytes, default_block
-
-sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
-
-from _contenders import WINDOW_SIGMA, contenders, counted_run  # noqa: E402
-from _floor import counted, floors, meta_unet  # noqa: E402
-from _live import LiveMemory  # noqa: E402
+from omniportrait.backbone.private import PrivatePass
+from omniportrait.backbone.unet import activation_bytes, default_block
+from omniportrait.lab.bench.contenders import WINDOW_SIGMA, contenders, counted_run
+from omniportrait.lab.bench.floor import counted, floors, meta_unet
+from omniportrait.lab.bench.live import LiveMemory
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.independent import arguments_of
+from omniportrait.sampling.rows import private_options
 
 SIDE, STEPS = 16, 4
 """Two of the steps are guided."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import comfy.samplers
-import independent
 import pytest
-import small
 import torch
-from independent import arguments_of
-from omniportrait.guidance import private_pass, region, run
-from omniportrait.guidance.attention import choose_sites, install_recorders, transformer_sites
-from omniportrait.guidance.energy import feature_energy
-from omniportrait.guidance.rows import plain_attention, private_options
-from omniportrait.guidance.sampler_patch import patch
-from omniportrait.guidance.settings import Settings
-from omniportrait.guidance.unet import default_block
+from omniportrait.backbone import private as private_pass
+from omniportrait.backbone.attention import choose_sites, install_recorders, transformer_sites
+from omniportrait.backbone.unet import default_block
+from omniportrait.guidance.omniportrait import mask as region
+from omniportrait.guidance.omniportrait.guide import feature_energy
+from omniportrait.guidance.omniportrait.settings import Settings
+from omniportrait.lab.testbed import independent, small
+from omniportrait.lab.testbed.independent import arguments_of
+from omniportrait.sampling import session as run
+from omniportrait.sampling.patch import patch
+from omniportrait.sampling.rows import plain_attention, private_options
 
 SIGMA = 1.5
 
@@ -208,7 +209,7 @@ def test_calibrated_gradient_is_capped_against_the_cfg_difference(sd15, vae):
 def test_literal_is_equation_11(sd15, vae):
     """Sum, no gain, no clip: the gradient equals autograd's on the deep copy with the run's own mask and reference."""
     _, gradient, seen, _ = one_step(sd15, vae, settings=Settings(beta=0.3).in_mode("literal"))
-    from omniportrait.guidance import features
+    from omniportrait.sampling import reference_features as features
 
     (reference,) = features._cache.values()
     mask = seen["trace"].steps[0].mask
@@ -253,7 +254,7 @@ def test_self_attention_product_without_the_matrix(sd15):
 
 def test_repeated_columns_are_summed():
     """Conditionings padded by repetition split a token's attention over its copies."""
-    from omniportrait.guidance.attention import Recording
+    from omniportrait.backbone.attention import Recording
 
     generator = torch.Generator().manual_seed(1)
     q, k = torch.randn(1, 16, 8, generator=generator), torch.randn(1, 5, 8, generator=generator)
@@ -270,7 +271,7 @@ def test_repeated_columns_are_summed():
 def test_a_text_made_longer_reads_its_own_column_only(sd15, vae):
     """Conditioning (Concat) keeps the record and appends another text: the mask is the attention on the subject
     alone."""
-    from omniportrait.guidance.attention import Recording
+    from omniportrait.backbone.attention import Recording
 
     asked = []
     original = Recording.token_map

@@ -7,13 +7,13 @@ import itertools
 import comfy.sample
 import comfy.samplers
 import pytest
-import small
 import torch
-from guiding import assert_effective, assert_guided, footprint, guide, guided
-from omniportrait.guidance import gradient as gradient_module
-from omniportrait.guidance import run as run_module
-from omniportrait.guidance.rows import failed
-from omniportrait.guidance.settings import Settings
+from omniportrait.guidance.omniportrait.settings import Settings
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guide, guided
+from omniportrait.sampling import gradient as gradient_module
+from omniportrait.sampling import session as run_module
+from omniportrait.sampling.rows import failed
 
 STEPS = {"steps": 8, "scheduler": "karras"}
 

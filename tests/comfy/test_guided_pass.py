@@ -3,15 +3,16 @@ deep copy of the model with ordinary autograd, and through whole runs."""
 
 from __future__ import annotations
 
-import independent
 import pytest
-import small
 import torch
-from guiding import ONE_CALL, assert_effective, assert_guided, change, footprint, guided
-from omniportrait.guidance import passes, private_pass, shared_pass
-from omniportrait.guidance import run as run_module
-from omniportrait.guidance.people import ByHand
-from omniportrait.guidance.rows import private_options
+from omniportrait.backbone import private as private_pass
+from omniportrait.lab.testbed import independent, small
+from omniportrait.lab.testbed.guiding import ONE_CALL, assert_effective, assert_guided, change, footprint, guided
+from omniportrait.sampling import passes
+from omniportrait.sampling import session as run_module
+from omniportrait.sampling import shared_call as shared_pass
+from omniportrait.sampling.people import ByHand
+from omniportrait.sampling.rows import private_options
 
 SIGMA = 1.5
 
@@ -230,8 +231,8 @@ def test_guiding_x0_alone_moves_the_whole_step(sd15, vae):
 
 def test_matched_noise_makes_the_reference_at_each_sigma(sd15, vae, monkeypatch):
     """Once a sigma, kept for the next run, and at t0's own sigma the same as the paper's."""
-    from omniportrait.guidance import features
-    from omniportrait.guidance.schedule import sigma_of
+    from omniportrait.backbone.clock import sigma_of
+    from omniportrait.sampling import reference_features as features
 
     made, original = [], features.compute
 
@@ -255,7 +256,7 @@ def test_matched_noise_makes_the_reference_at_each_sigma(sd15, vae, monkeypatch)
 
 
 def test_matched_references_do_not_fill_the_memory(sd15, vae, monkeypatch):
-    from omniportrait.guidance import features
+    from omniportrait.sampling import reference_features as features
 
     monkeypatch.setattr(features, "CACHE_BYTES", 1)
     positive = small.annotated(sd15)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 
 import comfy.ops
-import independent
 import pytest
-import small
 import torch
-from guiding import footprint
-from omniportrait.guidance.private_pass import PrivatePass, private_tree
-from omniportrait.guidance.rows import private_options
+from omniportrait.backbone.private import PrivatePass, private_tree
+from omniportrait.lab.testbed import independent, small
+from omniportrait.lab.testbed.guiding import footprint
+from omniportrait.sampling.rows import private_options
 
 SIGMA = 1.5
 FP8 = {"fast fp8": comfy.ops.fp8_ops}

@@ -9,16 +9,16 @@ import weakref
 import comfy.hooks
 import comfy.model_management
 import pytest
-import small
 import torch
-from guiding import BETA, assert_guided, guided
-from omniportrait.guidance import run as run_module
-from omniportrait.guidance.face_mask import Search, find_faces
-from omniportrait.guidance.memory import OUT_OF_MEMORY
-from omniportrait.guidance.people import ByHand
-from omniportrait.guidance.private_pass import PrivatePass
-from omniportrait.guidance.run import GuidedRun
-from omniportrait.guidance.settings import Settings
+from omniportrait.backbone.memory import OUT_OF_MEMORY
+from omniportrait.backbone.private import PrivatePass
+from omniportrait.guidance.omniportrait.settings import Settings
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import BETA, assert_guided, guided
+from omniportrait.sampling import session as run_module
+from omniportrait.sampling.face_mask import Search, find_faces
+from omniportrait.sampling.people import ByHand
+from omniportrait.sampling.session import GuidedRun
 from test_guided_pass import SPOT
 
 INTERRUPTED = comfy.model_management.InterruptProcessingException

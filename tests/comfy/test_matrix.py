@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from itertools import cycle, product
-from pathlib import Path
 
 import pytest
-import small
-from omniportrait import run
-from omniportrait.guidance import gradient as gradient_module
-
-sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
-
-import _cells  # noqa: E402
-import matrix  # noqa: E402
+from omniportrait import environment
+from omniportrait.lab.bench import cells as _cells
+from omniportrait.lab.bench import matrix
+from omniportrait.lab.testbed import small
+from omniportrait.sampling import gradient as gradient_module
 
 CELLS = matrix.cells(matrix.HANDFUL)
 
@@ -28,7 +23,7 @@ def test_cell(vae, cell):
     itself. Another ComfyUI (COMFYUI_PATH) may have samplers that fail by themselves, and that is not ours to mend.
     """
     result = _cells.try_cell(cell, vae)
-    if result.status == "core" and matrix.core_version() != run.COMFYUI_VERSION:
+    if result.status == "core" and matrix.core_version() != environment.COMFYUI_VERSION:
         pytest.skip(f"this ComfyUI's own run without RB-Guidance fails: {result.why}")
     assert result.status == "ok", result.why
 
@@ -38,7 +33,7 @@ def test_a_plain_run_that_fails_is_excused_on_another_core_alone(vae, monkeypatc
         raise ValueError("the harness is broken")
 
     monkeypatch.setitem(_cells.MODES, CELLS[0].mode, no_mode)
-    monkeypatch.setattr(matrix, "core_version", lambda: run.COMFYUI_VERSION)
+    monkeypatch.setattr(matrix, "core_version", lambda: environment.COMFYUI_VERSION)
     with pytest.raises(AssertionError, match="the harness is broken"):
         test_cell(vae, CELLS[0])
     monkeypatch.setattr(matrix, "core_version", lambda: "99.0")
@@ -83,9 +78,9 @@ def test_a_picture_that_stays_unguided_is_told(vae, monkeypatch):
     assert f"- {cell.key}: {result.why}" in matrix.page([cell], {cell.key: result}, "here")
 
 
-@pytest.mark.parametrize("changed", ["guidance/run.py", "models/face/crop.py", "nodes/schema.py"])
+@pytest.mark.parametrize("changed", ["sampling/session.py", "models/faces/crop.py", "nodes/schema.py"])
 def test_results_belong_to_the_code_that_made_them(changed, tmp_path, monkeypatch):
-    for name in ("guidance/run.py", "models/face/crop.py", "nodes/schema.py"):
+    for name in ("sampling/session.py", "models/faces/crop.py", "nodes/schema.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x = 1")
     monkeypatch.setattr(matrix, "ROOT", tmp_path)

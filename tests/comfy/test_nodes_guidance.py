@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import small
 import torch
-from guiding import assert_effective, core, footprint
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import assert_effective, core, footprint
 from omniportrait.nodes.face_mask_from_attention import FaceMaskFromAttention
 from omniportrait.nodes.rb_guidance import RBGuidance
 from omniportrait.nodes.rb_guidance_ksampler import RBGuidanceKSampler

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import small
 import torch
-from guiding import assert_effective, assert_guided, footprint, guide
-from omniportrait.guidance import features
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guide
+from omniportrait.sampling import reference_features as features
 
 SAMPLERS = ("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "heun", "ddim", "lcm", "uni_pc")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import texts
 import torch
 from comfy_extras import nodes_photomaker
-from omniportrait.guidance.identity import records_of
-from texts import assert_unchanged, changed_rows, condition, encode, fingerprint
+from omniportrait.lab.testbed import texts
+from omniportrait.lab.testbed.texts import assert_unchanged, changed_rows, condition, encode, fingerprint
+from omniportrait.sampling.record import records_of
 
 
 @pytest.fixture(scope="module")

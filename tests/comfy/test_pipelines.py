@@ -7,11 +7,12 @@ import comfy.controlnet
 import comfy.hooks
 import comfy.sd
 import pytest
-import small
 import torch
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_perpneg import PerpNegGuider
-from guiding import (
+from omniportrait.guidance.omniportrait.settings import Settings
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import (
     assert_checkpointing_keeps_the_gradient,
     assert_effective,
     assert_guided,
@@ -21,11 +22,10 @@ from guiding import (
     guided,
     watched,
 )
-from omniportrait.guidance import features
-from omniportrait.guidance import run as run_module
-from omniportrait.guidance.face_mask import find_faces
-from omniportrait.guidance.people import ByHand
-from omniportrait.guidance.settings import Settings
+from omniportrait.sampling import reference_features as features
+from omniportrait.sampling import session as run_module
+from omniportrait.sampling.face_mask import find_faces
+from omniportrait.sampling.people import ByHand
 
 import nodes
 

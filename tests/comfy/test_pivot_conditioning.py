@@ -8,13 +8,12 @@ import os
 import comfy.model_management
 import comfy.model_patcher
 import pytest
-import small
-import texts
 import torch
-from omniportrait.guidance.identity import RECORDS_KEY, records_of
-from omniportrait.models.pivot_checkpoint import save
-from omniportrait.models.pivot_encoder import prepare_face
-from texts import TEXT, assert_unchanged, changed_rows, condition, encode, fingerprint
+from omniportrait.lab.testbed import small, texts
+from omniportrait.lab.testbed.texts import TEXT, assert_unchanged, changed_rows, condition, encode, fingerprint
+from omniportrait.models.pivot.encoder import prepare_face
+from omniportrait.models.pivot.file import save
+from omniportrait.sampling.record import RECORDS_KEY, records_of
 
 import nodes
 

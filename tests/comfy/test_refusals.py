@@ -5,12 +5,12 @@ from __future__ import annotations
 import comfy.model_patcher
 import comfy.supported_models
 import pytest
-import small
 import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy_extras import nodes_model_advanced
-from guiding import core, footprint, guide, guided
-from omniportrait.guidance.settings import Settings
+from omniportrait.guidance.omniportrait.settings import Settings
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import core, footprint, guide, guided
 from omniportrait.nodes.rb_guidance import RBGuidance, by_hand
 from omniportrait.nodes.rb_guidance_ksampler import RBGuidanceKSampler
 

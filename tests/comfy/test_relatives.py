@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import comfy.ldm.modules.attention
 import pytest
-import small
 import torch
 from comfy_extras import nodes_freelunch, nodes_model_advanced, nodes_pag, nodes_sag
-from guiding import (
+from omniportrait.backbone.private import PrivatePass
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import (
     assert_checkpointing_keeps_the_gradient,
     assert_effective,
     assert_guided,
@@ -17,7 +18,6 @@ from guiding import (
     guided,
     watched,
 )
-from omniportrait.guidance.private_pass import PrivatePass
 
 
 @pytest.mark.parametrize("shape", ["sd20", "sdxl"])

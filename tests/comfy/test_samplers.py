@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import comfy.samplers
 import pytest
-import small
 import torch
-from guiding import assert_effective, assert_guided, guide, guided
-from omniportrait.guidance.schedule import stable_diffusion_sigmas
+from omniportrait.backbone.clock import stable_diffusion_sigmas
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, guide, guided
 
 SAMPLERS = ("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "heun", "ddim", "lcm", "uni_pc")
 SCHEDULERS = ("normal", "karras", "sgm_uniform")

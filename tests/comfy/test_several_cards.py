@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import small
 import torch
-from guiding import assert_effective, assert_guided, guided
-from omniportrait.guidance.listener import Listener
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, guided
+from omniportrait.sampling.recorder import Listener
 
 pytest.importorskip("comfy.multigpu", reason="this core knows no work units")
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from omniportrait.guidance.tokens import clean_subject, find_subject, read_layouts, tokenisations
+from omniportrait.sampling.tokens import clean_subject, find_subject, read_layouts, tokenisations
 from safetensors.torch import save_file
 from transformers import CLIPTokenizerFast
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import comfy.model_management
 import pytest
-import small
-import texts
 import torch
-from omniportrait.guidance.attention import choose_sites
-from omniportrait.guidance.unet import default_block
+from omniportrait.backbone.attention import choose_sites
+from omniportrait.backbone.unet import default_block
+from omniportrait.guidance.omniportrait.objective import pooled
+from omniportrait.lab.testbed import small, texts
+from omniportrait.training.data.index import LATE_NOUN, NO_NOUN, BadSample
 from omniportrait.training.pivot.base import TOKENS, Base, load_base
 from omniportrait.training.pivot.config import Config
-from omniportrait.training.pivot.index import LATE_NOUN, NO_NOUN, BadSample
-from omniportrait.training.pivot.loss import pooled
 
 SIDE = 16
 """Side of the latents."""

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from omniportrait.demo import architecture, random_weights
-from omniportrait.demo.world.shards import Shard
-from omniportrait.demo.world.shards import write as render
-from omniportrait.models import pivot_checkpoint
-from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig
+from omniportrait.lab.world.shards import Shard
+from omniportrait.lab.world.shards import write as render
+from omniportrait.models.pivot import file as pivot_checkpoint
+from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig
 from omniportrait.training.pivot import evaluation
 from omniportrait.training.pivot.evaluation import Evaluation, iou, lines, plain
 

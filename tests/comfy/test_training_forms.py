@@ -13,10 +13,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from omniportrait.training.data.dataset import open_dataset
+from omniportrait.training.data.plan import Slot
 from omniportrait.training.pivot.base import Base, load_base
 from omniportrait.training.pivot.config import Objective
-from omniportrait.training.pivot.dataset import open_dataset
-from omniportrait.training.pivot.plan import Slot
 from omniportrait.training.pivot.pretrained import make_encoder
 from omniportrait.training.pivot.step import conditioned, draw, gather, losses
 from omniportrait.training.pivot.trainer import Trainer

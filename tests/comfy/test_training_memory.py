@@ -11,10 +11,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from omniportrait.training.data.dataset import open_dataset
 from omniportrait.training.pivot import trainer as loop
 from omniportrait.training.pivot.base import load_base
 from omniportrait.training.pivot.command import join
-from omniportrait.training.pivot.dataset import open_dataset
 from omniportrait.training.pivot.estimate import estimate
 from omniportrait.training.pivot.report import Reporter
 from omniportrait.training.pivot.trainer import Trainer

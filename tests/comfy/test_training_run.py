@@ -15,23 +15,23 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from omniportrait import run
+from omniportrait import environment
 from omniportrait.demo import architecture, random_weights
-from omniportrait.demo.world.shards import Shard
-from omniportrait.demo.world.shards import write as render
-from omniportrait.models import pivot_checkpoint
+from omniportrait.lab.world.shards import Shard
+from omniportrait.lab.world.shards import write as render
+from omniportrait.models.pivot import file as pivot_checkpoint
+from omniportrait.training.data import index
+from omniportrait.training.data.dataset import open_dataset, with_cache
 from omniportrait.training.pivot import config as settings
-from omniportrait.training.pivot import index
 from omniportrait.training.pivot import state as disk
 from omniportrait.training.pivot.base import load_base
-from omniportrait.training.pivot.dataset import open_dataset, with_cache
 from omniportrait.training.pivot.pretrained import make_encoder
 from omniportrait.training.pivot.trainer import Trainer
 from omniportrait.training.pivot.trainer import learning_rate as rate_at
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-SCRIPT = run.ROOT / "training" / "pivot_encoder.py"
+COMMAND = [sys.executable, str(environment.ROOT / "run.py"), "train", "pivot-encoder"]
 SMALL = {
     "data.resolution": 64, "data.workers": 0, "data.cached": False, "batch": 4, "micro_batch": 2, "steps": 4,
     "tower": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}, "precision": "fp32",
@@ -124,7 +124,7 @@ def test_encoder_tells_how_it_was_made(reference):
 
 
 def test_encoder_loads_in_its_node(reference, base):
-    from omniportrait.models.pivot_handle import load_handle
+    from omniportrait.models.pivot.handle import load_handle
 
     assert load_handle(str(reference[0] / disk.EXPORT)).header.config.text_width == base.text_width
 
@@ -185,14 +185,14 @@ def test_micro_batches_and_cache_change_nothing(reference, made, base, tmp_path)
 
 def test_two_processes_walk_the_curve_of_one(reference, made, tmp_path):
     """Also where the two are killed after three steps, of which only two are in a state, and go on."""
-    environment = os.environ | {"COMFYUI_PATH": str(run.find_comfyui()), "OMP_NUM_THREADS": "1"}
+    variables = os.environ | {"COMFYUI_PATH": str(environment.find_comfyui()), "OMP_NUM_THREADS": "1"}
     settings_ = [f"{n}={json.dumps(v)}" for n, v in SMALL.items()]
-    command = [sys.executable, str(SCRIPT), "--config", "demo", "--checkpoint", made / "base.safetensors"]
+    command = [*COMMAND, "--config", "demo", "--checkpoint", made / "base.safetensors"]
     command += ["--data", made / "world", "--out", tmp_path, "--processes", "2"]
     command += [word for setting in settings_ for word in ("--set", setting)]
     for more in (["--stop-at", "2"], ["--resume"]):
         words = list(map(str, [*command, *more]))
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         if not disk.states(tmp_path)[1:]:
             with (tmp_path / "log.jsonl").open("a") as log:

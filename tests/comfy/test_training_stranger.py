@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from omniportrait.training.data.dataset import open_dataset
+from omniportrait.training.data.plan import Slot, seeded
 from omniportrait.training.pivot.base import Prediction, Text, load_base
-from omniportrait.training.pivot.dataset import open_dataset
-from omniportrait.training.pivot.plan import Slot, seeded
 from omniportrait.training.pivot.step import Inputs, gather
 from omniportrait.training.pivot.stranger import TIMESTEPS, Pair, by_person, excess, percent
 from test_training_run import config_of, make_world

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import small
 import torch
-from guiding import assert_effective, assert_guided, change, guided
-from omniportrait.guidance import gradient as gradient_module
-from omniportrait.guidance.people import ByHand
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, change, guided
+from omniportrait.sampling import gradient as gradient_module
+from omniportrait.sampling.people import ByHand
 
 LINEAR = {"clip": 0.0, "gain": 1.0}
 """Without the cap the change is the gradient itself, so those of two people add up."""

@@ -9,9 +9,9 @@ import comfy.hooks
 import comfy.model_patcher
 import comfy.sd
 import pytest
-import small
 import torch
-from guiding import assert_effective, assert_guided, footprint, watched
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, watched
 
 DTYPES = {
     "ordinary tensors": ({"inference": False}, 1e-4),

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omniportrait import run
+from omniportrait import environment
 
-run.use_comfyui()
+environment.use_comfyui()
 
-import standin_files  # noqa: E402  needs ComfyUI
-from omniportrait.demo.main import CUSTOM_NODES, device_arguments, python_for  # noqa: E402
-from omniportrait.demo.server import ComfyServer  # noqa: E402
+import standin_files
+from omniportrait.demo.main import CUSTOM_NODES, device_arguments, python_for
+from omniportrait.demo.server import ComfyServer
 
-ROOT = Path(run.__file__).resolve().parent
+ROOT = Path(environment.__file__).resolve().parent
 WORKFLOWS = ROOT / "workflows"
 SIZE = 256
 STEPS = 3
@@ -60,7 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory):
     base = tmp_path_factory.mktemp("comfy")
     for path in api_workflows():
         standin_files.provide(base, read_api(path.stem))
-    comfyui = run.find_comfyui()
+    comfyui = environment.find_comfyui()
     python = python_for(comfyui)
     nodes = CUSTOM_NODES | {"standin-models": STANDINS}
     with ComfyServer(comfyui, python, base, nodes, arguments=device_arguments(python)) as running:

@@ -98,8 +98,8 @@ def photomaker(path: Path) -> None:
 def pivot_encoder(path: Path) -> None:
     """The demo's own pivot encoder, or one with a small tower and a fusion that does change the word."""
     from omniportrait.demo import main
-    from omniportrait.models.pivot_checkpoint import save
-    from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig
+    from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig
+    from omniportrait.models.pivot.file import save
 
     if path.name == main.DEMO_ENCODER.name:
         return main.link(main.DEMO_ENCODER, path)

@@ -9,10 +9,10 @@ import pytest
 import standin_files
 import torch
 from conftest import STANDINS
-from omniportrait import run
+from omniportrait import environment, run
 from omniportrait.demo import main
-from omniportrait.demo.measures.identity import find_landmarks
-from omniportrait.demo.measures.text import TextMeasure
+from omniportrait.lab.measures.identity import find_landmarks
+from omniportrait.lab.measures.text import TextMeasure
 from PIL import Image
 
 ASKED = {"subject": "woman", "expression": "smiling", "garment": "t-shirt", "colour": "red", "background": "forest"}
@@ -34,7 +34,7 @@ def demo(tmp_path, monkeypatch):
     def start(*arguments: str) -> tuple[int, list[Path]]:
         options, rest = run.parse(["demo", "--output", str(tmp_path / "output"), *arguments])
         assert not rest
-        status = main.main(options, run.find_comfyui())
+        status = main.main(options, environment.find_comfyui())
         return status, sorted((tmp_path / "output").glob("*/*"))
 
     return start

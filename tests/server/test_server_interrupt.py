@@ -5,19 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import re
-import sys
 import uuid
 
 import pytest
 import standin_files
 import told
-from conftest import ROOT
 from omniportrait.demo import main
 from omniportrait.demo.server import Progress, PromptError
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import soak  # noqa: E402
+from omniportrait.lab.bench import soak
 
 SIZE, STEPS = 128, 12
 

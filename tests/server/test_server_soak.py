@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-import sys
 import threading
 import uuid
 
 import pytest
 import standin_files
 import told
-from conftest import ROOT
 from omniportrait.demo import main
 from omniportrait.demo.server import PromptError
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import soak  # noqa: E402
+from omniportrait.lab.bench import soak
 
 SIZE, STEPS = 128, 3
 crops = itertools.count(start=15)

@@ -8,9 +8,9 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from omniportrait.training.pivot import index
+from omniportrait.training.data import index
+from omniportrait.training.data.samples import Samples
 from omniportrait.training.pivot.config import Data
-from omniportrait.training.pivot.samples import Samples
 from PIL import Image
 
 BOX = [16, 8, 40, 40]

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from math import comb
-from pathlib import Path
 
 import numpy as np
 import pytest
-from omniportrait import run
-from omniportrait.demo.measures.intervals import bootstrap
-
-sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
-
-from _intervals import difference_of, mean_of  # noqa: E402
+from omniportrait.lab.bench.intervals import difference_of, mean_of
+from omniportrait.lab.measures.intervals import bootstrap
 
 
 @pytest.mark.parametrize(("ones", "people"), [(6, 20), (7, 20), (36, 40)])

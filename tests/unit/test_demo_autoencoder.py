@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from omniportrait.demo import autoencoder
-from omniportrait.demo.learning import loop, pictures, reconstruction
+from omniportrait.lab.learning import loop, pictures, reconstruction
 
 
 @pytest.fixture(scope="module")

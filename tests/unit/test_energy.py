@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from omniportrait.guidance import energy as E
-from omniportrait.guidance.settings import Settings
+from omniportrait.guidance.omniportrait import guide as E
+from omniportrait.guidance.omniportrait.settings import Settings
 
 P = 8.5
 

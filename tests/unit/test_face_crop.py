@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omniportrait.models.face import crop as crop_module
-from omniportrait.models.face.crop import MAX_SIDE, MIN_SIDE, crop_square, inside, square_around, take
+from omniportrait.models.faces import crop as crop_module
+from omniportrait.models.faces.crop import MAX_SIDE, MIN_SIDE, crop_square, inside, square_around, take
 
 coordinate = st.floats(-500, 500, allow_nan=False)
 length = st.floats(1, 400)

@@ -8,9 +8,9 @@ import pytest
 import skimage.data
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from omniportrait.models.face import mtcnn
-from omniportrait.models.face.detector import find_faces
-from omniportrait.models.face.mtcnn import BuiltInDetector, load_weights, moved, pyramid, squared, without_nested
+from omniportrait.models.faces import mtcnn
+from omniportrait.models.faces.detector import find_faces
+from omniportrait.models.faces.mtcnn import BuiltInDetector, load_weights, moved, pyramid, squared, without_nested
 from PIL import Image
 
 # Read off enlarged prints of the two photographs, by eye: eyes (pupils), tip of the nose, corners of the mouth.

@@ -9,17 +9,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omniportrait.models.face import FaceReference
-from omniportrait.models.face.build import MASK_SOURCES, NO_FACE_POLICIES, FaceOptions, make_reference
-from omniportrait.models.face.detector import DETECTORS, ORDERS, choose_backend
-from omniportrait.models.face.photo import prepare_mask, prepare_photo
+from omniportrait.models.faces import FaceReference
+from omniportrait.models.faces.build import MASK_SOURCES, NO_FACE_POLICIES, FaceOptions, make_reference
+from omniportrait.models.faces.detector import DETECTORS, ORDERS, choose_backend
+from omniportrait.models.faces.photo import prepare_mask, prepare_photo
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"order": "biggest"}, {"no_face": ""}, {"mask_source": "x"}, {"detector": "dlib"},
-        {"index": -1}, {"crop_factor": 0.5}, {"crop_factor": float("nan")}, {"crop_factor": 7},
+        {"order": "biggest"},
+        {"no_face": ""},
+        {"mask_source": "x"},
+        {"detector": "dlib"},
+        {"index": -1},
+        {"crop_factor": 0.5},
+        {"crop_factor": float("nan")},
+        {"crop_factor": 7},
     ],
 )
 def test_values_that_are_not_offered_are_refused(wrong):
@@ -49,8 +55,12 @@ def test_odd_values_are_clipped_or_refused(caplog):
 @pytest.mark.parametrize(
     ("shape", "sentence"),
     [
-        ((1, 8, 8, 3), "only 8 x 8 pixels"), ((1, 500, 20, 3), "only 20 x 500"), ((1, 64, 64, 5), "5 channels"),
-        ((0, 64, 64, 3), "is empty"), ((1, 64, 0, 3), "is empty"), ((64, 64, 3), "shape"),
+        ((1, 8, 8, 3), "only 8 x 8 pixels"),
+        ((1, 500, 20, 3), "only 20 x 500"),
+        ((1, 64, 64, 5), "5 channels"),
+        ((0, 64, 64, 3), "is empty"),
+        ((1, 64, 0, 3), "is empty"),
+        ((64, 64, 3), "shape"),
     ],
 )
 def test_what_is_no_photograph_is_refused_kindly(shape, sentence):

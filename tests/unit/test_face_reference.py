@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omniportrait.models.face import build as build_module
-from omniportrait.models.face.build import FaceOptions, make_reference
-from omniportrait.models.face.detector import ORDERS, Backend, DetectedFace, arrange
-from omniportrait.models.face.mask import face_oval, near_face
+from omniportrait.models.faces import build as build_module
+from omniportrait.models.faces.build import FaceOptions, make_reference
+from omniportrait.models.faces.detector import ORDERS, Backend, DetectedFace, arrange
+from omniportrait.models.faces.mask import face_oval, near_face
 
 
 def face_at(x: float, y: float, size: float, score: float = 0.99) -> DetectedFace:
@@ -294,7 +294,7 @@ def test_an_empty_mask_is_as_no_mask(told, caplog):
 
 def test_without_a_face_the_policy_decides(told, caplog):
     told()
-    with pytest.raises(ValueError, match="No face was found .* set no_face to \"whole image\""):
+    with pytest.raises(ValueError, match='No face was found .* set no_face to "whole image"'):
         make_reference(grey(), None, FaceOptions(no_face="stop"))
     result = make_reference(grey(), None, FaceOptions(no_face="whole image"))
     assert result.reference.box == (0, -80, 640, 560) and result.reference.mask is None

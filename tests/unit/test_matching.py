@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from omniportrait.guidance import matching
+from omniportrait.guidance.omniportrait import match as matching
 
 
 def rows(n, c, seed):

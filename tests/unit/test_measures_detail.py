@@ -1,4 +1,4 @@
-"""demo/measures/detail.py on painted skin, where the answer is known."""
+"""lab/measures/detail.py on painted skin, where the answer is known."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from omniportrait.demo.measures.detail import FLOOR, KnownMoles, contrasts
-from omniportrait.demo.measures.geometry import moved
+from omniportrait.lab.measures.detail import FLOOR, KnownMoles, contrasts
+from omniportrait.lab.measures.geometry import moved
 
 FACE = torch.tensor([[80.0, 90.0], [140.0, 90.0], [110.0, 125.0], [88.0, 155.0], [132.0, 155.0]])
 
@@ -74,8 +74,10 @@ def test_search_finds_a_mole_nearby_and_not_one_far_away():
 def test_places_follow_the_landmarks_of_a_moved_face():
     """A mole known in one picture is found in another where the face is turned, larger and elsewhere."""
     angle, scale = 0.3, 1.3
-    rows = [[scale * math.cos(angle), -scale * math.sin(angle), -10.0],
-            [scale * math.sin(angle), scale * math.cos(angle), -60.0]]
+    rows = [
+        [scale * math.cos(angle), -scale * math.sin(angle), -10.0],
+        [scale * math.sin(angle), scale * math.cos(angle), -60.0],
+    ]
     transform = torch.tensor([rows])
     there = moved(FACE[None], transform)[0]
     known = at((100.0, 130.0), (125.0, 80.0))
@@ -92,7 +94,8 @@ def test_description_gives_the_visible_moles_only():
     description = {
         "landmarks": FACE.tolist(),
         "details": [
-            {**mark, "kind": "mole", "visible": True}, {**mark, "kind": "mole", "visible": False},
+            {**mark, "kind": "mole", "visible": True},
+            {**mark, "kind": "mole", "visible": False},
             {**mark, "kind": "scar", "visible": True},
         ],
     }

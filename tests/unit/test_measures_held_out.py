@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import io
 import json
-import runpy
-import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from omniportrait.demo.measures.held_out import Renders, carried_moles, exact_moles, identity_separation, references
-from omniportrait.demo.measures.identity import find_landmarks
-from omniportrait.demo.measures.separation import thresholds
-from omniportrait.demo.measures.text import HEADS, TextMeasure
+from omniportrait.lab.make import measures as command
+from omniportrait.lab.measures.held_out import Renders, carried_moles, exact_moles, identity_separation, references
+from omniportrait.lab.measures.identity import find_landmarks
+from omniportrait.lab.measures.separation import thresholds
+from omniportrait.lab.measures.text import HEADS, TextMeasure
 
 LANDMARKS = np.array([(90, 100), (150, 100), (120, 135), (95, 165), (145, 165)], np.float32)
 MOLES = {0: [(85, 140), (130, 80)], 1: [(155, 145)], 2: []}
-WORDS = {"background": ("grey", "white"), "garment": ("shirt", "suit"), "colour": ("blue", "red"),
-         "expression": ("neutral", "smiling"), "subject": ("man", "woman")}
+WORDS = {
+    "background": ("grey", "white"),
+    "garment": ("shirt", "suit"),
+    "colour": ("blue", "red"),
+    "expression": ("neutral", "smiling"),
+    "subject": ("man", "woman"),
+}
 
 
 def drawn(person: int, view: int, hidden: bool = False) -> tuple[np.ndarray, dict]:
@@ -103,7 +106,7 @@ def sample(photo: np.ndarray, person: int, view: int) -> dict[str, bytes]:
     return {name: file.getvalue() for name, file in files.items()} | {"json": json.dumps(record).encode()}
 
 
-def test_the_command_trains_calibrates_and_writes_the_page(tmp_path, monkeypatch, capsys):
+def test_the_command_trains_calibrates_and_writes_the_page(tmp_path, capsys):
     for subset in ("train", "held_out"):
         with tarfile.open(tmp_path / f"{subset}-000000.tar", "w") as tar:
             for person, photo in enumerate(photographs()):
@@ -112,13 +115,9 @@ def test_the_command_trains_calibrates_and_writes_the_page(tmp_path, monkeypatch
                         entry = tarfile.TarInfo(f"{person}_{view}.{extension}")
                         entry.size = len(content)
                         tar.addfile(entry, io.BytesIO(content))
-    import omniportrait
-
-    script = Path(omniportrait.__file__).parent / "demo" / "making" / "measures.py"
     folder = str(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(script), "--data", folder, "--out", folder, "--minutes", "0.02",
-                                      "--page", str(tmp_path / "page.md"), "--device", "cpu"])
-    runpy.run_path(str(script), run_name="__main__")
+    words = ["--data", folder, "--out", folder, "--minutes", "0.02", "--page", str(tmp_path / "page.md")]
+    command.main([*words, "--device", "cpu"])
     assert set(TextMeasure.load(tmp_path / "text_measure.safetensors").classes) == set(HEADS)
     cuts = thresholds(tmp_path / "measures.json")
     assert 0.2 < cuts["identity"] < 0.8 and cuts["detail"] > 0

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from omniportrait.demo.measures.geometry import moved, similarity
-from omniportrait.demo.measures.identity import (
+from omniportrait.lab.measures.geometry import moved, similarity
+from omniportrait.lab.measures.identity import (
     CHIP,
     WEIGHTS,
     FaceEmbedder,
@@ -19,7 +19,7 @@ from omniportrait.demo.measures.identity import (
     read_weights,
     template,
 )
-from omniportrait.demo.measures.separation import Separation, auc, best_threshold
+from omniportrait.lab.measures.separation import Separation, auc, best_threshold
 
 
 @pytest.fixture(scope="module")
@@ -128,10 +128,14 @@ def test_gradient_reaches_the_picture_through_the_alignment(embedder):
     assert touched[30:150, 30:150].float().mean() > 0.9 and not touched[160:, 160:].any()
 
 
-DLIB_CORNERS = np.array([
-    (0.8595674595992, 0.2134981538014), (0.6460604764104, 0.2289674387677), (0.1205750620789, 0.2137274526848),
-    (0.3340850613712, 0.2290642403242),
-])
+DLIB_CORNERS = np.array(
+    [
+        (0.8595674595992, 0.2134981538014),
+        (0.6460604764104, 0.2289674387677),
+        (0.1205750620789, 0.2137274526848),
+        (0.3340850613712, 0.2290642403242),
+    ]
+)
 """The eyes' corners in the frame of dlib's five-point get_face_chip."""
 
 
@@ -197,8 +201,10 @@ def photographs() -> dict[str, torch.Tensor]:
 
     with cbook.get_sample_data("grace_hopper.jpg") as file:
         hopper = np.array(Image.open(file).convert("RGB"))
-    return {name: torch.from_numpy(p).permute(2, 0, 1).float() / 255 for name, p in
-            (("collins", data.astronaut()), ("hopper", hopper))}
+    return {
+        name: torch.from_numpy(p).permute(2, 0, 1).float() / 255
+        for name, p in (("collins", data.astronaut()), ("hopper", hopper))
+    }
 
 
 def test_real_photographs_one_person_near_two_people_far(embedder):

@@ -1,20 +1,23 @@
-"""demo/measures/text.py: shapes, the saved file, the questions asked of it, and that it learns from renders."""
+"""lab/measures/text.py: shapes, the saved file, the questions asked of it, and that it learns from renders."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from omniportrait.demo.learning.loop import Budget
-from omniportrait.demo.learning.pictures import Pictures
-from omniportrait.demo.measures.held_out import Renders, text_accuracy
-from omniportrait.demo.measures.identity import template
-from omniportrait.demo.measures.text import FACE, FACE_SIDE, HEADS, SIDE, TextMeasure, faces, scenes
-from omniportrait.demo.measures.text_training import roughened, train, words
+from omniportrait.lab.learning.loop import Budget
+from omniportrait.lab.learning.pictures import Pictures
+from omniportrait.lab.measures.held_out import Renders, text_accuracy
+from omniportrait.lab.measures.identity import template
+from omniportrait.lab.measures.text import FACE, FACE_SIDE, HEADS, SIDE, TextMeasure, faces, scenes
+from omniportrait.lab.measures.text_training import roughened, train, words
 
 CLASSES = {
-    "background": ("beach", "forest", "snow"), "garment": ("shirt", "suit"), "colour": ("blue", "green", "red"),
-    "expression": ("neutral", "smiling"), "subject": ("man", "woman"),
+    "background": ("beach", "forest", "snow"),
+    "garment": ("shirt", "suit"),
+    "colour": ("blue", "green", "red"),
+    "expression": ("neutral", "smiling"),
+    "subject": ("man", "woman"),
 }
 
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from omniportrait import run
-
-sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
-
-import overhead  # noqa: E402
+from omniportrait.lab.bench import overhead
 
 GPU = "sdxl, 128x128 latent, fp16, NVIDIA X, ComfyUI 0.3.75"
 CPU = "sdxl, 128x128 latent, fp16, CPU, 1 thread, ComfyUI 0.3.75"

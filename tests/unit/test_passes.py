@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from omniportrait.guidance import passes
+from omniportrait.sampling import passes
 
 
 def test_halving_a_noise_halves_its_deviation():

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omniportrait.models import pivot_checkpoint
-from omniportrait.models.pivot_checkpoint import PivotHeader, load, read_header, save
-from omniportrait.models.pivot_encoder import CLIP_MEAN, CLIP_STD, PivotConfig, PivotEncoder, TowerConfig
+from omniportrait.models.pivot import file as pivot_checkpoint
+from omniportrait.models.pivot.encoder import CLIP_MEAN, CLIP_STD, PivotConfig, PivotEncoder, TowerConfig
+from omniportrait.models.pivot.file import PivotHeader, load, read_header, save
 from safetensors import safe_open
 from safetensors.torch import save_file
 

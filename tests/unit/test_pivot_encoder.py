@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from omniportrait.models.pivot_encoder import (
-    CLIP_MEAN,
-    CLIP_STD,
-    PivotConfig,
-    PivotEncoder,
-    TowerConfig,
-    prepare_face,
-)
+from omniportrait.models.pivot.encoder import CLIP_MEAN, CLIP_STD, PivotConfig, PivotEncoder, TowerConfig, prepare_face
 
 TOWER = TowerConfig(image_size=28, patch_size=14, width=32, layers=3, head_width=8, mlp_ratio=2.0)
 FAMILIES = {"sd15": (768,), "sdxl": (768, 1280)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omniportrait.guidance.schedule import Clock, stable_diffusion_sigmas, timestep_of
+from omniportrait.backbone.clock import Clock, stable_diffusion_sigmas, timestep_of
 
 
 class Discrete(torch.nn.Module):

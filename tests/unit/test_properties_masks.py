@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omniportrait.guidance import region
-from omniportrait.guidance.energy import limit, masked_rms
+from omniportrait.guidance.omniportrait import mask as region
+from omniportrait.guidance.omniportrait.guide import limit, masked_rms
 
 SIDES = st.integers(1, 12)
 examples = settings(max_examples=60, deadline=None)

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omniportrait import run
-
-_spec = importlib.util.spec_from_file_location("_pairs", Path(run.__file__).parent / "benchmarks" / "_pairs.py")
-_pairs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_pairs)
+from omniportrait.lab.bench import pairs
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=5), st.integers(0, 9))
 def test_every_pair_meets(sizes, seed):
     columns = {f"c{i}": [f"{i}.{k}" for k in range(size)] for i, size in enumerate(sizes)}
-    rows = _pairs.array(columns, seed=seed)
+    rows = pairs.array(columns, seed=seed)
     for a, b in itertools.combinations(columns, 2):
         met = {(row[a], row[b]) for row in rows}
         assert met == set(itertools.product(columns[a], columns[b]))
     largest = sorted(sizes)[-2:]
     assert largest[0] * largest[1] <= len(rows) <= 2 * largest[0] * largest[1] + 2
-    assert rows == _pairs.array(columns, seed=seed)
+    assert rows == pairs.array(columns, seed=seed)
 
 
 def test_groups_and_rows_that_may_not_be():
     columns = {"a": list("123"), "b": list("xyz"), "c": list("pq")}
-    rows = _pairs.array(columns, [("a", "b"), ("c",)], allowed=lambda row: row["a"] + row["b"] != "1x")
+    rows = pairs.array(columns, [("a", "b"), ("c",)], allowed=lambda row: row["a"] + row["b"] != "1x")
     met = {row["a"] + row["b"] for row in rows}
     assert met == {a + b for a in "123" for b in "xyz"} - {"1x"}
     assert {row["c"] for row in rows} == set("pq") and len(rows) == 8

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omniportrait.models.face.build import FaceOptions, make_reference
-from omniportrait.models.face.photo import prepare_mask, prepare_photo
+from omniportrait.models.faces.build import FaceOptions, make_reference
+from omniportrait.models.faces.photo import prepare_mask, prepare_photo
 
 OPTIONS = FaceOptions(
     order="left to right", index=0, crop_factor=2.0, no_face="stop", mask_source="auto", detector="built-in"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omniportrait.guidance import region
+from omniportrait.guidance.omniportrait import mask as region
 
 
 def random_maps(seed=0, b=2, h=7, w=9):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from omniportrait import run
+from omniportrait import environment, run
 from omniportrait.demo import main, server
 
 CHOICES = dict(checkpoint=None, pivot_encoder=None, prompt=None, subject=None, seed=None, steps=None, size=None)
@@ -26,42 +26,42 @@ def write_header(path: Path, key: str) -> Path:
 
 
 def test_pack_is_loaded_once_and_its_root_stays_off_the_path():
-    assert run.load_pack() is sys.modules["omniportrait"]
-    assert str(run.ROOT) not in sys.path
+    assert environment.load_pack() is sys.modules["omniportrait"]
+    assert str(environment.ROOT) not in sys.path
 
 
 def test_environment_follows_the_lock_file(tmp_path, monkeypatch):
     lock = tmp_path / "lock"
-    monkeypatch.setattr(run, "LOCK", lock)
+    monkeypatch.setattr(environment, "LOCK", lock)
     lock.write_text("torch==1\n")
-    before = run.environment_folder()
-    assert before == run.environment_folder()
+    before = environment.environment_folder()
+    assert before == environment.environment_folder()
     lock.write_text("torch==2\n")
-    assert run.environment_folder() != before
+    assert environment.environment_folder() != before
 
 
 def test_interrupted_installation_is_built_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "HOME", tmp_path)
-    part = run.environment_folder().with_name(run.environment_folder().name + ".part")
+    monkeypatch.setattr(environment, "HOME", tmp_path)
+    part = environment.environment_folder().with_name(environment.environment_folder().name + ".part")
     part.mkdir(parents=True)
     (part / "half").touch()
-    monkeypatch.setattr(run, "checked", lambda command, what: None)
+    monkeypatch.setattr(environment, "checked", lambda command, what: None)
 
     def interrupted(python):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "install_packages", interrupted)
+    monkeypatch.setattr(environment, "install_packages", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run.ensure_environment()
-    assert not run.environment_folder().exists() and not (part / "half").exists()
-    monkeypatch.setattr(run, "install_packages", lambda python: None)
-    monkeypatch.setattr(run, "install_comfyui", lambda python, folder: folder.mkdir())
-    assert run.ensure_environment().is_relative_to(run.environment_folder())
-    assert run.environment_folder().is_dir() and not part.exists()
+        environment.ensure_environment()
+    assert not environment.environment_folder().exists() and not (part / "half").exists()
+    monkeypatch.setattr(environment, "install_packages", lambda python: None)
+    monkeypatch.setattr(environment, "install_comfyui", lambda python, folder: folder.mkdir())
+    assert environment.ensure_environment().is_relative_to(environment.environment_folder())
+    assert environment.environment_folder().is_dir() and not part.exists()
 
 
 def test_lock_is_exact():
-    pins = [line.split(";")[0].strip() for line in run.LOCK.read_text().splitlines() if line and line[0] != "#"]
+    pins = [line.split(";")[0].strip() for line in environment.LOCK.read_text().splitlines() if line and line[0] != "#"]
     assert len(pins) > 100
     assert all(pin.count("==") == 1 and "*" not in pin for pin in pins)
 
@@ -70,7 +70,7 @@ def test_lock_is_exact():
 def test_wrong_comfyui_is_named(tmp_path, monkeypatch, broken):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / broken))
     with pytest.raises(SystemExit, match="not a ComfyUI folder"):
-        run.find_comfyui()
+        environment.find_comfyui()
 
 
 def test_test_arguments_choose_the_tests():
@@ -80,15 +80,19 @@ def test_test_arguments_choose_the_tests():
     assert command[-2:] == ["tests/unit", "-x"]
 
 
-def test_scripts_are_named_with_dashes_too():
-    script = run.ROOT / "training" / "pivot_encoder.py"
-    assert run.script_path("training", "pivot-encoder") == run.script_path("training", "pivot_encoder") == script
+def test_every_command_is_a_module_with_a_main():
+    for group, modules in run.COMMANDS.items():
+        for name, module in modules.items():
+            file = environment.ROOT.joinpath(*module.split(".")).with_suffix(".py")
+            text = file.read_text(encoding="utf-8")
+            assert "def main(words: list[str])" in text or "import main" in text, file
+            assert run.module_of(group, name) == run.module_of(group, name.replace("-", "_")) == module
 
 
 @pytest.mark.parametrize("name", [None, "pivot encoder", "../run"])
-def test_wrong_script_is_told_what_there_is(name):
-    with pytest.raises(SystemExit, match="there are: .*pivot_encoder"):
-        run.script_path("training", name)
+def test_wrong_command_is_told_what_there_is(name):
+    with pytest.raises(SystemExit, match="there are: .*pivot-encoder"):
+        run.module_of("train", name)
 
 
 def test_choices_reach_the_workflow(tmp_path):

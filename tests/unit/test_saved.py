@@ -8,8 +8,8 @@ import weakref
 
 import pytest
 import torch
-from omniportrait.guidance.recompute import checkpoint_forward
-from omniportrait.guidance.saved import Copies, overwritten
+from omniportrait.backbone.checkpointing import checkpoint_forward
+from omniportrait.backbone.saved import Copies, overwritten
 
 
 class ResBlock(torch.nn.Module):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from omniportrait.guidance import schedule
+from omniportrait.backbone import clock as schedule
 
 
 def naive_sigma(t: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from omniportrait.guidance.shared_pass import split_call
+from omniportrait.sampling.shared_call import split_call
 
 
 def call(device: str) -> tuple[torch.Tensor, torch.Tensor, dict]:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from omniportrait import run
-
-sys.path.insert(0, str(Path(run.__file__).parent / "benchmarks"))
-
-import _trend  # noqa: E402
-import soak  # noqa: E402
+from omniportrait.lab.bench import soak
+from omniportrait.lab.bench import trend as _trend
 
 LEVELS = {"plain": 1105.0, "guided, crop 1.6": 1106.0, "guided, crop 2.0": 1109.0, "guided, crop 2.6": 1116.0}
 SEEDS = range(20)

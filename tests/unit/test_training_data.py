@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 import pytest
 from made_shards import ENDLESS, encoded, entries_of, opened, sample, write
-from omniportrait.training.pivot import index
+from omniportrait.training.data import index
+from omniportrait.training.data.dataset import read_index, skip_table
+from omniportrait.training.data.plan import Slot
 from omniportrait.training.pivot.config import Data
-from omniportrait.training.pivot.dataset import read_index, skip_table
-from omniportrait.training.pivot.plan import Slot
 
 BAD = {
     index.NO_PICTURE: sample(without="jpg"),
@@ -183,7 +183,10 @@ def test_shards_are_found_in_every_notation(tmp_path):
     assert index.expand((str(tmp_path / "train-*.tar"),)) == everything
     assert index.expand((str(tmp_path / "train-{000000..000002}.tar"),)) == everything
     assert index.expand((str(other), str(names[1]), str(names[1]))) == [str(other), str(names[1])]
-    assert index.expand(("https://host/train-{00..01}.tar",)) == ["https://host/train-00.tar", "https://host/train-01.tar"]
+    assert index.expand(("https://host/train-{00..01}.tar",)) == [
+        "https://host/train-00.tar",
+        "https://host/train-01.tar",
+    ]
     with pytest.raises(ValueError, match="no shards at"):
         index.expand((str(tmp_path / "x-*.tar"),))
 

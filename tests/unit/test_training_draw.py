@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from omniportrait.training.data.plan import Slot, seeded
 from omniportrait.training.pivot import config as settings
 from omniportrait.training.pivot import step
 from omniportrait.training.pivot.config import Objective
-from omniportrait.training.pivot.plan import Slot, seeded
 from omniportrait.training.pivot.step import Inputs, draw, timestep
 
 COUNT = 20_000

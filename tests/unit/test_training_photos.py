@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omniportrait.models.face.detector import Backend, DetectedFace
-from omniportrait.training.pivot import index, photos
+from omniportrait.models.faces.detector import Backend, DetectedFace
+from omniportrait.training.data import index, photos
+from omniportrait.training.data.samples import Samples
 from omniportrait.training.pivot.config import Data
-from omniportrait.training.pivot.samples import Samples
 from PIL import Image
 
 

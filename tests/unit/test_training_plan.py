@@ -7,11 +7,11 @@ from collections import Counter
 
 import pytest
 import torch
+from omniportrait.guidance.omniportrait import objective as loss
+from omniportrait.training.data.augment import augment, moved_box
+from omniportrait.training.data.plan import Plan, bucket_sizes, nearest, seeded
 from omniportrait.training.pivot import config as settings
-from omniportrait.training.pivot import loss
-from omniportrait.training.pivot.augment import augment, moved_box
 from omniportrait.training.pivot.config import Augmentation, Config
-from omniportrait.training.pivot.plan import Plan, bucket_sizes, nearest, seeded
 
 SQUARE = [(64, 64)]
 

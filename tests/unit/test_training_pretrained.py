@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from omniportrait.models.pivot_encoder import CLIP_MEAN, CLIP_STD, PivotConfig, PivotEncoder, TowerConfig, prepare_face
+from omniportrait.models.pivot.encoder import CLIP_MEAN, CLIP_STD, PivotConfig, PivotEncoder, TowerConfig, prepare_face
 from omniportrait.training.pivot import config as settings
 from omniportrait.training.pivot import state as disk
 from omniportrait.training.pivot.pretrained import as_trained, make_encoder, read_tower

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -11,16 +12,16 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from omniportrait import run
-from omniportrait.models.pivot_encoder import PivotConfig, PivotEncoder
+from omniportrait import environment
+from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder
+from omniportrait.training.data.index import BROKEN_PICTURE, BadSample
 from omniportrait.training.pivot import config as settings
 from omniportrait.training.pivot import contrast as contrast_module
 from omniportrait.training.pivot.contrast import TEMPERATURE, by_noun, contrast, teach
-from omniportrait.training.pivot.index import BROKEN_PICTURE, BadSample
 from PIL import Image
 from safetensors.torch import load_file
 
-SCRIPT = run.ROOT / "training" / "tower.py"
+DOOR = environment.ROOT / "run.py"
 TOWER = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 8}
 
 
@@ -115,21 +116,10 @@ def test_workers_that_are_spawned_find_the_package(tmp_path):
     (tmp_path / "small.yaml").write_text(json.dumps({"tower": TOWER, "data": {"workers": 1}, "precision": "fp32"}))
     words = ["--config", str(tmp_path / "small.yaml"), "--data", str(tmp_path), "--people", "4", "--steps", "2"]
     words += ["--held-out", str(tmp_path)]
-    started = (
-        "import multiprocessing, runpy, sys\n"
-        "from omniportrait_start import run\n"
-        "multiprocessing.set_start_method('spawn')\n"
-        "run.load_pack()\n"
-        f"sys.argv = [{str(SCRIPT)!r}, *{[*words, '--out', str(tmp_path / 'tower.safetensors')]!r}]\n"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-    )
-    (tmp_path / "omniportrait_start.py").write_text(
-        "import importlib.util\n"
-        f"spec = importlib.util.spec_from_file_location('omniportrait_run', {str(run.ROOT / 'run.py')!r})\n"
-        "run = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(run)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", started], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    (tmp_path / "sitecustomize.py").write_text("import multiprocessing\nmultiprocessing.set_start_method('spawn')\n")
+    command = [sys.executable, str(DOOR), "train", "tower", *words, "--out", str(tmp_path / "tower.safetensors")]
+    variables = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "among 4" in done.stdout and "8 pictures of 4 people" in done.stdout
     assert (tmp_path / "tower.safetensors").is_file()

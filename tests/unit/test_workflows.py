@@ -6,9 +6,9 @@ import itertools
 import json
 
 import pytest
-from omniportrait import run
+from omniportrait import environment
 
-FOLDER = run.ROOT / "workflows"
+FOLDER = environment.ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 PAGE_ONLY = ("MarkdownNote", "PrimitiveNode")
 TITLE = 30

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from omniportrait.demo.world import looks, view
-from omniportrait.demo.world.identity import HAIR_COLOURS, IRIS_COLOURS, Detail, identity, place
-from omniportrait.demo.world.portrait import render
+from omniportrait.lab.world import looks, view
+from omniportrait.lab.world.identity import HAIR_COLOURS, IRIS_COLOURS, Detail, identity, place
+from omniportrait.lab.world.portrait import render
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from omniportrait.demo.world import hair, mesh, raster, shade, shards, view
-from omniportrait.demo.world.identity import HAIR_STYLES, Detail, identity
-from omniportrait.demo.world.portrait import landmark_vertices, posed, projected, render, turned
+from omniportrait.lab.world import hair, mesh, raster, shade, shards, view
+from omniportrait.lab.world.identity import HAIR_STYLES, Detail, identity
+from omniportrait.lab.world.portrait import landmark_vertices, posed, projected, render, turned
 from PIL import Image
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from omniportrait.demo.world.prompts import HELD_OUT_PROMPTS, Prompt
-from omniportrait.demo.world.shards import view_of
+from omniportrait.lab.world.prompts import HELD_OUT_PROMPTS, Prompt
+from omniportrait.lab.world.shards import view_of
 
 SEED, IDENTITIES, VIEWS = 0, 2000, 8  # the defaults of `run.py make pictures`
 

@@ -7,8 +7,8 @@ import itertools
 import cv2
 import numpy as np
 import pytest
-from omniportrait.demo.world.backgrounds import BACKGROUNDS, PHRASES, background
-from omniportrait.demo.world.garments import COLOURS, GARMENTS, wear
+from omniportrait.lab.world.backgrounds import BACKGROUNDS, PHRASES, background
+from omniportrait.lab.world.garments import COLOURS, GARMENTS, wear
 
 FRONT = np.stack(np.meshgrid(np.linspace(-2.4, 2.4, 61), np.linspace(-4.2, -1.9, 40)), -1).reshape(-1, 2)
 CHEST = np.concatenate([FRONT, -0.45 + 0.3 * np.cos(FRONT[:, :1] * 0.6)], 1).astype(np.float32)

@@ -1,7 +1,7 @@
 """The frozen base model, by ComfyUI's own loaders: text states, latents, and a prediction with the subject's attention.
 
-SD1.5, SDXL and the embedded model go one way. The UNet runs as a private tree (guidance/private_pass.py) whose blocks
-can be recomputed on the way back; its attention is captured by the recorders of guidance/attention.py.
+SD1.5, SDXL and the embedded model go one way. The UNet runs as a private tree (backbone/private.py) whose blocks
+can be recomputed on the way back; its attention is captured by the recorders of backbone/attention.py.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
-from ...guidance.attention import Recording, choose_sites, install_recorders
-from ...guidance.private_pass import PrivatePass
-from ...guidance.rows import plain_attention, private_options
-from ...guidance.sampler_patch import classic
-from ...guidance.tokens import check_clip, clean_subject, find_subject
-from ...guidance.unet import check_supported, default_block
+from ...backbone.attention import Recording, choose_sites, install_recorders
+from ...backbone.private import PrivatePass
+from ...backbone.unet import check_supported, default_block
+from ...guidance.omniportrait.objective import pooled
+from ...sampling.patch import classic
+from ...sampling.rows import plain_attention, private_options
+from ...sampling.tokens import check_clip, clean_subject, find_subject
+from ..data.index import LATE_NOUN, NO_NOUN, TOKENS, BadSample
 from .config import Config
-from .index import LATE_NOUN, NO_NOUN, TOKENS, BadSample
-from .loss import pooled
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +160,13 @@ class Base:
         return self.net.model_sampling.sigmas.to(self.device)[timesteps.to(self.device)].float()
 
     def predict(
-        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, rows: torch.Tensor,
-        vectors: torch.Tensor, columns: Sequence[int],
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        rows: torch.Tensor,
+        vectors: torch.Tensor,
+        columns: Sequence[int],
     ) -> Prediction:
         """eps_theta(z_t, t, C) and A_t(m), differentiable in the text.
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ... import environment
 from . import config as settings
 from .config import Config
 
@@ -62,27 +63,26 @@ def read_config(options: argparse.Namespace) -> Config:
     return config
 
 
-def launch(options: argparse.Namespace, script: Path) -> int:
+def launch(options: argparse.Namespace, words: list[str]) -> int:
     """Start the processes of this machine by torch's own launcher; accelerate finds itself in its variables."""
-    rest, given = [], sys.argv[1:]
-    for number, word in enumerate(given):
-        if word.split("=")[0] != "--processes" and not (number and given[number - 1] == "--processes"):
-            rest.append(word)
+    own = {at for at, word in enumerate(words) if word.split("=")[0] == "--processes"}
+    own |= {at + 1 for at in own if words[at] == "--processes"}
+    rest = [word for at, word in enumerate(words) if at not in own]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={options.processes}"]
-    return subprocess.call([*torchrun, str(script), *rest], env=os.environ | {"OMP_NUM_THREADS": _threads(options)})
+    door = [str(environment.ROOT / "run.py"), "train", "pivot-encoder"]
+    return subprocess.call([*torchrun, *door, *rest], env=os.environ | {"OMP_NUM_THREADS": _threads(options)})
 
 
 def _threads(options: argparse.Namespace) -> str:
     return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // options.processes))
 
 
-def main(script: Path) -> int:
-    """script: the file to start again in each of several processes."""
-    options = arguments().parse_args()
+def main(words: list[str]) -> int:
+    options = arguments().parse_args(words)
     try:
         config = read_config(options)
         if options.processes > 1 and "LOCAL_RANK" not in os.environ:  # which the launcher sets in its children
-            return launch(options, script)
+            return launch(options, words)
         train(config, options)
     except ValueError as error:
         raise SystemExit(str(error)) from error
@@ -93,23 +93,19 @@ def join(config: Config) -> Accelerator:
     """This process's part in a run, on the device that it has been given."""
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    from ... import run
-
     mixed = "bf16" if config.precision == "bf16" else "no"
     patient = InitProcessGroupKwargs(timeout=WAIT)
     lean = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # or gradients are held twice
-    return Accelerator(mixed_precision=mixed, cpu=bool(run.device_arguments()), kwargs_handlers=[patient, lean])
+    return Accelerator(mixed_precision=mixed, cpu=bool(environment.device_arguments()), kwargs_handlers=[patient, lean])
 
 
 def train(config: Config, options: argparse.Namespace) -> None:
-    from ... import run
-
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     accelerator = join(config)  # before ComfyUI, which computes on this process's device
-    run.use_comfyui()
+    environment.use_comfyui()
+    from ..data.dataset import open_dataset, read_index, with_cache
     from .base import load_base
-    from .dataset import open_dataset, read_index, with_cache
     from .estimate import estimate
     from .state import states
     from .trainer import Trainer
@@ -143,7 +139,7 @@ def train(config: Config, options: argparse.Namespace) -> None:
 
 def work(trainer: Trainer, stop_at: int | None) -> None:
     """The run itself, with all that it shows."""
-    from .dataset import skip_table
+    from ..data.dataset import skip_table
     from .report import Reporter
 
     accelerator, reporter = trainer.accelerator, None

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ...models.pivot_encoder import TowerConfig
+from ...models.pivot.encoder import TowerConfig
 
 RECIPES = Path(__file__).parents[1] / "configs"
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...models.pivot_encoder import PivotConfig, PivotEncoder, TowerConfig, renormalised
+from ...models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig, renormalised
+from ..data.dataset import people_of, read_index
+from ..data.index import BadSample, Entry, write_whole
+from ..data.plan import Plan, Slot, seeded
+from ..data.samples import MicroBatches, decode, loader, seen_face
 from .config import Augmentation, Config, Data
-from .dataset import people_of, read_index
-from .index import BadSample, Entry, write_whole
-from .plan import Plan, Slot, seeded
-from .samples import MicroBatches, decode, loader, seen_face
 from .trainer import Clock, learning_rate
 
 TEMPERATURE = 0.1

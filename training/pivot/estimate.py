@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from .dataset import cache_folder, with_part
-from .index import Entry
+from ..data.dataset import cache_folder, with_part
+from ..data.index import Entry
 from .trainer import Trainer
 
 STEPS = 5

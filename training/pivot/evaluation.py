@@ -20,16 +20,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ...demo.measures.intervals import over_people
-from ...models import pivot_checkpoint
-from ...models.pivot_encoder import PivotEncoder
+from ...lab.measures.intervals import over_people
+from ...models.pivot import file as pivot_checkpoint
+from ...models.pivot.encoder import PivotEncoder
+from ..data.dataset import read_index
+from ..data.index import Entry
+from ..data.plan import Slot, bucket_sizes, nearest
+from ..data.samples import Sample, Samples, decode, seen_face
 from . import config as settings
 from .base import Base, load_base
 from .config import Config
-from .dataset import read_index
-from .index import Entry
-from .plan import Slot, bucket_sizes, nearest
-from .samples import Sample, Samples, decode, seen_face
 from .sheets import attention, portraits
 from .step import Encoder, Inputs, gather
 from .stranger import TIMESTEPS, Pair, by_person, percent
@@ -188,7 +188,7 @@ class Evaluation:
 
     def _distances(self, encoder: PivotEncoder | None, side: int) -> dict:
         """Distances of the portraits to their own reference, and to those of others with the same noun."""
-        from ...demo.measures.identity import FaceEmbedder, find_landmarks
+        from ...lab.measures.identity import FaceEmbedder, find_landmarks
 
         embedder = FaceEmbedder()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ...models.pivot_encoder import FAMILIES, PivotConfig, PivotEncoder, TowerConfig
+from ...models.pivot.encoder import FAMILIES, PivotConfig, PivotEncoder, TowerConfig
 from .config import Config
 
 CONFIG_FILE = "open_clip_config.json"

@@ -6,10 +6,10 @@ import json
 import logging
 from pathlib import Path
 
-from ...models.pivot_encoder import PivotEncoder
+from ...models.pivot.encoder import PivotEncoder
+from ..data.index import write_whole
 from .base import Base
 from .config import Config
-from .index import write_whole
 from .sheets import sheet
 from .state import Average
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ...models.pivot_encoder import PivotConfig, PivotEncoder, renormalised
+from ...models.pivot.encoder import PivotConfig, PivotEncoder, renormalised
+from ..data.dataset import people_of, read_index
+from ..data.index import BadSample, Entry
+from ..data.samples import decode, seen_face
 from .config import Config
-from .dataset import people_of, read_index
-from .index import BadSample, Entry
 from .pretrained import read_tower
-from .samples import decode, seen_face
 
 BATCH = 64
 

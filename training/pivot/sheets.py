@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ...guidance.heat_map import heat_map
-from ...models.pivot_encoder import CLIP_MEAN, CLIP_STD, PivotEncoder
+from ...models.pivot.encoder import CLIP_MEAN, CLIP_STD, PivotEncoder
+from ...sampling.heat_map import heat_map
+from ..data.plan import Slot
+from ..data.samples import Sample, Samples, crop_window, decode, fit
 from .base import Base
 from .config import Config, Objective
-from .plan import Slot
-from .samples import Sample, Samples, crop_window, decode, fit
 from .step import Inputs, conditioned, draw, gather
 
 ALWAYS = Objective(drop_both=0.0, drop_id=0.0)
@@ -58,6 +58,7 @@ def portraits(
     base.let_go()
     made = []
     for number, latent in enumerate(torch.zeros_like(inputs.latents)):
+
         def entry(text: torch.Tensor, vector: torch.Tensor) -> list:
             return [[text[None], {"pooled_output": vector[None] if len(vector) else None}]]
 
@@ -104,5 +105,3 @@ def _sized(tile: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     resized = F.interpolate(tile[None].float(), (height, width), mode="nearest-exact")[0]
     left, top = (size[1] - width) // 2, (size[0] - height) // 2
     return F.pad(resized, (left, size[1] - width - left, top, size[0] - height - top))
-
-

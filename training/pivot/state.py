@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ...models.pivot_checkpoint import save as export
-from ...models.pivot_encoder import PivotEncoder
+from ...models.pivot.encoder import PivotEncoder
+from ...models.pivot.file import save as export
 
 EXPORT = "pivot_encoder.safetensors"
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from . import loss
+from ...guidance.omniportrait import objective as loss
+from ..data.index import BadSample
+from ..data.plan import Slot, seeded
+from ..data.samples import SHRINK, Sample
 from .base import Base
 from .config import Objective
-from .index import BadSample
-from .plan import Slot, seeded
-from .samples import SHRINK, Sample
 
 
 @dataclass(frozen=True, eq=False)

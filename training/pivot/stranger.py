@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from . import loss
+from ...guidance.omniportrait import objective as loss
 from .base import Base
 from .sheets import ALWAYS
 from .step import Encoder, Inputs, conditioned, draw

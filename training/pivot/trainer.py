@@ -18,13 +18,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.dataset import Dataset, skip_table
+from ..data.index import digest
+from ..data.samples import MicroBatches, Sample, loader
 from . import state as disk
 from .base import Base
 from .config import Config
-from .dataset import Dataset, skip_table
-from .index import digest
 from .pretrained import make_encoder
-from .samples import MicroBatches, Sample, loader
 from .step import Inputs, gather, losses
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,305 @@
+"""A gradient through the first part of a UNet that ComfyUI has loaded, with nothing copied and nothing changed on the
+model.
+
+Weights that nodes load are inference tensors, which autograd refuses to save. A view of the same storage made outside
+inference
+mode is an ordinary tensor and costs no memory. The pass therefore runs on a private tree: shallow copies of the modules
+whose
+parameters are such views. The loaded model is not touched even for the duration of the call (as
+`torch.func.functional_call`
+would do), an exception leaves nothing to restore, and checkpointing may wrap the private forwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Callable
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .attention import AttentionSites, choose_sites
+from .checkpointing import checkpoint_forward
+from .foreign import NEEDS
+from .saved import Copies
+from .tensors import map_tensors
+
+
+class FeaturesReady(Exception):
+    """Leaves the UNet right after the feature block."""
+
+
+class _Exit(torch.nn.Module):
+    """Appended to the feature block: the rest of the UNet is not needed, or (`go_on`) needs no gradient. earlier: what
+    another block kept, to be joined to the feature."""
+
+    def __init__(self, earlier: _Kept | None, go_on: bool) -> None:
+        super().__init__()
+        self._earlier = [earlier] if earlier else []  # in a list: no module of this one
+        self._go_on = go_on
+        self._features: torch.Tensor | None = None
+
+    def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
+        self._features = joined([*(kept.take() for kept in self._earlier), h])
+        if not self._go_on:
+            raise FeaturesReady
+        torch.set_grad_enabled(False)  # for the rest of the call; PrivatePass._run puts it back
+        return h.detach()
+
+    def take(self) -> torch.Tensor | None:
+        """The features, or None of a call that did not come here; nothing stays here or in the earlier block."""
+        for kept in self._earlier:
+            kept.take()
+        features, self._features = self._features, None
+        return features
+
+
+class _Kept(torch.nn.Module):
+    """Appended to a block before the feature block: keeps its output for the exit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._features: torch.Tensor | None = None
+
+    def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
+        self._features = h
+        return h
+
+    def take(self) -> torch.Tensor | None:
+        features, self._features = self._features, None
+        return features
+
+
+def joined(features: list[torch.Tensor]) -> torch.Tensor:
+    """[B, sum of C, h, w] of several blocks' [B, C, ., .], on the last one's grid, each scaled to unit RMS so that all
+    have a say in distances; one block alone is left as it is."""
+    if len(features) == 1:
+        return features[0]
+    size = features[-1].shape[-2:]
+    scaled = [f / f.detach().float().square().mean((1, 2, 3), keepdim=True).sqrt().to(f.dtype) for f in features]
+    grids = [torch.nn.functional.interpolate(f, size=size, mode="bilinear", align_corners=False) for f in scaled]
+    return torch.cat(grids, dim=1)
+
+
+def storage_view(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as an ordinary tensor without gradient. Call outside inference mode."""
+    if not tensor.is_inference():
+        return tensor.detach()
+    plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return plain.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _own_view(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Views for plain tensors; quantised subclasses keep their own class, whose operations dequantise."""
+    return tensor if tensor is None or _subclass(tensor) else storage_view(tensor)
+
+
+def _subclass(tensor: torch.Tensor) -> bool:
+    return type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+
+
+def private_tree(
+    module: torch.nn.Module, wrap: Callable[[torch.nn.Module], None], memo: dict | None = None
+) -> torch.nn.Module:
+    """Shallow copy of a module tree over views of its weights; `wrap` sees each copy. Takes milliseconds for SDXL's
+    2,000 modules."""
+    memo = {} if memo is None else memo
+    if id(module) in memo:
+        return memo[id(module)]
+    twin = memo[id(module)] = module.__class__.__new__(module.__class__)
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__["_parameters"] = {name: _own_view(p) for name, p in module._parameters.items()}
+    twin.__dict__["_buffers"] = {name: _own_view(b) for name, b in module._buffers.items()}
+    twin.__dict__["_modules"] = {name: m and private_tree(m, wrap, memo) for name, m in module._modules.items()}
+    twin.__dict__.pop("_compiled_call_impl", None)  # torch.nn.Module.compile's, bound to the loaded module
+    forward = module.__dict__.get("forward")
+    if isinstance(forward, types.MethodType) and forward.__self__ is module:
+        twin.__dict__["forward"] = types.MethodType(forward.__func__, twin)  # another pack's patch, now on the copy
+    wrap(twin)
+    return twin
+
+
+def _plain_product(module: torch.nn.Module) -> None:
+    """ComfyUI's fast matrix products (fp8, scaled fp8, cuBLAS) have no backward: make the copy of such a layer one of
+    ComfyUI's that casts its weight, here also scales it, and multiplies."""
+    import comfy.ops
+
+    kind, ordinary = type(module), comfy.ops.disable_weight_init.Linear
+    if kind.__module__ != comfy.ops.__name__ or not issubclass(kind, ordinary) or kind is ordinary:
+        return
+    module.__class__ = comfy.ops.manual_cast.Linear
+    scale = getattr(module, "scale_weight", None)
+    if scale is not None:
+        module.__dict__["weight_function"] = [*module.weight_function, lambda weight: weight * scale.to(weight)]
+
+
+def _own_casts(module: torch.nn.Module, device: torch.device, own_copy: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Newer cores cast offloaded weights into one buffer that the next layer overwrites, but autograd keeps what it
+    saw: end each such cast with a copy of its own."""
+    weight = module._parameters.get("weight")
+    functions = getattr(module, "weight_function", None)
+    if isinstance(functions, list) and weight is not None and weight.device != device and not _subclass(weight):
+        for name in ("weight_function", "bias_function"):
+            module.__dict__[name] = [*getattr(module, name), own_copy]
+
+
+def _copier(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """torch.clone for casts that ComfyUI makes on a stream of its own: the copy's memory belongs to that stream, and
+    without a word from us would be given away while the main stream's way back is still to read it."""
+    if device.type not in ("cuda", "xpu"):
+        return torch.clone
+    main = getattr(torch, device.type).current_stream(device)
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        own = tensor.clone()
+        own.record_stream(main)
+        return own
+
+    return copy
+
+
+class PlainTensors(TorchFunctionMode):
+    """Lets foreign inference tensors (another pack's attention patch) take part in autograd, one view a call.
+
+    Costs some 40 microseconds an operation, so it is switched on only after a pass has failed without it.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types_: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        def plain(value: object) -> object:
+            if isinstance(value, torch.Tensor) and not _subclass(value) and value.is_inference():
+                return storage_view(value)
+            if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+                return type(value)(plain(each) for each in value)
+            return value
+
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*(plain(arg) for arg in args), **{name: plain(arg) for name, arg in (kwargs or {}).items()})
+
+
+class PrivatePass:
+    """The first part of one loaded model, ready to be run with gradients. Lives for one sampling run; `close` it.
+
+    base: ComfyUI's BaseModel. exit_block: the output block whose result is the feature. device: where it computes.
+    second_block: an earlier output block whose result is joined to it. go_on: run the rest of the UNet too and keep
+    its prediction. copying: autograd keeps copies, for patches that write in place. Make it outside inference mode.
+    """
+
+    def __init__(
+        self,
+        base: torch.nn.Module,
+        exit_block: int,
+        checkpointing: bool,
+        device: torch.device,
+        second_block: int | None = None,
+        go_on: bool = False,
+        copying: bool = False,
+    ) -> None:
+        self._alias_everything = False
+        self._block = exit_block
+        self._sites: dict[tuple[int, int], AttentionSites] = {}
+        self.prediction: torch.Tensor | None = None
+        """[B, C, H, W] denoised of the last call, with `go_on`."""
+        own_copy = _copier(device)
+        unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)  # without torch.compile
+        self._copies = Copies(unet) if copying else None
+
+        def wrap(module: torch.nn.Module) -> None:
+            _plain_product(module)
+            _own_casts(module, device, own_copy)
+            if checkpointing:
+                checkpoint_forward(module, self.guard, self._copies)
+
+        tree = self.unet = private_tree(unet, wrap)
+        kept = None if second_block is None else _Kept()
+        if kept:
+            _append(tree.output_blocks, second_block, kept)
+        self._exit = _Exit(kept, go_on)
+        _append(tree.output_blocks, exit_block, self._exit)
+        self.base = base.__class__.__new__(base.__class__)
+        self.base.__dict__.update(base.__dict__)
+        self.base.__dict__["_modules"] = {**base._modules, "diffusion_model": tree}
+        self.quantised = next((type(p).__name__ for p in tree.parameters() if _subclass(p)), None)
+        """Class of weights that are not plain tensors, for the message when they turn out to have no gradient."""
+
+    def features(
+        self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict
+    ) -> torch.Tensor:
+        """[B, C, h, w] output of the feature block for ComfyUI's noisy x [B, C, H, W] at sigma [B].
+
+        arguments: what ComfyUI passes to apply_model (c_crossattn, c_concat, control, y, …). Call outside inference
+        mode.
+        """
+        if not self._alias_everything:
+            try:
+                return self._run(x, sigma, arguments, dict(transformer_options))
+            except RuntimeError as error:
+                if "nference tensor" not in str(error):
+                    raise
+        # Outside of the handler, whose traceback would keep the failed pass and its checkpoints open.
+        self._alias_everything = True
+        return self._run(x, sigma, arguments, transformer_options)
+
+    def sites(self, latent_size: tuple[int, int]) -> AttentionSites:
+        """Which blocks of this pass give the maps of a latent of this size."""
+        if latent_size not in self._sites:
+            self._sites[latent_size] = choose_sites(self.unet, self._block, latent_size)
+        return self._sites[latent_size]
+
+    def explain(self, error: RuntimeError) -> None:
+        """Raises: ValueError in one sentence for the user where autograd says that something has no gradient."""
+        text = str(error)
+        if "no autograd formula" in text:
+            raise ValueError(
+                f"{NEEDS} attention patch has none in this ComfyUI; start it without --use-flash-attention, or bypass "
+                "that node."
+            ) from error
+        words = ("derivative", "require grad", "requires grad", "not implemented")
+        if self.quantised is not None and any(each in text for each in words):
+            raise ValueError(
+                f"RB-Guidance needs a gradient through the model, and its {self.quantised} weights have none; load the "
+                "model in fp16, bf16 or plain fp8 instead."
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the weights at once: views keep their memory when ComfyUI unloads the model, and the patched
+        forwards lead back to their modules, so Python would only find them at its next collection."""
+        self._exit.take()
+        for module in self.unet.modules():
+            module._parameters.clear()
+            module._buffers.clear()
+            module.__dict__.pop("forward", None)
+
+    def guard(self) -> contextlib.AbstractContextManager:
+        """Context in which to take the gradient of a pass; a no-op unless foreign inference tensors have been met."""
+        return PlainTensors() if self._alias_everything else contextlib.nullcontext()
+
+    def _run(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
+        arguments = map_tensors(arguments, _fresh)
+        saving = self._copies.saving() if self._copies else contextlib.nullcontext()
+        try:
+            with self.guard(), saving, torch.set_grad_enabled(torch.is_grad_enabled()):
+                self.prediction = self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
+        except FeaturesReady:
+            pass
+        finally:
+            features = self._exit.take()  # also where memory has run out after it: all activations hang on it
+        if features is None:
+            raise RuntimeError("The UNet ended without passing its feature block.")
+        return features
+
+
+def _append(blocks: torch.nn.Module, number: int, last: torch.nn.Module) -> None:
+    """Put a module at the end of one block of a private tree, on a copy of that block."""
+    block = blocks._modules[str(number)]
+    twin = block.__class__.__new__(block.__class__)
+    twin.__dict__.update(block.__dict__)
+    twin.__dict__["_modules"] = {**block._modules, "tap": last}
+    blocks.__dict__["_modules"] = {**blocks._modules, str(number): twin}
+
+
+def _fresh(tensor: torch.Tensor) -> torch.Tensor:
+    """A conditioning's tensor as autograd accepts it."""
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -1,0 +1,241 @@
+"""What overhead.py compares: ways to sample on the same loaded model, and meters inside one run: seconds, or the
+floating-point operations of its matrix products and convolutions, forward and backward.
+
+Needs ComfyUI and tests/comfy/lib on the path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from ...backbone.private import PrivatePass
+from ...guidance.omniportrait.settings import Settings
+from ...sampling import reference_features as dift
+from ...sampling import session as guided_run
+from ...sampling.patch import patch
+from ...sampling.people import ByHand
+from ..testbed import small
+from ..testbed.guiding import core
+
+CFG = 7.5
+WINDOW_SIGMA = 2.2851
+"""Calls at or below it are those that u = 0.6 guides."""
+
+
+class Kept(torch.nn.Module):
+    """Takes the feature block's output and lets the UNet go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features: torch.Tensor | None = None
+
+    def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
+        self.features = h
+        return h
+
+
+class NaivePass(PrivatePass):
+    """The straightforward way: a whole UNet forward of its own with autograd on, whatever the feature block."""
+
+    def __init__(self, base: torch.nn.Module, exit_block: int, *rest: object) -> None:
+        super().__init__(base, exit_block, *rest)
+        self._kept = Kept()
+        block = self.base.diffusion_model.output_blocks._modules[str(exit_block)]
+        block.__dict__["_modules"] = {**block._modules, "tap": self._kept}
+
+    def _run(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
+        self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
+        features, self._kept.features = self._kept.features, None
+        return features
+
+
+@dataclass(frozen=True)
+class Contender:
+    """name: as printed. prepare: (model, vae) to the model that is sampled. naive: swap the private pass. finds: the
+    face's place is not given by hand, but read off the attention of the person's word."""
+
+    name: str
+    prepare: Callable[[object, object], object]
+    naive: bool = False
+    finds: bool = False
+
+
+def middle() -> torch.Tensor:
+    """A fifth of the picture. Random weights have no attention that finds a face: it is the mask by hand, or bounds
+    the search."""
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 32:90, 35:93] = 1
+    return mask
+
+
+def by_hand() -> ByHand:
+    return ByHand(small.face(), middle())
+
+
+def ours(**settings: object) -> Callable[[object, object], object]:
+    def prepare(model: object, vae: object) -> object:
+        with torch.inference_mode():
+            return patch(model, vae, Settings(**settings), by_hand())
+
+    return prepare
+
+
+def of_core(module: str, node: str, **inputs: object) -> Callable[[object, object], object]:
+    def prepare(model: object, vae: object) -> object:
+        import importlib
+
+        return core(getattr(importlib.import_module(f"comfy_extras.{module}"), node), model=model, **inputs)[0]
+
+    return prepare
+
+
+def contenders(lower_block: int) -> list[Contender]:
+    """Plain first: the others are told as multiples of it."""
+    return [
+        Contender("plain KSampler", lambda model, vae: model),
+        Contender("RB-Guidance", ours()),
+        Contender("RB-Guidance, the face found by attention", ours(), finds=True),
+        Contender("RB-Guidance, strength 0", ours(strength=0.0)),
+        Contender("RB-Guidance, checkpointing", ours(checkpointing="on")),
+        Contender("RB-Guidance, in ComfyUI's own call", ours(guided_pass="shared")),
+        Contender("RB-Guidance, in ComfyUI's own call, checkpointing", ours(guided_pass="shared", checkpointing="on")),
+        Contender("every sigma", ours(every=1)),
+        Contender("every sigma, checkpointing", ours(every=1, checkpointing="on")),
+        Contender(f"every sigma, feature block {lower_block}", ours(every=1, block=lower_block)),
+        Contender("every sigma, in ComfyUI's own call", ours(every=1, guided_pass="shared")),
+        Contender("every sigma, half resolution", ours(every=1, guided_pass="half")),
+        Contender("every sigma, crop to the face", ours(every=1, guided_pass="crop")),
+        Contender("naive: whole forward and backward", ours(every=1, checkpointing="off"), naive=True),
+        Contender("PAG (core)", of_core("nodes_pag", "PerturbedAttentionGuidance", scale=3.0)),
+        Contender("SAG (core)", of_core("nodes_sag", "SelfAttentionGuidance", scale=0.5, blur_sigma=2.0)),
+    ]
+
+
+@dataclass
+class Metered:
+    """One run, in the meter's unit. calls: (sigma, amount) of each prediction. whole: of the sampling. reference: of
+    the reference's features, without the VAE, which is a small one here. peak: bytes above what was in use before."""
+
+    calls: list[tuple[float, float]] = field(default_factory=list)
+    whole: float = 0.0
+    reference: float = 0.0
+    peak: int = 0
+
+
+Meter = Callable[[], float]
+ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *qkv, **_: sdpa_flop_count(*qkv[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda *gqkv, **_: sdpa_backward_flop_count(*gqkv[:4])
+    ),
+}
+"""Attention on a CPU, which torch's counter has no formula for."""
+
+
+def seconds(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@contextlib.contextmanager
+def metered(owner: object, name: str, add: Callable[[float], None], meter: Meter) -> Iterator[None]:
+    """Inside, each call of `owner.name` adds what it took."""
+    original = getattr(owner, name)
+
+    def watched(*args: object, **kwargs: object) -> object:
+        start = meter()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            add(meter() - start)
+
+    setattr(owner, name, watched)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def timed_run(contender: Contender, model: object, vae: object, side: int, steps: int) -> Metered:
+    """In seconds."""
+    return _run(contender, model, vae, side, steps, lambda: seconds(model.load_device))
+
+
+def counted_run(contender: Contender, model: object, vae: object, side: int, steps: int) -> Metered:
+    """In floating-point operations, as torch counts them: what a way would take if nothing but arithmetic took time,
+    and all arithmetic went at one speed."""
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+        return _run(contender, model, vae, side, steps, counter.get_total_flops)
+
+
+def _run(contender: Contender, model: object, vae: object, side: int, steps: int, meter: Meter) -> Metered:
+    """Euler on the normal schedule from an empty latent, with the reference features made anew."""
+    from comfy.patcher_extension import WrappersMP
+
+    run, device = Metered(), model.load_device
+    watched = contender.prepare(model, vae).clone()
+
+    def predict(executor: Callable, x: torch.Tensor, sigma: torch.Tensor, *args: object, **kwargs: object) -> object:
+        before, start = run.reference, meter()
+        result = executor(x, sigma, *args, **kwargs)
+        run.calls.append((float(sigma[0]), meter() - start - (run.reference - before)))
+        return result
+
+    def add_reference(amount: float) -> None:
+        run.reference += amount
+
+    watched.wrappers = {
+        kind: {key: list(values) for key, values in table.items()} for kind, table in watched.wrappers.items()
+    }
+    table = watched.wrappers.setdefault(WrappersMP.PREDICT_NOISE, {})
+    watched.wrappers[WrappersMP.PREDICT_NOISE] = {"overhead": [predict], **table}  # outermost: it meters the others
+    dift.forget_all()
+    positive = small.annotated(model, region=middle()) if contender.finds else small.conditioning(model, 1)
+    options = {"steps": steps, "size": (side, side), "cfg": CFG}
+    with contextlib.ExitStack() as stack:
+        if contender.naive:
+            stack.callback(setattr, guided_run, "PrivatePass", guided_run.PrivatePass)
+            guided_run.PrivatePass = NaivePass
+        stack.enter_context(metered(dift, "compute", add_reference, meter))
+        used = reset_peak(device)
+        start = meter()
+        small.sample(watched, positive, **options)
+        run.whole = meter() - start
+        run.peak = peak(device) - used
+    return run
+
+
+def reset_peak(device: torch.device) -> int:
+    """Forget the highest memory use so far; what is in use now, in bytes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError):  # Linux only
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak(device: torch.device) -> int:
+    """The highest memory use since `reset_peak`, in bytes; on a CPU the resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return 1024 * int(line.split()[1])
+    scale = 1 if sys.platform == "darwin" else 1024
+    return scale * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

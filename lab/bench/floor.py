@@ -1,0 +1,176 @@
+"""The floor under a guided step at the sizes that people use: the floating-point operations of a UNet's forward and
+backward and the memory that they hold, counted on tensors that have a shape and no data. Seconds on any machine.
+
+Counted are the passes alone: what compares the features with the reference's comes on top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ops import disable_weight_init
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...backbone.checkpointing import checkpoint_forward
+from ...backbone.unet import default_block
+from ...guidance.omniportrait.settings import Settings
+from .contenders import ON_CPU
+from .live import LiveMemory
+
+GUIDED = 0.6
+"""The share of a run's steps that u = 0.6 guides, where they are evenly spaced in t."""
+EVERY, ENSEMBLE = Settings().every, Settings().ensemble
+"""Sigmas a gradient, and noises of the reference."""
+GOALS = {"step": ".2f", "whole": ".2f", "memory": "+.0f"}
+"""Fields of a floor that the project has a goal for, and how they are told."""
+
+
+class Left(Exception):
+    """The UNet was left after the feature block."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Operations of one pass; bytes that it holds for the way back, and at its highest."""
+
+    forward: int
+    backward: int
+    held: int
+    peak: int
+
+    @property
+    def both(self) -> int:
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class Floor:
+    """One way, in plain CFG steps. step: a guided step, in the mean over the guided window; whole: a run over a plain
+    one at u = 0.6; reference: its features, paid once; memory: MiB of activations at the highest, over plain's."""
+
+    way: str
+    step: float
+    reference: float
+    memory: float
+
+    @property
+    def whole(self) -> float:
+        return 1 + GUIDED * (self.step - 1)
+
+
+def meta_unet(shape: dict, checkpointing: bool = False) -> UNetModel:
+    """A UNet of this configuration without weights, in half precision."""
+    unet = UNetModel(**shape, dtype=torch.float16, device="meta", operations=disable_weight_init).requires_grad_(False)
+    if checkpointing:
+        for module in unet.modules():
+            checkpoint_forward(module, contextlib.nullcontext, None)
+    return unet
+
+
+def fused_attention(_own: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, **_: object):
+    """As kernels do it, [B, N, heads * C]: the way back computes the weights again, five products for two."""
+    per_head = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (q, k, v))
+    attended, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*per_head)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def run_pass(
+    unet: UNetModel,
+    shape: dict,
+    rows: int,
+    side: int,
+    block: int | None = None,
+    leave: bool = True,
+    halfway: Callable[[], None] = lambda: None,
+) -> None:
+    """A pass over so many rows of latents [4, side, side]; with a feature block, there and back to the latent, and
+    `halfway` is called in between. leave: the UNet after that block."""
+
+    def keep(_module: object, _inputs: object, result: torch.Tensor) -> None:
+        kept.append(result)
+        if leave:
+            raise Left
+
+    def empty(*size: int, grad: bool = False) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.float16, device="meta", requires_grad=grad)
+
+    kept: list[torch.Tensor] = []
+    hook = None if block is None else unet.output_blocks[block][-1].register_forward_hook(keep)
+    vector = empty(rows, shape["adm_in_channels"]) if shape["adm_in_channels"] else None
+    latent, text = empty(rows, 4, side, side, grad=block is not None), empty(rows, 77, shape["context_dim"])
+    try:
+        unet(latent, empty(rows), text, y=vector, transformer_options={"optimized_attention_override": fused_attention})
+    except Left:
+        pass
+    finally:
+        if hook:
+            hook.remove()
+    halfway()
+    if kept:
+        kept[0].backward(torch.empty_like(kept[0]))
+
+
+def counted(*what: object, **how: object) -> Pass:
+    """`run_pass` by count; twice, for the counter of operations keeps tensors alive."""
+    forward, held = [], []
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+        run_pass(*what, **how, halfway=lambda: forward.append(counter.get_total_flops()))
+    with LiveMemory() as memory:
+        run_pass(*what, **how, halfway=lambda: held.append(memory.now))
+    return Pass(forward[0], counter.get_total_flops() - forward[0], held[0], memory.peak)
+
+
+def floors(shape: dict, side: int, lower: int) -> list[Floor]:
+    """The ways of bench overhead whose count does not depend on where the face is. lower: the lower feature block."""
+    unet = meta_unet(shape)
+    block = default_block(unet)
+    plain = counted(unet, shape, 2, side)
+    row = counted(unet, shape, 1, side)
+    full = counted(unet, shape, 1, side, block)
+    low = counted(unet, shape, 1, side, lower)
+    half = counted(unet, shape, 1, side // 2, block)
+    whole = counted(unet, shape, 1, side, block, leave=False)
+    spare = counted(meta_unet(shape, checkpointing=True), shape, 1, side, block)
+
+    def floor(way: str, operations: float, reference: Pass = full, peak: int = full.peak) -> Floor:
+        memory = max(peak - plain.peak, 0) / 2**20
+        return Floor(way, 1 + operations / plain.forward, ENSEMBLE * reference.forward / plain.forward, memory)
+
+    def shared(way: str, own: Pass, every: int = 1) -> Floor:
+        """What is kept for the way back stays while the other rows go their way."""
+        return floor(way, own.backward / every, peak=max(own.held + row.peak, own.peak))
+
+    return [
+        floor("RB-Guidance", full.both / EVERY),
+        floor("RB-Guidance, checkpointing", spare.both / EVERY, peak=spare.peak),
+        shared("RB-Guidance, in ComfyUI's own call", full, EVERY),
+        shared("RB-Guidance, in ComfyUI's own call, checkpointing", spare, EVERY),
+        floor("every sigma", full.both),
+        floor("every sigma, checkpointing", spare.both, peak=spare.peak),
+        floor(f"every sigma, feature block {lower}", low.both, low, low.peak),
+        shared("every sigma, in ComfyUI's own call", full),
+        floor("every sigma, half resolution", half.both, half, half.peak),
+        floor("naive: whole forward and backward", whole.both, row, whole.peak),
+    ]
+
+
+def page(cases: dict[str, tuple[dict, int, int]], verdict: Callable[[float, str], str]) -> list[str]:
+    """Markdown: for each named case (shape, latent side, lower feature block) the ways with the goals they meet."""
+    lines = []
+    for name, (shape, side, lower) in cases.items():
+        lines += [
+            "",
+            f"## {name}, {side}x{side} latent, by count",
+            "",
+            "| way | guided step / plain | whole run / plain | memory over plain, MiB | reference, plain steps |",
+            "|---|---|---|---|---|",
+        ]
+        for floor in floors(shape, side, lower):
+            values = {goal: getattr(floor, goal) for goal in GOALS}
+            told = (f"{value:{GOALS[goal]}} ({verdict(value, goal)})" for goal, value in values.items())
+            lines.append(f"| {floor.way} | {' | '.join(told)} | {floor.reference:.1f} |")
+    return lines

@@ -1,0 +1,324 @@
+"""Portraits of held-out people as the pack's own nodes make them, on ComfyUI, in this process.
+
+Face Reference, Pivot Conditioning, then what the RB-Guidance KSampler does, VAE Decode, with everything but the variant
+held equal: the same person, prompt and seed. A picture that was made once is read from its file.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import numpy as np
+import torch
+from comfyui_version import __version__
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import nodes as core
+
+from ... import environment
+from ...backbone.unet import default_block, feature_blocks
+from ...demo.architecture import register
+from ...demo.sampling import SAMPLING, workflow_inputs
+from ...guidance.omniportrait.settings import Settings
+from ...models.pivot.handle import load_handle
+from ...nodes.face_reference import FaceReferenceNode
+from ...nodes.guidance_inputs import settings_from
+from ...nodes.pivot_conditioning import PivotConditioning
+from ...nodes.rb_guidance_ksampler import RBGuidanceKSampler
+from ...sampling import reference_features as features
+from ...sampling.patch import patch
+from ...sampling.trace import Trace
+from ..world.identity import identity
+from ..world.portrait import Portrait, render
+from ..world.prompts import HELD_OUT_PROMPTS, Prompt
+from ..world.shards import HELD_OUT, view_of
+from ..world.view import random_view
+
+ROOT = environment.ROOT
+SIZE = 256
+"""Side of the portraits; what the embedded model was trained on."""
+SOURCES = ("guidance", "models", "nodes/face_reference.py", "nodes/pivot_conditioning.py", "demo/world",
+           "demo/autoencoder.py", "demo/architecture.py")  # fmt: skip
+"""Code that a picture depends on."""
+DEFAULTS = "settings.py"
+"""Not counted as such: all values are given, and a new default must not void the pictures that it follows from."""
+OWN = ("model", "vae", "seed", "positive", "negative", "latent_image", "denoise")
+"""The sampler's inputs that no variant may set."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Which held-out person, and which of HELD_OUT_PROMPTS."""
+
+    person: int
+    prompt: int
+
+    @property
+    def seed(self) -> int:
+        """Of the noise: the same for all variants."""
+        return 1000 * self.person + self.prompt
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to make a portrait. encoder: a pivot encoder's file, or None for the plain word. inputs: those of the
+    RB-Guidance KSampler that differ from the studio's. source: `drawn` is not generated, but drawn by the portrait
+    world; `copied` is that, encoded and decoded by the base model's autoencoder; `stranger` is a copy of somebody else
+    with the same noun."""
+
+    name: str
+    encoder: Path | None = None
+    inputs: Mapping[str, object] = field(default_factory=dict)
+    source: Literal["generated", "drawn", "copied", "stranger"] = "generated"
+
+    @property
+    def unguided(self) -> Variant:
+        """The same without RB-Guidance."""
+        kept = {name: value for name, value in self.inputs.items() if name in SAMPLING}
+        return replace(self, name=f"{self.name}, unguided", inputs={**kept, "strength": 0.0})
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """picture: [3, S, S] in 0..1. mask: M_gen of the last guided step, boolean [S, S]. guided: the share of calls that
+    were guided of those in the window; amount: the guidance's mean share of their noise prediction. None where no
+    guidance was asked for."""
+
+    picture: torch.Tensor
+    mask: torch.Tensor
+    guided: float | None = None
+    amount: float | None = None
+
+    def save(self, file: Path) -> None:
+        """One PNG with the mask as its alpha; nobody ever reads half a file."""
+        channels = torch.cat([self.picture, self.mask[None].float()]).movedim(0, -1)
+        note = PngInfo()
+        note.add_text("trace", json.dumps([self.guided, self.amount]))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.{os.getpid()}.part")
+        Image.fromarray((channels * 255).round().byte().numpy()).save(part, "PNG", pnginfo=note)
+        os.replace(part, file)
+
+    @classmethod
+    def load(cls, file: Path) -> Made:
+        with Image.open(file) as image:
+            channels = torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255
+            return cls(channels[:3], channels[3] > 0.5, *json.loads(image.text["trace"]))
+
+
+@lru_cache(maxsize=64)
+def sitter(person: int, view: int = 0) -> Portrait:
+    """A view of the held-out person, as the shards have it; 0 is the reference portrait."""
+    number = HELD_OUT + person
+    return render(identity(number), view_of(0, number, view), SIZE)
+
+
+def stranger(person: int) -> int:
+    """The next held-out person with the same noun."""
+    noun = sitter(person).record["subject"]
+    return next(other for other in range(person + 1, person + 99) if sitter(other).record["subject"] == noun)
+
+
+def drawn(case: Case) -> Portrait:
+    """The person as the prompt says, drawn by the portrait world: what a perfect model might make."""
+    number, prompt = HELD_OUT + case.person, HELD_OUT_PROMPTS[case.prompt]
+    view = random_view(np.random.default_rng((0, number, 1000 + case.prompt)))
+    words = {name: getattr(prompt, name) for name in ("expression", "colour", "garment", "background")}
+    return render(identity(number), replace(view, **words), SIZE)
+
+
+def wanted(case: Case) -> tuple[Prompt, str]:
+    """The prompt, and the subject's word."""
+    return HELD_OUT_PROMPTS[case.prompt], sitter(case.person).record["subject"]
+
+
+def node(kind: type, **inputs: object) -> tuple:
+    """A node's outputs, run as ComfyUI runs it."""
+    with torch.inference_mode():
+        if hasattr(kind, "define_schema"):
+            return tuple(kind.execute(**inputs).result)
+        return tuple(getattr(kind(), kind.FUNCTION)(**inputs))
+
+
+def loaded(checkpoint: Path) -> tuple:
+    """model, clip, vae"""
+    register()
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
+
+
+def conditioned(clip, case: Case, picture: np.ndarray, encoder: object | None, no_face: str = "stop") -> list:
+    """The case's prompt with the face of a picture, [S, S, 3] of bytes."""
+    prompt, subject = wanted(case)
+    (face, *_) = node(
+        FaceReferenceNode, image=torch.from_numpy(picture.copy())[None].float() / 255, order="largest", index=0,
+        crop_factor=2.0, no_face=no_face, mask_source="landmarks", detector="built-in",
+    )  # fmt: skip
+    (positive,) = node(
+        PivotConditioning, clip=clip, face_reference=face, text=prompt.text(subject), subject=subject, occurrence=1,
+        strength=1.0, pivot_encoder=encoder,
+    )  # fmt: skip
+    return positive
+
+
+def defaults() -> dict[str, object]:
+    """The RB-Guidance KSampler's own values of all inputs that a variant may set, and those of the settings that are
+    not inputs yet: a benchmark decides which become some."""
+    inputs = {i.id: i.default for i in RBGuidanceKSampler.define_schema().inputs if i.id not in OWN}
+    settings = {field.name: field.default for field in fields(Settings) if field.name != "block"}
+    return settings | inputs
+
+
+def demo_inputs() -> dict[str, object]:
+    """`defaults`, but as the demo's workflow has them."""
+    known = defaults()
+    return known | {name: value for name, value in workflow_inputs().items() if name in known}
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@lru_cache
+def of_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@lru_cache
+def of_source(*places: str | Path) -> str:
+    """Of the code in files and folders, whatever its comments, docstrings and line breaks. Read once: an edit during a
+    run is not what the run executes."""
+    roots = [ROOT / place for place in places]
+    files = [file for root in roots for file in (sorted(root.rglob("*.py")) if root.is_dir() else [root])]
+    return digest(*(_code(file) for file in files if file.name != DEFAULTS))
+
+
+def _code(file: Path) -> str:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for each in ast.walk(tree):
+        if isinstance(body := getattr(each, "body", None), list):
+            each.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    return ast.dump(tree)
+
+
+def settings_of(values: Mapping[str, object]) -> Settings:
+    """What the sampler's inputs say of the guidance."""
+    own = {field.name: values[field.name] for field in fields(Settings) if field.name in values}
+    return settings_from(values["mode"], values["feature_block"], **own)
+
+
+class Studio:
+    """A base model, and what all variants have in common. inputs: of the RB-Guidance KSampler, where they shall differ
+    from `demo_inputs`. store: the folder of finished pictures."""
+
+    def __init__(self, checkpoint: Path, store: Path, inputs: Mapping[str, object]) -> None:
+        self.checkpoint, self.store, self.inputs = checkpoint, store, {**demo_inputs(), **inputs}
+        self._source = of_source(*SOURCES, Path(__file__))
+        self._encoders: dict[Path, object] = {}
+
+    @cached_property
+    def _loaded(self) -> tuple:
+        """model, clip, vae"""
+        return loaded(self.checkpoint)
+
+    @property
+    def feature_block(self) -> int:
+        """What the node's -1 stands for on this model."""
+        return default_block(self._loaded[0].model.diffusion_model)
+
+    def key(self, variant: Variant) -> str:
+        """Equal for equal pictures: a digest of all that they depend on but the case."""
+        if variant.source == "drawn":
+            return digest("rendered", SIZE, of_source("demo/world", Path(__file__)))
+        if variant.source != "generated":
+            source = of_source("demo/world", "demo/autoencoder.py", "demo/architecture.py", Path(__file__))
+            return digest(variant.source, SIZE, of_file(self.checkpoint), torch.__version__, __version__, source)
+        inputs = self.inputs | dict(variant.inputs)
+        if inputs["feature_block"] < 0:
+            inputs["feature_block"] = self.feature_block
+        if inputs["strength"] == 0:
+            inputs = {name: inputs[name] for name in ("strength", "steps", "cfg", "sampler_name", "scheduler")}
+        files = [of_file(file) for file in (self.checkpoint, variant.encoder) if file]
+        device = str(comfy.model_management.get_torch_device())
+        return digest(inputs, files, device, torch.__version__, __version__, self._source)
+
+    def file(self, case: Case, variant: Variant) -> Path:
+        return self.store / self.key(variant) / f"{case.person:03d}_{case.prompt:02d}.png"
+
+    def portrait(self, case: Case, variant: Variant) -> Made:
+        """From its file, or made now and kept."""
+        file = self.file(case, variant)
+        if not file.is_file():
+            made = self._make(case, variant) if variant.source == "generated" else self._drawn(case, variant.source)
+            made.save(file)
+        return Made.load(file)
+
+    def _drawn(self, case: Case, source: str) -> Made:
+        shown = Case(stranger(case.person), case.prompt) if source == "stranger" else case
+        image = torch.from_numpy(drawn(shown).picture.copy())[None].float() / 255
+        if source != "drawn":
+            vae = self._loaded[2]
+            (latent,) = node(core.VAEEncode, vae=vae, pixels=image)
+            (image,) = node(core.VAEDecode, vae=vae, samples=latent)
+        picture = image[0].movedim(-1, 0).clamp(0, 1).cpu()
+        return Made(picture, torch.zeros(SIZE, SIZE, dtype=torch.bool))
+
+    def check(self, variant: Variant) -> None:
+        """ValueError where this model cannot be guided so; a campaign asks before it begins."""
+        feature_blocks(self._loaded[0].model.diffusion_model, settings_of(self.inputs | dict(variant.inputs)))
+
+    def seconds(self, case: Case, variant: Variant) -> float:
+        """Of sampling, now."""
+        return self._sample(case, variant)[1]
+
+    def _make(self, case: Case, variant: Variant) -> Made:
+        (picture, traces), _ = self._sample(case, variant)
+        if not traces:
+            return Made(picture, torch.zeros(SIZE, SIZE, dtype=torch.bool))
+        (trace,) = traces
+        shares = [step.share for step in trace.steps if step.share == step.share]
+        guided = len(shares) / len(trace.steps) if trace.steps else 0.0
+        mask = torch.zeros(SIZE, SIZE) if trace.mask is None else trace.mask[0]
+        return Made(picture, mask > 0.5, guided, sum(shares) / len(shares) if shares else 0.0)
+
+    def _sample(self, case: Case, variant: Variant) -> tuple[tuple[torch.Tensor, list[Trace]], float]:
+        """The picture [3, S, S] with what the guidance did, and the seconds of sampling."""
+        model, clip, vae = self._loaded
+        positive = conditioned(clip, case, sitter(case.person).picture, self._encoder(variant.encoder))
+        (negative,) = node(core.CLIPTextEncode, clip=clip, text="")
+        (latent,) = node(core.EmptyLatentImage, width=SIZE, height=SIZE, batch_size=1)
+        values = self.inputs | dict(variant.inputs)
+        steps, cfg, sampler, scheduler = (values[name] for name in ("steps", "cfg", "sampler_name", "scheduler"))
+        features.forget_all()  # so that every run pays for its reference
+        comfy.model_management.load_models_gpu([model])
+        traces: list[Trace] = []
+        start = time.perf_counter()
+        with torch.inference_mode():  # the RB-Guidance KSampler, but for its plot
+            guided = patch(model, vae, settings_of(values), observe=traces.append)
+            (latent,) = core.common_ksampler(
+                guided, case.seed, steps, cfg, sampler, scheduler, positive, negative, latent
+            )
+        seconds = time.perf_counter() - start
+        (image,) = node(core.VAEDecode, samples=latent, vae=vae)
+        return (image[0].movedim(-1, 0).clamp(0, 1).cpu(), traces), seconds
+
+    def _encoder(self, file: Path | None) -> object | None:
+        if file is None:
+            return None
+        if file not in self._encoders:
+            self._encoders[file] = load_handle(str(file))
+        return self._encoders[file]

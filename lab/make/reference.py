@@ -1,0 +1,30 @@
+"""Render a held-out person's reference portrait: `python run.py make reference --out demo/reference.png`.
+
+By default the person with whom the demo starts, at twice the shards' size; the model has never seen any of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from ..world.identity import identity
+from ..world.portrait import render
+from ..world.shards import HELD_OUT, view_of
+
+SEED = 0
+
+
+def main(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="run.py make reference", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="a PNG")
+    parser.add_argument("--person", type=int, default=2, help="number among the held-out people (default: 2)")
+    parser.add_argument("--size", type=int, default=512)
+    options = parser.parse_args(words)
+    number = HELD_OUT + options.person
+    portrait = render(identity(number, SEED), view_of(SEED, number, 0), options.size)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(portrait.picture).save(options.out)
+    print(f"{options.out}: {portrait.record['caption']}")

@@ -1,0 +1,145 @@
+"""The face in a latent by the model's own attention: one model call at one sigma (Eq. 6), through ComfyUI's own
+sampling.
+
+A `CFGGuider` with a sampler of one call is used, so that loading, ControlNet, areas and hooks are ComfyUI's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+
+from ..backbone.private import PrivatePass
+from ..backbone.unet import check_supported, default_block
+from ..guidance.omniportrait import mask as region
+from ..guidance.omniportrait.settings import Settings
+from .patch import classic
+from .people import assign_people, positive_keys
+from .recorder import RUN_KEY, Listener, install, run_of, uninstall
+from .rows import face_maps, run_rows
+
+
+class Search:
+    """One look at one latent. maps, masks: [K, B, h, w] per person, on the latent's grid, after the call."""
+
+    def __init__(self, guider: object, settings: Settings) -> None:
+        self.people = assign_people(guider.conds, None)
+        self.listener = Listener({uuid for _, uuid in self.people})
+        self.settings = settings
+        self.maps: list[torch.Tensor] = []
+        self.masks: list[torch.Tensor] = []
+
+    def __deepcopy__(self, memo: dict) -> Search:
+        return self
+
+    def look(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> None:
+        """Run each conditioning that carries people through the private pass and keep Eq. 6's maps."""
+        import comfy.samplers
+
+        base = guider.inner_model
+        block = default_block(base.diffusion_model)
+        hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
+        with torch.inference_mode(False), torch.no_grad():
+            x, sigma = x.clone(), sigma.clone()
+            for key in positive_keys(guider.conds):
+                for cond in guider.conds[key]:
+                    people = self.people.get((key, cond["uuid"]))
+                    heard = people and self.listener.call_of(cond)
+                    part = heard and comfy.samplers.get_area_and_mult(cond, x, sigma)
+                    if not part:
+                        continue
+                    if hooked:  # the weights are those of ComfyUI's last call, which may have been another's
+                        base.current_patcher.apply_hooks(hooks=cond.get("hooks"))
+                    with contextlib.closing(PrivatePass(base, block, False, x.device)) as private:
+                        rows = run_rows(private, part, *heard, x.shape[-2:], sigma, (RUN_KEY,))
+                    for map_, mask in zip(*face_maps(rows, people, self.settings), strict=True):
+                        size = tuple(rows.x.shape[-2:])
+                        canvas = torch.zeros(x[:, 0].shape)
+                        rows.paste(region.resize_map(map_, size), canvas)
+                        whole = torch.zeros_like(canvas)
+                        rows.paste(region.resize_mask(mask, size).float(), whole)
+                        self.maps.append(canvas)
+                        self.masks.append(whole)
+
+
+def find_faces(
+    model: object, conditioning: list, latent: torch.Tensor, seed: int, sigma: float, settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Refined maps in 0..1 and masks, both float [K, B, h, w] on the latent's grid, CPU; K people in the order of their
+    records.
+
+    latent: [B, C, h, w] samples as in a LATENT. It is noised to sigma with the seed's noise before the call.
+    Raises: ValueError without an identity record, for other model families, and when the call did not reach the
+    conditioning.
+    """
+    import comfy.samplers
+
+    check_supported(model)
+    channels = model.model.latent_format.latent_channels
+    if latent.ndim != 4 or latent.shape[1] != channels:
+        raise ValueError(
+            f"This latent has the shape {list(latent.shape)}, but the model works on pictures of {channels} channels; "
+            "connect a latent made for this model, from its VAE or Empty Latent Image."
+        )
+    patched = classic(model).clone()
+    uninstall(patched)
+    found: list[Search] = []
+
+    class OneCall(comfy.samplers.Sampler):
+        """Looks once and hands the latent back."""
+
+        def sample(
+            self,
+            model_wrap,
+            sigmas,
+            extra_args,
+            callback,
+            noise,
+            latent_image=None,
+            denoise_mask=None,
+            disable_pbar=False,
+        ):
+            sampling = model_wrap.inner_model.model_sampling
+            x = sampling.noise_scaling(
+                sigmas[0], noise, torch.zeros_like(noise) if latent_image is None else latent_image
+            )
+            model_wrap(x, sigmas[0].expand(len(x)), **extra_args)
+            return x
+
+    def outer_sample(executor: Callable, *args: object, **kwargs: object) -> object:
+        guider = executor.class_obj
+        options = guider.model_options["transformer_options"]
+        search = options[RUN_KEY] = Search(guider, settings)
+        try:
+            result = executor(*args, **kwargs)
+            found.append(search)
+            return result
+        finally:
+            options.pop(RUN_KEY, None)
+            search.listener.forget()
+
+    def predict_noise(executor: Callable, x, sigma, model_options=None, *args, **kwargs):
+        guider, search = executor.class_obj, run_of(model_options)
+        with search.listener.listening():
+            denoised = executor(x, sigma, model_options, *args, **kwargs)
+        search.look(guider, x, sigma)
+        return denoised
+
+    install(patched, outer_sample, predict_noise)
+    guider = comfy.samplers.CFGGuider(patched)
+    # A negative that is never run, for what ComfyUI wants to hang on one: ControlNet, GLIGEN.
+    text, options = conditioning[0]
+    guider.set_conds(conditioning, [[text, {"pooled_output": options.get("pooled_output")}]])
+    guider.set_cfg(1.0)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))  # not the global generator
+    sigmas = torch.tensor([sigma, 0.0])
+    guider.sample(noise, latent, OneCall(), sigmas, disable_pbar=True, seed=seed)
+    if not found or not found[0].maps:
+        raise ValueError(
+            "The model was not asked about the conditioning at this point of the sampling, because its timestep range "
+            "ends before; "
+            "choose another percent or sigma."
+        )
+    return torch.stack(found[0].maps), torch.stack(found[0].masks)

@@ -1,0 +1,79 @@
+"""Where RB-Guidance enters ComfyUI: closures on a clone of the model, none of which holds anything between runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from ..backbone.unet import check_supported
+from ..guidance.omniportrait.settings import Settings
+from .people import ByHand
+from .recorder import RUN_KEY, install, run_of, uninstall
+from .session import GuidedRun
+from .trace import Trace
+
+
+def patch(
+    model: object,
+    vae: object,
+    settings: Settings,
+    by_hand: ByHand | None = None,
+    observe: Callable[[Trace], None] | None = None,
+) -> object:
+    """A clone of a MODEL that any sampler node guides; at strength 0 or u 0 the clone is bare, so bit-equal to the
+    model.
+
+    A second RB-Guidance on the same model replaces the first: guiding twice is never meant. observe is called with the
+    trace when
+    a run ends. Raises: ValueError for models of other families.
+    """
+    check_supported(model)
+    patched = (model if settings.off else classic(model)).clone()
+    uninstall(patched)
+    if settings.off:
+        return patched
+    if getattr(vae, "first_stage_model", None) is None:
+        raise ValueError(
+            "The vae input of RB-Guidance holds no VAE, because the checkpoint has none; connect the one of Load VAE."
+        )
+
+    def outer_sample(executor: Callable, noise: object, *args: object, **kwargs: object) -> object:
+        guider = executor.class_obj
+        options = guider.model_options["transformer_options"]
+        with contextlib.closing(GuidedRun(guider, vae, settings, by_hand, noise)) as run:
+            options[RUN_KEY] = run
+            try:
+                return executor(noise, *args, **kwargs)
+            finally:
+                options.pop(RUN_KEY, None)
+                run.report()
+                if observe is not None:
+                    observe(run.trace)
+
+    def predict_noise(
+        executor: Callable, x: object, sigma: object, model_options: dict | None = None, *args, **kwargs
+    ) -> object:
+        guider, run = executor.class_obj, run_of(model_options)
+        schedule = ((model_options or {}).get("transformer_options") or {}).get("sample_sigmas")
+        if run is None or not run.wants(sigma, schedule):
+            return executor(x, sigma, model_options or {}, *args, **kwargs)
+        with run.predicting(guider, x, sigma):
+            denoised = executor(x, sigma, model_options, *args, **kwargs)
+        return run.guide(guider, x, sigma, denoised)
+
+    install(patched, outer_sample, predict_noise)
+    return patched
+
+
+def classic(model: object) -> object:
+    """On cores that stream weights (dynamic VRAM) the same model as a classic patcher, whose weights stay while
+    autograd needs them."""
+    if getattr(model, "is_dynamic", None) is None or not model.is_dynamic():
+        return model
+    try:
+        return model.get_non_dynamic_delegate()
+    except RuntimeError as error:
+        raise ValueError(
+            "RB-Guidance needs this model's weights in one place, and its loader cannot give them that way; use a core "
+            "loader, or start ComfyUI with --disable-dynamic-vram."
+        ) from error

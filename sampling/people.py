@@ -1,0 +1,80 @@
+"""Who is to be guided in which conditioning: the records of Pivot Conditioning, or a face and a mask given by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..models.faces import FaceReference
+from .record import IdentityRecord, records_of
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """One face to bring into one conditioning's rows.
+
+    record: where its token is, or None when the place was given by hand. mask: [1, H, W] in 0..1 that limits the person
+    to a part
+    of the picture (a region with a record, the whole answer without). hooks: what rewrites the model's weights for this
+    conditioning, or None.
+    """
+
+    face: FaceReference
+    record: IdentityRecord | None
+    mask: torch.Tensor | None
+    conditioning: list
+    hooks: object | None = None
+
+    @property
+    def token(self) -> int | None:
+        """Column of the subject in the reference prompt, None when the place was given by hand."""
+        return None if self.record is None else self.record.reference_token_index
+
+
+@dataclass(frozen=True, eq=False)
+class ByHand:
+    """RB-Guidance's own face_reference and mask inputs, used where no conditioning carries a record."""
+
+    face: FaceReference
+    mask: torch.Tensor
+
+
+People = dict[tuple[str, object], tuple[Person, ...]]
+"""By key of the guider's conditionings and uuid."""
+
+
+def positive_keys(conds: dict[str, list]) -> list[str]:
+    """The guider's conditionings that describe the picture: all but the negatives (DualCFG has two positive ones,
+    PerpNeg two negative ones)."""
+    return [key for key in conds if "negative" not in key]
+
+
+def assign_people(conds: dict[str, list], by_hand: ByHand | None) -> People:
+    """(key, uuid) of each positive conditioning that carries people, and the people.
+
+    conds: the guider's, before ComfyUI processes them: it then copies an area, with uuid and records, to the other
+    keys, whose text knows nothing of the person. Raises: ValueError when nobody is to be found.
+    """
+    people: People = {}
+    for key in positive_keys(conds):
+        for cond in conds[key]:
+            records = records_of(cond)
+            if records:
+                hooks = cond.get("hooks")
+                found = tuple(Person(r.face, r, r.region, r.reference_conditioning, hooks) for r in records)
+                people[key, cond["uuid"]] = found
+    if people:
+        return people
+    if by_hand is None:
+        raise ValueError(
+            "The positive conditioning says nothing about whose face to guide: connect Pivot Conditioning to the "
+            "sampler's "
+            "positive input, or give RB-Guidance a face_reference and a mask."
+        )
+    for key in ["positive"] if "positive" in conds else positive_keys(conds):
+        for cond in conds[key]:
+            if cond.get("cross_attn") is not None:
+                own = [[cond["cross_attn"], {"pooled_output": cond.get("pooled_output")}]]
+                people[key, cond["uuid"]] = (Person(by_hand.face, None, by_hand.mask, own, cond.get("hooks")),)
+    return people
