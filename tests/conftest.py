@@ -1,7 +1,7 @@
 """Shared by all tests: loads the repository as the package `omniportrait`.
 
-`tests/unit` runs without ComfyUI. `tests/comfy` and `tests/server` have a conftest of their own that asks for it, by
-`environment.use_comfyui()`.
+`tests/unit` runs without ComfyUI. `tests/comfy`, `tests/lab` and `tests/server` have a conftest of their own that asks
+for it, by `environment.use_comfyui()`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,28 @@
+"""The laboratory runs on the real ComfyUI; its own tests do too."""
+
+from __future__ import annotations
+
+import pytest
+from omniportrait import environment
+
+environment.use_comfyui()
+
+import torch
+from omniportrait.lab.testbed import small
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def vae():
+    return small.vae()
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers():
+    """Every test starts with an empty reference cache."""
+    from omniportrait.sampling import reference_features
+
+    reference_features.forget_all()
+    yield
+    reference_features.forget_all()
