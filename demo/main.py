@@ -29,7 +29,6 @@ REFERENCE = "omniportrait_reference.png"
 HELD_OUT = ROOT / "demo" / "reference.png"
 PHOTO = "omniportrait_photo.png"
 SECOND_PHOTO = "omniportrait_photo_2.png"
-SUBJECTS = "woman man girl boy lady gentleman person child face".split()
 MODEL_FOLDERS = (
     "checkpoints clip clip_vision configs controlnet diffusion_models embeddings facexlib ipadapter loras photomaker "
     "pivot_encoders text_encoders unet upscale_models vae vae_approx"
@@ -181,9 +180,10 @@ def guidance_of_the_nodes(inputs: dict) -> dict[str, object]:
 
 def guess_subject(text: str) -> str:
     """The first word of the prompt that names a person. SystemExit that asks for --subject if there is none."""
-    for word in re.findall(r"[a-z]+", text.lower()):
-        if word in SUBJECTS:
-            return word
+    from ..sampling.words import find_noun
+
+    if word := find_noun(text):
+        return word
     raise SystemExit(f'No person was found in the prompt "{text}": say which of its words it is by --subject WORD.')
 
 

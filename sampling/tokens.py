@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .words import escaped, places
+
 PHOTOMAKER_TRIGGER = "photomaker"
 
 _ENCODERS = ("l", "g", "h")
@@ -20,11 +22,15 @@ _WORDS_SHOWN = 40
 
 @dataclass(frozen=True)
 class Word:
-    """text: as the tokenizer spells it (lower case). ids: its BPE ids, none: an embedding. column: of the last id."""
+    """text: as the tokenizer spells it (lower case). ids: its BPE ids, none: an embedding. column: of the last id.
+
+    pieces: for each id its UTF-8 bytes and its column.
+    """
 
     text: str
     ids: tuple[int, ...]
     column: int
+    pieces: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ def _layout(tokenizer, width: int | None, chunks: list[list[tuple]]) -> Layout:
     words: list[Word] = []
     ends: list[int] = []
     pending: list[int] = []  # a word may be cut by the end of a chunk, so it outlives one
+    pieces: list[tuple[int, int]] = []
     start = 0
     for chunk in chunks:
         column = start
@@ -108,10 +115,13 @@ def _layout(tokenizer, width: int | None, chunks: list[list[tuple]]) -> Layout:
                 ends.append(column)
                 break  # what follows is padding, which for CLIP-G and CLIP-H is an ordinary token ("!")
             if token != tokenizer.start_token:
+                spelling = tokenizer.inv_vocab[token]  # one letter for each byte
                 pending.append(token)
-                if tokenizer.inv_vocab[token].endswith("</w>"):
-                    words.append(Word(tokenizer.tokenizer.decode(pending).strip(), tuple(pending), column))
-                    pending = []
+                pieces.append((len(spelling.removesuffix("</w>")), column))
+                if spelling.endswith("</w>"):
+                    text = tokenizer.tokenizer.decode(pending).strip()
+                    words.append(Word(text, tuple(pending), column, tuple(pieces)))
+                    pending, pieces = [], []
             column += 1
         start += sum(_embedding_rows(token, width)[0] for token, *_ in chunk)
     return Layout(tuple(words), tuple(ends))
@@ -126,7 +136,10 @@ def _embedding_rows(token: object, width: int | None) -> tuple[int, bool]:
 
 
 def clean_subject(clip, subject: str) -> str:
-    """The subject as plain words, without prompt weights and punctuation around it. ValueError if no word is left."""
+    """The subject as plain words, without prompt weights and punctuation around it; brackets inside it are escaped.
+
+    ValueError if no word is left.
+    """
     check_clip(clip)
     layout = next(iter(read_layouts(clip, clip.tokenize(subject)).values()))
     words = [word.text for word in layout.words]
@@ -139,7 +152,7 @@ def clean_subject(clip, subject: str) -> str:
             f'The subject "{subject}" holds no word: enter the word of the prompt that names the person, such as '
             '"woman".'
         )
-    return " ".join(words)
+    return escaped(" ".join(words))
 
 
 def find_subject(clip, tokens: dict, subject: str, occurrence: int) -> int:
@@ -151,8 +164,7 @@ def find_subject(clip, tokens: dict, subject: str, occurrence: int) -> int:
     """
     wanted = read_layouts(clip, clip.tokenize(subject))
     columns = {
-        key: _find(layout, [word.ids for word in wanted[key].words], subject, occurrence)
-        for key, layout in read_layouts(clip, tokens).items()
+        key: _find(layout, wanted[key].words, subject, occurrence) for key, layout in read_layouts(clip, tokens).items()
     }
     if len(set(columns.values())) > 1:
         raise ValueError(
@@ -162,14 +174,15 @@ def find_subject(clip, tokens: dict, subject: str, occurrence: int) -> int:
     return next(iter(columns.values()))
 
 
-def _find(layout: Layout, wanted: list[tuple[int, ...]], subject: str, occurrence: int) -> int:
+def _find(layout: Layout, wanted: tuple[Word, ...], subject: str, occurrence: int) -> int:
     words = layout.words
     size = len(wanted)
-    found = [
+    ids = [word.ids for word in wanted]
+    found: list[int | None] = [
         words[i + size - 1].column
         for i in range(len(words) - size + 1)
-        if [word.ids for word in words[i : i + size]] == wanted
-    ]
+        if [word.ids for word in words[i : i + size]] == ids
+    ] or _inside(words, [word.text for word in wanted])
     if not found:
         known = list(dict.fromkeys(word.text for word in words if _is_word(word.text)))
         listed = ", ".join(known[:_WORDS_SHOWN]) + (", …" if len(known) > _WORDS_SHOWN else "")
@@ -182,7 +195,29 @@ def _find(layout: Layout, wanted: list[tuple[int, ...]], subject: str, occurrenc
             f'The text holds "{subject}" {times}, so there is no occurrence {occurrence + 1}: lower occurrence to '
             f"{len(found)} or less, or write the word once more."
         )
-    return found[occurrence]
+    column = found[occurrence]
+    if column is None:
+        raise ValueError(
+            f'"{subject}" shares a token with the letters beside it: put a space before and behind it in the text.'
+        )
+    return column
+
+
+def _inside(words: tuple[Word, ...], wanted: list[str]) -> list[int | None]:
+    """Columns of a subject in text that is written without spaces; None where its last token is not its own."""
+    found = places([word.text for word in words], wanted)
+    return [_column_inside(words[place.last], place.start, place.end) for place in found]
+
+
+def _column_inside(word: Word, start: int, end: int) -> int | None:
+    """Column of the token with the last byte of characters start..end; None where it holds others' bytes as well."""
+    first, last = len(word.text[:start].encode()), len(word.text[:end].encode())
+    at = 0
+    for size, column in word.pieces:
+        if at < last <= at + size:
+            return column if first <= at and at + size == last else None
+        at += size
+    return None
 
 
 def _is_word(text: str) -> bool:

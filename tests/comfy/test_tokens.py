@@ -19,6 +19,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omniportrait.sampling.tokens import clean_subject, find_subject, read_layouts, tokenisations
+from omniportrait.sampling.words import words_of
 from safetensors.torch import save_file
 from transformers import CLIPTokenizerFast
 
@@ -128,6 +129,77 @@ def test_a_word_inside_a_longer_one_is_another_word(clip):
         found(clip, "a woman", "man")
     with pytest.raises(ValueError, match='does not hold the subject "kanzlerin"'):
         found(clip, "a bundeskanzlerin", "kanzlerin")
+
+
+def spelled(clip, column: int, text: str) -> str:
+    """The prompt without spaces, from its start to the end of the token at a column, by the tokens' bytes."""
+    (chunk,), *_ = clip.tokenize(text).values()
+    vocabulary = (getattr(clip.tokenizer, "clip_l", None) or clip.tokenizer.clip_h).inv_vocab
+    tokens = [vocabulary[token].removesuffix("</w>") for token, _ in chunk[1 : column + 1]]
+    letters = bytes_of_letters()
+    return bytes(letters[letter] for token in tokens for letter in token).decode()
+
+
+def bytes_of_letters() -> dict[str, int]:
+    """The byte of each letter in which a byte-level vocabulary spells (GPT-2's table, as openai/CLIP takes it)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + k): byte for k, byte in enumerate(others)}
+
+
+@pytest.mark.parametrize(
+    "text, subject, until",
+    [
+        ("一个女人在花园里", "女人", "一个女人"),
+        ("一位穿红裙的女人,微笑", "女人", "一位穿红裙的女人"),
+        ("モデルの女性", "女性", "モデルの女性"),
+        ("女性モデル", "女性", "女性"),
+        ("女の子が花園に", "女の子", "女の子"),
+    ],
+)
+def test_a_subject_in_text_without_spaces(clip, text, subject, until):
+    """The column is that of the token with which the subject is complete, and no letter more."""
+    assert spelled(clip, found(clip, text, subject), text) == until
+
+
+def test_repeated_subjects_in_text_without_spaces_are_counted(clip):
+    text = "一个女人和一个女人"
+    assert [spelled(clip, found(clip, text, "女人", k), text) for k in (0, 1)] == ["一个女人", text]
+    assert found(clip, text, "女人", -1) == found(clip, text, "女人", 1)
+    with pytest.raises(ValueError, match='holds "女人" 2 times'):
+        found(clip, text, "女人", 2)
+    spaced = "一个女人和 女人"
+    assert spelled(clip, found(clip, spaced, "女人"), spaced) == "一个女人和女人"  # the whole word is meant
+
+
+def test_a_subject_that_shares_a_token_says_so(sd15):
+    """The vocabulary ends 立 and begins っ by one token; with spaces each has its own."""
+    with pytest.raises(ValueError, match='"立" shares a token .* put a space before and behind it'):
+        found(sd15, "立っている", "立")
+    assert spelled(sd15, found(sd15, "立 っている", "立"), "立 っている") == "立"
+
+
+@pytest.mark.parametrize("subject", ["hatsune \\(cosplay\\) woman", "hatsune \\(cosplay\\)", "\\(cosplay\\)"])
+def test_escaped_brackets_in_a_subject(clip, subject):
+    text = "a hatsune \\(cosplay\\) woman in a garden"
+    plain = text.replace("\\", "")
+    last = "woman" if subject.endswith("woman") else "cosplay"
+    assert found(clip, text, subject) == by_offsets(plain, end_of(plain, last))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text(st.characters(categories=["L", "N", "P", "S", "M", "Zs"]), max_size=40)
+    | st.text("a1_ 'st女の", max_size=20)
+)
+@example(text="1girl, a_photo_of_a_woman's 2nd HAT")
+def test_the_splitter_of_captions_splits_as_the_tokenizer(sd15, text):
+    offsets = VOCABULARY.backend_tokenizer.pre_tokenizer.pre_tokenize_str(
+        VOCABULARY.backend_tokenizer.normalizer.normalize_str(text)
+    )
+    letters = bytes_of_letters()
+    expected = [bytes(letters[letter] for letter in word).decode() for word, _ in offsets]
+    assert words_of(text) == expected
 
 
 @pytest.mark.parametrize("before", [73, 74, 75, 76, 149, 150, 160])

@@ -200,5 +200,5 @@ def test_photographs_lose_their_exif_and_stand_upright(tmp_path):
 
 
 def test_first_noun_is_the_subject():
-    assert photos.find_noun("A young Man and a woman", photos.SUBJECTS) == "Man"
+    assert photos.find_noun("A young Man and a woman", photos.SUBJECTS) == "man"
     assert photos.find_noun("a humanoid", photos.SUBJECTS) is None

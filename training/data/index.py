@@ -21,13 +21,15 @@ from dataclasses import asdict, dataclass, replace
 from glob import glob
 from pathlib import Path
 
+from ...sampling.words import has_word
+
 PICTURES = ("jpg", "jpeg", "webp")
 TOKENS = 77
 """Columns that are kept of a caption: one chunk of CLIP's."""
 
 NO_PICTURE = "no picture"
 NO_DESCRIPTION = "no readable description (json)"
-NO_NOUN = "the caption lacks the noun"
+NO_NOUN = "the caption lacks the noun: name it by train shards --subject WORD, or as subject in captions.jsonl"
 NO_MASK = "no face mask"
 NO_BOX = "no face box"
 TWO_FACES = "two faces"
@@ -240,10 +242,6 @@ def _inspect(entry: Entry) -> tuple[int, int, str]:
 def _is_text(value: object) -> bool:
     """JSON may hold half a surrogate pair, which no tokenizer takes."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
-
-
-def has_word(caption: str, subject: str) -> bool:
-    return bool(subject.strip()) and re.search(rf"\b{re.escape(subject.strip())}\b", caption, re.IGNORECASE) is not None
 
 
 def is_box(box: object, width: int, height: int) -> bool:

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,17 +20,12 @@ import torch.nn.functional as F
 from ...models.faces.crop import crop_square, square_around
 from ...models.faces.detector import AUTO, Backend, DetectedFace, choose_backend, find_faces
 from ...models.faces.mask import face_oval, near_face
-from .index import BROKEN_PICTURE, NO_NOUN, TWO_FACES, BadSample, has_word, write_whole
+from ...sampling.words import SUBJECTS, find_noun, has_word
+from .index import BROKEN_PICTURE, NO_NOUN, TWO_FACES, BadSample, write_whole
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-SUBJECTS = (
-    "woman", "man", "girl", "boy", "lady", "gentleman", "guy", "person", "bride", "groom", "actress", "actor", "model",
-    "child", "kid", "teenager", "grandmother", "grandfather", "mother", "father", "face",
-)  # fmt: skip
-"""Nouns that are looked for in a caption; the one that comes first in it is the subject."""
-
 NO_CAPTION = "no caption"
 NOT_TEXT = "the caption is not UTF-8 text"
 BAD_LINE = "a line of captions.jsonl that cannot be used"
@@ -218,12 +212,6 @@ def sample_of(photo: Photo, options: Options, backend: Backend) -> dict:
         "mask.png": _encoded((mask * 255).round().byte().numpy(), "PNG"),
         "json": json.dumps(described).encode(),
     }
-
-
-def find_noun(caption: str, subjects: Sequence[str]) -> str | None:
-    """The first of the subjects' words in a caption, as it is written there."""
-    found = re.search(rf"\b({'|'.join(map(re.escape, subjects))})\b", caption, re.IGNORECASE)
-    return found and found.group(0)
 
 
 def open_photo(path: Path, max_side: int) -> torch.Tensor:

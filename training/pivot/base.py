@@ -20,6 +20,7 @@ from ...guidance.omniportrait.objective import pooled
 from ...sampling.patch import classic
 from ...sampling.rows import plain_attention, private_options
 from ...sampling.tokens import check_clip, clean_subject, find_subject
+from ...sampling.words import escaped
 from ..data.index import LATE_NOUN, NO_NOUN, TOKENS, BadSample
 from .config import Config
 
@@ -112,8 +113,7 @@ class Base:
     @torch.no_grad()
     def text(self, caption: str, subject: str, occurrence: int = 0) -> Text:
         """A caption's states and the subject's column. BadSample if it is not among the first 75 tokens."""
-        caption = caption.replace("(", "\\(").replace(")", "\\)")  # brackets are emphasis to ComfyUI
-        tokens = self.clip.tokenize(caption)
+        tokens = self.clip.tokenize(escaped(caption))  # brackets are emphasis to ComfyUI
         try:
             column = find_subject(self.clip, tokens, clean_subject(self.clip, subject), occurrence)
         except ValueError:
