@@ -78,24 +78,25 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     serve.add_argument("--listen", metavar="ADDRESS", default="127.0.0.1")
 
     plain = {"parents": [comfy], "add_help": False, "allow_abbrev": False}
-    commands.add_parser("test", help="all tests; further arguments go to pytest", **plain)
-    commands.add_parser("lint", help="ruff over the repository", **plain)
+    commands.add_parser("test", help="all tests, or --quick; further arguments go to pytest", **plain)
+    commands.add_parser("lint", help="ruff over the repository: rules and format", **plain)
     for group, modules in COMMANDS.items():
         commands.add_parser(group, help=", ".join(modules), **plain).add_argument("name", nargs="?")
     return parser.parse_known_args(arguments)
 
 
-def command_line(options: argparse.Namespace, rest: list[str], python: Path) -> list:
-    """What to start inside the environment."""
+def command_lines(options: argparse.Namespace, rest: list[str], python: Path) -> list[list]:
+    """What to start inside the environment, one after the other."""
     if options.command == "test":
         chosen = any((environment.ROOT / word.split("::")[0]).exists() for word in rest if not word.startswith("-"))
-        places = [] if chosen else ["tests"]
-        return [python, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir=tests", *places, *rest]
+        places = [] if chosen else ["tests", "--side-by-side"]
+        return [[python, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir=tests", *places, *rest]]
     if options.command == "lint":
-        return [python, "-m", "ruff", "check", environment.ROOT, *rest]
+        ruff = [python, "-m", "ruff"]
+        return [[*ruff, "check", environment.ROOT, *rest], [*ruff, "format", "--check", environment.ROOT]]
     if options.command in COMMANDS:
         module_of(options.command, options.name)  # a wrong name ends here, before anything is started
-    return [python, __file__, *sys.argv[1:]]
+    return [[python, __file__, *sys.argv[1:]]]
 
 
 def module_of(group: str, name: str | None) -> str:
@@ -130,7 +131,8 @@ def main() -> int:
         if module.startswith("lab.") and module not in LATE:
             environment.use_comfyui()
         return importlib.import_module(f"{environment.PACKAGE}.{module}").main(rest) or 0
-    return run_inside(command_line(options, rest, python), comfyui)
+    statuses = [run_inside(command, comfyui) for command in command_lines(options, rest, python)]
+    return next(filter(None, statuses), 0)
 
 
 def run_inside(command: list, comfyui: Path) -> int:

@@ -7,11 +7,7 @@ from omniportrait import environment
 
 environment.use_comfyui()
 
-import torch
 from omniportrait.lab.testbed import small
-
-torch.set_num_threads(1)
-"""On a busy machine, threads that wait for each other make these small models several times slower."""
 
 
 @pytest.fixture

@@ -7,10 +7,7 @@ from omniportrait import environment
 
 environment.use_comfyui()
 
-import torch
 from omniportrait.lab.testbed import small
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
-"""`run.py demo` from its options to the saved pictures, on its own server."""
+"""`run.py demo` from its options to the saved pictures: as it comes, on a server that it starts and stops; with other
+options on the server of all these tests."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy
@@ -40,6 +42,18 @@ def demo(tmp_path, monkeypatch):
     return start
 
 
+@pytest.fixture
+def demo_here(demo, server, monkeypatch):
+    """`demo` without a start of its own: it finds the server of all these tests running."""
+    photo = server.base / "input" / main.REFERENCE
+    before = photo.read_bytes()
+    monkeypatch.setattr(main, "BASE", server.base)
+    monkeypatch.setattr(main, "ComfyServer", lambda *_, **__: contextlib.nullcontext(server))
+    yield demo
+    photo.write_bytes(before)
+
+
+@pytest.mark.slow
 def test_demo_as_it_comes(demo, capsys):
     """With all its steps, so that the portrait can be judged: a face is there, and what the prompt asks for."""
     status, saved = demo()
@@ -62,7 +76,7 @@ def test_demo_as_it_comes(demo, capsys):
 
 
 @pytest.mark.parametrize(("family", "with_encoder"), [("sd15", True), ("sdxl", True), ("sd15", False)])
-def test_demo_on_own_files(demo, tmp_path, family, with_encoder):
+def test_demo_on_own_files(demo_here, tmp_path, family, with_encoder):
     checkpoint, encoder = tmp_path / f"my {family}.safetensors", tmp_path / f"encoder {family}.safetensors"
     getattr(standin_files, family)(checkpoint)
     standin_files.pivot_encoder(encoder)
@@ -70,15 +84,15 @@ def test_demo_on_own_files(demo, tmp_path, family, with_encoder):
     if with_encoder:
         own += ("--pivot-encoder", str(encoder))
     prompt = ("--prompt", "a man on the beach", "--seed", "5", "--steps", "2", "--size", "192x256")
-    status, saved = demo(*own, *prompt)
+    status, saved = demo_here(*own, *prompt)
     assert status == 0
     assert [path.name for path in saved] == PICTURES
     assert Image.open(saved[-1]).size == (192, 256)
     assert Image.open(saved[0]).size == (256 + 2 * 192 + 2 * GAP, 256), "a square crop of the portrait's height"
 
 
-def test_demo_fails_with_one_sentence(demo, capsys):
-    status, saved = demo("--subject", "zebra")
+def test_demo_fails_with_one_sentence(demo_here, capsys):
+    status, saved = demo_here("--subject", "zebra")
     assert status == 1 and not saved
     told = capsys.readouterr().err.strip()
     assert told.startswith('OmniPortraitPivotConditioning: The text does not hold the subject "zebra"')

@@ -1,4 +1,4 @@
-"""What ComfyUI tells the page about our nodes."""
+"""What ComfyUI tells the page about our nodes; tests/comfy/test_schemas.py has what each of them says."""
 
 from __future__ import annotations
 
@@ -17,20 +17,8 @@ NODES = {
 def test_every_folder_was_imported(server):
     log = server.log.read_text()
     assert "IMPORT FAILED" not in log and "Error while calling comfy_entrypoint" not in log
-    assert {name for name in server.get("/object_info") if name.startswith("OmniPortrait")} == set(NODES)
-
-
-@pytest.mark.parametrize("node_id", NODES)
-def test_node_explains_itself(server, node_id):
-    info = server.get(f"/object_info/{node_id}")[node_id]
-    assert info["display_name"] == NODES[node_id]
-    assert info["category"] == "OmniPortrait"
-    assert len(info["description"]) > 30
-    for group in info["input"].values():
-        for name, (_, *options) in group.items():
-            assert options and len(options[0].get("tooltip") or "") > 10, f"{name} has no tooltip"
-    assert len(info["output_tooltips"]) == len(info["output"]) > 0
-    assert all(len(tooltip or "") > 10 for tooltip in info["output_tooltips"])
+    known = {name: info for name, info in server.get("/object_info").items() if name.startswith("OmniPortrait")}
+    assert {name: info["display_name"] for name, info in known.items()} == NODES
 
 
 @pytest.mark.parametrize("node_id", NODES)

@@ -73,11 +73,24 @@ def test_wrong_comfyui_is_named(tmp_path, monkeypatch, broken):
         environment.find_comfyui()
 
 
+def words_of(*words: str) -> list[list[str]]:
+    """The commands that the door starts for these words, without the Python."""
+    commands = run.command_lines(*run.parse([*words]), Path("python"))
+    return [[str(word) for word in command[1:]] for command in commands]
+
+
 def test_test_arguments_choose_the_tests():
-    command = [str(word) for word in run.command_line(*run.parse(["test", "-x"]), Path("python"))]
-    assert command[-2:] == ["tests", "-x"]
-    command = [str(word) for word in run.command_line(*run.parse(["test", "tests/unit", "-x"]), Path("python"))]
-    assert command[-2:] == ["tests/unit", "-x"]
+    """All of them are shared between two processes; what is named runs in one."""
+    ((*_, places, shared, first),) = words_of("test", "-x")
+    assert (places, shared, first) == ("tests", "--side-by-side", "-x")
+    ((*_, option, places, first),) = words_of("test", "tests/unit", "-x")
+    assert (option, places, first) == ("--rootdir=tests", "tests/unit", "-x")
+
+
+def test_lint_asks_for_rules_and_format():
+    check, form = words_of("lint", "--fix")
+    assert check == ["-m", "ruff", "check", str(environment.ROOT), "--fix"]
+    assert form == ["-m", "ruff", "format", "--check", str(environment.ROOT)]
 
 
 def test_every_command_is_a_module_with_a_main():

@@ -1,0 +1,33 @@
+"""What ComfyUI sends its page about each node: every node and every socket explains itself."""
+
+from __future__ import annotations
+
+import asyncio
+
+import omniportrait
+import pytest
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture(scope="module")
+def infos() -> list[dict]:
+    """As ComfyUI's /object_info has them."""
+    extension = asyncio.run(omniportrait.comfy_entrypoint())
+    return [node.GET_NODE_INFO_V1() for node in asyncio.run(extension.get_node_list())]
+
+
+def test_every_node_has_a_name_a_place_and_a_description(infos):
+    assert len(infos) == len({info["name"] for info in infos}) == len({info["display_name"] for info in infos}) > 5
+    for info in infos:
+        assert info["name"].startswith("OmniPortrait") and info["category"] == "OmniPortrait"
+        assert len(info["description"]) > 30, info["name"]
+
+
+def test_every_input_and_output_has_a_tooltip(infos):
+    for info in infos:
+        for group in info["input"].values():
+            for name, (_, *options) in group.items():
+                assert options and len(options[0].get("tooltip") or "") > 10, (info["name"], name)
+        assert len(info["output_tooltips"]) == len(info["output"]) > 0
+        assert all(len(tooltip or "") > 10 for tooltip in info["output_tooltips"]), info["name"]
