@@ -31,55 +31,24 @@ class FeaturesReady(Exception):
 
 
 class _Exit(torch.nn.Module):
-    """Appended to the feature block: the rest of the UNet is not needed, or (`go_on`) needs no gradient. earlier: what
-    another block kept, to be joined to the feature."""
+    """Appended to the feature block: the rest of the UNet is not needed, or (`go_on`) needs no gradient."""
 
-    def __init__(self, earlier: _Kept | None, go_on: bool) -> None:
+    def __init__(self, go_on: bool) -> None:
         super().__init__()
-        self._earlier = [earlier] if earlier else []  # in a list: no module of this one
         self._go_on = go_on
         self._features: torch.Tensor | None = None
 
     def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
-        self._features = joined([*(kept.take() for kept in self._earlier), h])
+        self._features = h
         if not self._go_on:
             raise FeaturesReady
         torch.set_grad_enabled(False)  # for the rest of the call; PrivatePass._run puts it back
         return h.detach()
 
     def take(self) -> torch.Tensor | None:
-        """The features, or None of a call that did not come here; nothing stays here or in the earlier block."""
-        for kept in self._earlier:
-            kept.take()
+        """The features, or None of a call that did not come here; nothing stays here."""
         features, self._features = self._features, None
         return features
-
-
-class _Kept(torch.nn.Module):
-    """Appended to a block before the feature block: keeps its output for the exit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._features: torch.Tensor | None = None
-
-    def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
-        self._features = h
-        return h
-
-    def take(self) -> torch.Tensor | None:
-        features, self._features = self._features, None
-        return features
-
-
-def joined(features: list[torch.Tensor]) -> torch.Tensor:
-    """[B, sum of C, h, w] of several blocks' [B, C, ., .], on the last one's grid, each scaled to unit RMS so that all
-    have a say in distances; one block alone is left as it is."""
-    if len(features) == 1:
-        return features[0]
-    size = features[-1].shape[-2:]
-    scaled = [f / f.detach().float().square().mean((1, 2, 3), keepdim=True).sqrt().to(f.dtype) for f in features]
-    grids = [torch.nn.functional.interpolate(f, size=size, mode="bilinear", align_corners=False) for f in scaled]
-    return torch.cat(grids, dim=1)
 
 
 def storage_view(tensor: torch.Tensor) -> torch.Tensor:
@@ -183,8 +152,8 @@ class PrivatePass:
     """The first part of one loaded model, ready to be run with gradients. Lives for one sampling run; `close` it.
 
     base: ComfyUI's BaseModel. exit_block: the output block whose result is the feature. device: where it computes.
-    second_block: an earlier output block whose result is joined to it. go_on: run the rest of the UNet too and keep
-    its prediction. copying: autograd keeps copies, for patches that write in place. Make it outside inference mode.
+    go_on: run the rest of the UNet too and keep its prediction. copying: autograd keeps copies, for patches that write
+    in place. Make it outside inference mode.
     """
 
     def __init__(
@@ -193,7 +162,6 @@ class PrivatePass:
         exit_block: int,
         checkpointing: bool,
         device: torch.device,
-        second_block: int | None = None,
         go_on: bool = False,
         copying: bool = False,
     ) -> None:
@@ -213,10 +181,7 @@ class PrivatePass:
                 checkpoint_forward(module, self.guard, self._copies)
 
         tree = self.unet = private_tree(unet, wrap)
-        kept = None if second_block is None else _Kept()
-        if kept:
-            _append(tree.output_blocks, second_block, kept)
-        self._exit = _Exit(kept, go_on)
+        self._exit = _Exit(go_on)
         _append(tree.output_blocks, exit_block, self._exit)
         self.base = base.__class__.__new__(base.__class__)
         self.base.__dict__.update(base.__dict__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import torch
 
-from ..guidance.omniportrait.settings import Settings
 from .attention import transformer_sites
 
 MEMORY_SHARE = 0.5
@@ -61,17 +60,6 @@ def feature_block(unet: torch.nn.Module, requested: int) -> int:
             f"Feature block {requested} does not exist in this model; use 0 to {last}, or -1 to let the model choose."
         )
     return default_block(unet) if requested < 0 else requested
-
-
-def feature_blocks(unet: torch.nn.Module, settings: Settings) -> tuple[int, int | None]:
-    """The output block to leave after, and an earlier one whose result is joined to its. Raises ValueError."""
-    block, second = feature_block(unet, settings.block), settings.second_block
-    if second >= block:
-        raise ValueError(
-            f"The second feature block is {second}, but must come before the feature block, which is {block} here; use "
-            f"0 to {block - 1}, or -1 for none."
-        )
-    return block, None if second < 0 else second
 
 
 def activation_bytes(unet: torch.nn.Module, exit_block: int, batch: int, size: tuple[int, int], itemsize: int) -> int:

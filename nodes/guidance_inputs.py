@@ -6,8 +6,7 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..guidance.omniportrait.settings import Settings
-from ..sampling.passes import GuidedPass
+from ..guidance.omniportrait.settings import GuidedPass, Settings
 from .schema import advanced
 
 DEFAULT = Settings()
@@ -196,9 +195,8 @@ def cost_inputs() -> list[io.Input]:
                 options=list(get_args(GuidedPass)),
                 default=DEFAULT.guided_pass,
                 optional=True,
-                tooltip="What the pass that guides sees. full: everything, beside the sampler's own call, which stays "
-                "bit-equal. shared: everything, inside the sampler's own call: faster, equal up to rounding. half: "
-                "everything at half resolution. crop: only the face and its surroundings, when the face is small.",
+                tooltip="Where the gradient is computed. full: in a pass of its own beside the sampler's call, whose "
+                "prediction stays bit-equal. shared: inside the sampler's call: faster, equal up to rounding.",
             )
         ),
         advanced(

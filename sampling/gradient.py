@@ -60,11 +60,11 @@ def people_gradient(
         at_features = region.resize_mask(masks[k], feature_size) | everywhere
         at_latent = (region.resize_mask(masks[k], latent_size) | everywhere)[:, None].clone()
         at_latent[list(reasons)] = False
-        weight = upload(region.feather(at_latent, settings.feather), rows.x.device)
+        inside = upload(at_latent, rows.x.device)
         at_h, similarities = _at_features(rows.features, references[k], at_features, usable, settings)
         own = _at_input(rows, at_h, keep_graph=k + 1 < len(people)) / c_in
         # A product alone would let NaN out of pictures that are not guided.
-        total.gradient.add_(torch.where(weight > 0, own * weight, 0.0))
+        total.gradient.add_(torch.where(inside, own, 0.0))
         total.mask.logical_or_(at_latent)
         total.similarities.extend(zip(usable, similarities, strict=True))
     return total
@@ -75,9 +75,7 @@ def _at_features(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """dE/dh of one person, float32 [B, C, h, w] on the detached features, and S of each usable picture."""
     leaf = features.detach().float().requires_grad_(True)
-    pairs = [
-        feature_energy(reference, leaf[b], masks[b], settings.p, settings.reduction, settings.mutual) for b in usable
-    ]
+    pairs = [feature_energy(reference, leaf[b], masks[b], settings.p, settings.reduction) for b in usable]
     energies, similarities = zip(*pairs, strict=True)
     at_h = torch.autograd.grad(torch.stack(energies).sum(), leaf)[0]
     return at_h, [each.detach() for each in similarities]

@@ -54,8 +54,7 @@ def patch(
         executor: Callable, x: object, sigma: object, model_options: dict | None = None, *args, **kwargs
     ) -> object:
         guider, run = executor.class_obj, run_of(model_options)
-        schedule = ((model_options or {}).get("transformer_options") or {}).get("sample_sigmas")
-        if run is None or not run.wants(sigma, schedule):
+        if run is None or not run.wants(sigma):
             return executor(x, sigma, model_options or {}, *args, **kwargs)
         with run.predicting(guider, x, sigma):
             denoised = executor(x, sigma, model_options, *args, **kwargs)

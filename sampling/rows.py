@@ -15,7 +15,6 @@ from ..backbone.private import PrivatePass
 from ..backbone.tensors import map_tensors, some_rows
 from ..guidance.omniportrait import mask as region
 from ..guidance.omniportrait.settings import Settings
-from .passes import Box, GuidedPass, cropped, cut, halved
 from .people import Person
 
 LARGEST_FACE = 0.6
@@ -114,7 +113,10 @@ class Rows:
 
     def window(self, canvas: torch.Tensor) -> torch.Tensor:
         """The rows' area of a [..., H, W] canvas."""
-        return canvas if self.area is None else cut(canvas, self.area)
+        if self.area is None:
+            return canvas
+        h, w, y, x = self.area
+        return canvas[..., y : y + h, x : x + w]
 
     def paste(self, values: torch.Tensor, canvas: torch.Tensor) -> None:
         """Add [B, *, h, w] values at the rows' area of a [B, *, H, W] canvas."""
@@ -129,31 +131,23 @@ def run_rows(
     canvas: tuple[int, int],
     sigma: torch.Tensor,
     drop: tuple[str, ...],
-    guided_pass: GuidedPass = "full",
-    box: Box | None = None,
 ) -> Rows:
     """Run one conditioning's rows through the private pass.
 
     part: what ComfyUI makes of the conditioning at this sigma (get_area_and_mult), of ordinary tensors.
     call, place: what ComfyUI's own call was given for these rows (Listener.call_of).
     canvas: (H, W) of the whole latent. sigma: [B]. Keep the caller's grad mode: with gradients, Rows.x is the leaf.
-    box: of the picture, to see no more of it; only for conditionings of the whole picture.
     """
     arguments = {name: value.cond for name, value in part.conditioning.items()}
-    leaf, area = part.input_x.detach().clone(), part.area
+    leaf = part.input_x.detach().clone()
     arguments["control"] = call.control_of(place, leaf)
-    if box is not None and area is None:
-        arguments = cropped(arguments, leaf.shape[-1], box)
-        leaf, area = cut(leaf, box).clone(), list(box)
-    seen = leaf = leaf.requires_grad_(torch.is_grad_enabled())
-    if guided_pass == "half":
-        seen, sigma, arguments = halved(leaf, sigma, arguments)
+    leaf.requires_grad_(torch.is_grad_enabled())
     options = call.options_of(place, leaf.device, drop)
-    recording = install_recorders(options, private.sites(tuple(seen.shape[-2:])), plain_attention)
-    features = private.features(seen, sigma, arguments, options)
+    recording = install_recorders(options, private.sites(tuple(leaf.shape[-2:])), plain_attention)
+    features = private.features(leaf, sigma, arguments, options)
     recording.close()
     tokens = arguments["c_crossattn"].shape[1]
-    return Rows(leaf, tuple(canvas), area, features, recording, tokens, private.guard)
+    return Rows(leaf, tuple(canvas), part.area, features, recording, tokens, private.guard)
 
 
 def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:

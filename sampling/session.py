@@ -17,16 +17,15 @@ from ..backbone.clock import Clock, guided
 from ..backbone.memory import out_of_memory
 from ..backbone.private import PrivatePass
 from ..backbone.saved import overwritten
-from ..backbone.unet import feature_blocks, is_large
+from ..backbone.unet import feature_block, is_large
 from ..guidance.omniportrait.guide import limit, masked_rms
 from ..guidance.omniportrait.settings import Settings
 from .conditionings import ambiguous, applies, carriers, weighted_parts
 from .gradient import RowsGradient, people_gradient
 from .made import Made, finite_pictures
-from .passes import face_box
 from .people import ByHand, Person, assign_people
 from .recorder import KEY, RUN_KEY, Listener
-from .references import References
+from .reference import References
 from .rows import Rows, run_rows
 from .shared_call import may_split, split_call
 from .trace import Trace, Unread
@@ -48,7 +47,7 @@ class GuidedRun:
         self.trace = Trace()
         self.people = assign_people(guider.conds, by_hand)
         self.patcher = guider.model_patcher
-        self.block, self.second_block = feature_blocks(self.patcher.model.diffusion_model, settings)
+        self.block = feature_block(self.patcher.model.diffusion_model, settings.block)
         self.listener = Listener({uuid for _, uuid in self.people})
         self._private: PrivatePass | None = None
         self._sharing: PrivatePass | None = None
@@ -63,7 +62,6 @@ class GuidedRun:
         self._seen: list[float] = []  # sigmas inside the window, since any that was higher than its predecessor
         self._held: Made | None = None
         self._hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
-        self._schedule: list[float] = []
         everybody = (person for people in self.people.values() for person in people)
         self._references = References(everybody, self.patcher, vae, self.block, settings, noise)
 
@@ -71,13 +69,11 @@ class GuidedRun:
         """Older cores deep-copy model_options; a run is one and stays one."""
         return self
 
-    def wants(self, sigma: torch.Tensor, schedule: torch.Tensor | None) -> bool:
-        """Whether Eq. 11 guides at this sigma: t <= u T. schedule: the sigmas of the whole run, if known."""
+    def wants(self, sigma: torch.Tensor) -> bool:
+        """Whether Eq. 11 guides at this sigma: t <= u T."""
         before, self._sigma = self._sigma, float(sigma[0])
         if self._sigma > before * SAME:
             self._seen = []
-        if self.settings.target == "x0" and not self._schedule and schedule is not None:
-            self._schedule = schedule.tolist()
         return guided(self._clock.t(self._sigma), self.settings.u)
 
     @contextlib.contextmanager
@@ -164,17 +160,9 @@ class GuidedRun:
             if s.sigma_scale:
                 gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)  # sqrt(1 - abar_t)
             gradient, finite = finite_pictures(s.strength * limit(gradient * s.gain, yardstick, inside, s.clip))
-            if s.target == "x0":
-                gradient = gradient * self._whole_step()
             share_of_noise = masked_rms(gradient, inside) / masked_rms(noise_prediction, inside).clamp_min(1e-12)
             self._note(made, share_of_noise.nanmean(), (made.finite & finite).all())
             return denoised_plain - sigma.view(-1, 1, 1, 1) * gradient
-
-    def _whole_step(self) -> float:
-        """sigma / (sigma - the next one): Euler moves the latent by (sigma - next) g, and with this factor by sigma g,
-        as if the guided picture were noised again with the unguided noise."""
-        following = max((each for each in self._schedule if each < self._sigma), default=0.0)
-        return self._sigma / (self._sigma - following)
 
     def _still_held(self, x: torch.Tensor) -> Made | None:
         """The last gradient, where it serves this call too, for the same people: for every picture in which somebody
@@ -215,15 +203,12 @@ class GuidedRun:
         """Views of the loaded weights, at the first guided step: by now ComfyUI has loaded and patched them."""
         if self._private is None:
             wanted, size = self.settings.checkpointing, tuple(x.shape[-2:])
-            if self.settings.guided_pass == "half":
-                size = tuple(-(-side // 2) for side in size)
             short = wanted == "auto" and is_large(base, self.block, len(x), size, x.device)
             self._checkpointing = checkpointing or wanted == "on" or short
             self._private = self._pass(base, x.device)
 
     def _pass(self, base: torch.nn.Module, device: torch.device, go_on: bool = False) -> PrivatePass:
-        settings = self.second_block, go_on, self._overwritten
-        return PrivatePass(base, self.block, self._checkpointing, device, *settings)
+        return PrivatePass(base, self.block, self._checkpointing, device, go_on, self._overwritten)
 
     @property
     def _can_share(self) -> bool:
@@ -287,12 +272,9 @@ class GuidedRun:
             base.current_patcher.apply_hooks(hooks=cond.get("hooks"))
             self._private.close()
             self._private = self._pass(base, x.device)
-        references = [self._references.rows(self._private, base, person, self._sigma, x.device) for person in people]
-        box = None
-        if self.settings.guided_pass == "crop" and self._held and len(self._held.guided) == len(x):
-            box = face_box(self._held.found)
+        references = [self._references.points(self._private, base, person, x.device) for person in people]
         rows = self._shared.pop(cond["uuid"], None) or run_rows(
-            self._private, part, *heard, x.shape[-2:], sigma, (RUN_KEY,), self.settings.guided_pass, box
+            self._private, part, *heard, x.shape[-2:], sigma, (RUN_KEY,)
         )
         c_in = base.model_sampling.calculate_input(sigma, torch.ones_like(rows.x[:, :1, :1, :1]))
         return rows, people_gradient(rows, people, references, c_in, self.settings)

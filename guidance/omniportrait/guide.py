@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from ...backbone.memory import upload
-from .match import Reduction, mutual, nearest, similarity
+from .match import Reduction, nearest, similarity
 
 TINY = 1e-12
 
@@ -27,20 +27,17 @@ def feature_energy(
     mask: torch.Tensor,
     p: float,
     reduction: Reduction,
-    mutual_only: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """E (Eq. 7, 8, 10) of one picture and the mean similarity for people to read.
 
     reference: [N, C] features of the reference's face, float32. features: [C, h, w] of the picture, differentiable.
     mask: boolean [h, w], M_gen at the features' size, not empty; on the CPU, where its points are counted so that no
     GPU is waited for.
-    mutual_only: count only the matches that are nearest both ways.
     """
     inside = upload(mask.flatten().nonzero()[:, 0], features.device)
     points = features.flatten(1).T.index_select(0, inside).float()
     match = nearest(reference, points.detach())
-    weight = mutual(reference, points.detach(), match) if mutual_only else None
-    value = energy(similarity(reference, points, match, reduction, weight), p)
+    value = energy(similarity(reference, points, match, reduction), p)
     return value, similarity(reference, points.detach(), match, "mean")
 
 

@@ -109,14 +109,6 @@ def cover(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return shrink(mask, size) >= 0.5
 
 
-def feather(mask: torch.Tensor, radius: int) -> torch.Tensor:
-    """Boolean [B, 1, H, W] to weights 0..1 that fade over `radius` pixels to each side of the edge; radius 0 is the
-    mask itself. A picture's border is no edge."""
-    if radius == 0:
-        return mask.float()
-    return F.avg_pool2d(mask.float(), 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
-
-
 def shrink(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Mean of a soft [B, H, W] mask over each cell of (h, w). On the CPU, for Metal pools divisible sizes only."""
     return F.adaptive_avg_pool2d(mask[:, None].float().cpu(), size)[:, 0].to(mask.device)

@@ -26,26 +26,9 @@ def nearest(reference: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
     return distance.argmin(dim=1)
 
 
-@torch.no_grad()
-def mutual(reference: torch.Tensor, generated: torch.Tensor, match: torch.Tensor) -> torch.Tensor:
-    """[N] 1 where a reference row is also the nearest to its own match, else 0. The nearest pair of all is one."""
-    back = nearest(generated, reference)
-    return (back[match] == torch.arange(len(reference), device=match.device)).to(reference.dtype)
-
-
 def similarity(
-    reference: torch.Tensor,
-    generated: torch.Tensor,
-    match: torch.Tensor,
-    reduction: Reduction,
-    weight: torch.Tensor | None = None,
+    reference: torch.Tensor, generated: torch.Tensor, match: torch.Tensor, reduction: Reduction
 ) -> torch.Tensor:
-    """Eq. 8: the sum over reference points of (cos + 1) / 2 with their matches; `mean` divides by their number.
-
-    weight: [N] of the points, where not all count alike.
-    """
+    """Eq. 8: the sum over reference points of (cos + 1) / 2 with their matches; `mean` divides by their number."""
     halves = (F.cosine_similarity(generated[match], reference, dim=1) + 1) / 2
-    if weight is None:
-        return halves.mean() if reduction == "mean" else halves.sum()
-    total = (halves * weight).sum()
-    return total / weight.sum() if reduction == "mean" else total
+    return halves.mean() if reduction == "mean" else halves.sum()

@@ -6,14 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from ...sampling.passes import GuidedPass
 from .mask import Refinement
 from .match import Reduction
 
 Mode = Literal["calibrated", "literal"]
 Checkpointing = Literal["auto", "on", "off"]
-ReferenceNoise = Literal["fixed", "matched"]
-Target = Literal["noise", "x0"]
+GuidedPass = Literal["full", "shared"]
+"""`full`: a pass of its own beside ComfyUI's call, which stays bit-equal. `shared`: in ComfyUI's call, equal up to
+rounding."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,7 @@ class Settings:
     background_masking: Eq. 9; off is the paper's ablation (match and guide over the whole picture).
     block: output block whose result is the feature; -1 chooses by the model. ensemble: noises averaged for the
     reference. reference_seed: seed of those noises. checkpointing: auto, on or off. every: the gradient is made at
-    every so many sigmas and held in between; 1 is the paper's way. guided_pass: what of the picture the pass with a
-    gradient sees (sampling/passes.py).
-
-    Beyond the paper, off by default. reference_noise: `matched` noises the reference to the picture's own noise level
-    instead of t0. second_block: an earlier output block joined to the feature; -1 is none. mutual: only matches that
-    are nearest both ways. feather: latent pixels over which the mask's edge fades. target: `x0` moves the predicted
-    picture but not the direction of the step, as DragonDiffusion does; for Euler that is the factor
-    sigma / (sigma - next sigma).
+    every so many sigmas and held in between; 1 is the paper's way. guided_pass: where the rows with a gradient run.
     """
 
     strength: float = 1.0
@@ -56,11 +49,6 @@ class Settings:
     checkpointing: Checkpointing = "auto"
     every: int = 2
     guided_pass: GuidedPass = "full"
-    reference_noise: ReferenceNoise = "fixed"
-    second_block: int = -1
-    mutual: bool = False
-    feather: int = 0
-    target: Target = "noise"
 
     def __post_init__(self) -> None:
         """ComfyUI 0.3.75 lets any text through where a V3 node offers a choice. Raises: ValueError with the choices."""
@@ -68,8 +56,6 @@ class Settings:
         _check("reduction", self.reduction, Reduction)
         _check("checkpointing", self.checkpointing, Checkpointing)
         _check("guided_pass", self.guided_pass, GuidedPass)
-        _check("reference_noise", self.reference_noise, ReferenceNoise)
-        _check("target", self.target, Target)
         if self.every < 1:
             raise ValueError(f"RB-Guidance cannot guide every {self.every} steps; choose 1 or more.")
 
@@ -79,19 +65,12 @@ class Settings:
         return self.strength == 0 or self.u == 0
 
     def in_mode(self, mode: Mode) -> Settings:
-        """`literal` is Eq. 7 to 11 as printed: the sum, no factor, no cap, no sigma scale, a gradient at every step,
-        nothing beyond the paper.
+        """`literal` is Eq. 7 to 11 as printed: the sum, no factor, no cap, no sigma scale, a gradient at every step.
         `calibrated` leaves the inputs be."""
         _check("mode", mode, Mode)
         if mode == "literal":
-            return replace(self, reduction="sum", gain=1.0, clip=0.0, sigma_scale=False, **AS_PRINTED)
+            return replace(self, reduction="sum", gain=1.0, clip=0.0, sigma_scale=False, every=1)
         return self
-
-
-AS_PRINTED = {
-    "every": 1, "reference_noise": "fixed", "second_block": -1, "mutual": False, "feather": 0, "target": "noise"
-}  # fmt: skip
-"""What goes beyond the paper, off."""
 
 
 def _check(name: str, value: str, choices: object) -> None:

@@ -19,8 +19,7 @@ from comfy_extras import nodes_custom_sampler as custom
 
 import nodes
 
-from ...guidance.omniportrait.settings import Settings
-from ...sampling.passes import GuidedPass
+from ...guidance.omniportrait.settings import GuidedPass, Settings
 from ..testbed import small
 from ..testbed.guiding import core, guide
 

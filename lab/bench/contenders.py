@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from ...backbone.private import PrivatePass
 from ...guidance.omniportrait.settings import Settings
-from ...sampling import reference_features as dift
+from ...sampling import reference as dift
 from ...sampling import session as guided_run
 from ...sampling.patch import patch
 from ...sampling.people import ByHand
@@ -112,8 +112,6 @@ def contenders(lower_block: int) -> list[Contender]:
         Contender("every sigma, checkpointing", ours(every=1, checkpointing="on")),
         Contender(f"every sigma, feature block {lower_block}", ours(every=1, block=lower_block)),
         Contender("every sigma, in ComfyUI's own call", ours(every=1, guided_pass="shared")),
-        Contender("every sigma, half resolution", ours(every=1, guided_pass="half")),
-        Contender("every sigma, crop to the face", ours(every=1, guided_pass="crop")),
         Contender("naive: whole forward and backward", ours(every=1, checkpointing="off"), naive=True),
         Contender("PAG (core)", of_core("nodes_pag", "PerturbedAttentionGuidance", scale=3.0)),
         Contender("SAG (core)", of_core("nodes_sag", "SelfAttentionGuidance", scale=0.5, blur_sigma=2.0)),

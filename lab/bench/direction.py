@@ -1,7 +1,7 @@
 """Does the gradient of RB-Guidance point at the person? Asked of true pictures, without sampling.
 
     python run.py bench direction                               # PLAN, 20 held-out people
-    python run.py bench direction --also "both: mutual=true t0=271"
+    python run.py bench direction --also "both: ensemble=1 t0=271"
     python run.py bench direction --part 1/2                    # every second person, in one of two processes; no page
     python run.py bench direction --smoke                       # a handful, for CI
 
@@ -77,16 +77,11 @@ PLAN: dict[str, Mapping[str, object]] = {
     "as the nodes have it": {},
     **{f"block {block}": {"feature_block": block} for block in (3, 4, 5, 7)},
     **{f"block 4, t0 {t0}": {"feature_block": 4, "t0": t0} for t0 in (271, 471)},
-    "block 4, matched": {"feature_block": 4, "reference_noise": "matched"},
     OURS: DEMO,
     f"{OURS}, t0 71": {**DEMO, "t0": 71.0},
-    f"{OURS}, matched": {**DEMO, "reference_noise": "matched"},
-    f"{OURS}, mutual": {**DEMO, "mutual": True},
-    **{f"{OURS}, with block {block}": {**DEMO, "second_block": block} for block in (1, 3)},
-    f"{OURS}, feather 1": {**DEMO, "feather": 1},
     f"{OURS}, whole picture": {**DEMO, "background_masking": False},
     f"{OURS}, one noise": {**DEMO, "ensemble": 1},
-    **{f"{OURS}, pass {kind}": {**DEMO, "guided_pass": kind} for kind in ("shared", "half", "crop")},
+    f"{OURS}, pass shared": {**DEMO, "guided_pass": "shared"},
 }
 """Inputs of the RB-Guidance KSampler where they differ from the node's own."""
 

@@ -132,7 +132,6 @@ def floors(shape: dict, side: int, lower: int) -> list[Floor]:
     row = counted(unet, shape, 1, side)
     full = counted(unet, shape, 1, side, block)
     low = counted(unet, shape, 1, side, lower)
-    half = counted(unet, shape, 1, side // 2, block)
     whole = counted(unet, shape, 1, side, block, leave=False)
     spare = counted(meta_unet(shape, checkpointing=True), shape, 1, side, block)
 
@@ -153,7 +152,6 @@ def floors(shape: dict, side: int, lower: int) -> list[Floor]:
         floor("every sigma, checkpointing", spare.both, peak=spare.peak),
         floor(f"every sigma, feature block {lower}", low.both, low, low.peak),
         shared("every sigma, in ComfyUI's own call", full),
-        floor("every sigma, half resolution", half.both, half, half.peak),
         floor("naive: whole forward and backward", whole.both, row, whole.peak),
     ]
 

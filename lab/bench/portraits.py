@@ -29,7 +29,7 @@ from PIL.PngImagePlugin import PngInfo
 import nodes as core
 
 from ... import environment
-from ...backbone.unet import default_block, feature_blocks
+from ...backbone.unet import default_block, feature_block
 from ...demo.architecture import register
 from ...demo.sampling import SAMPLING, workflow_inputs
 from ...guidance.omniportrait.settings import Settings
@@ -38,7 +38,7 @@ from ...nodes.face_reference import FaceReferenceNode
 from ...nodes.guidance_inputs import settings_from
 from ...nodes.pivot_conditioning import PivotConditioning
 from ...nodes.rb_guidance_ksampler import RBGuidanceKSampler
-from ...sampling import reference_features as features
+from ...sampling import reference as features
 from ...sampling.patch import patch
 from ...sampling.trace import Trace
 from ..world.identity import identity
@@ -279,7 +279,7 @@ class Studio:
 
     def check(self, variant: Variant) -> None:
         """ValueError where this model cannot be guided so; a campaign asks before it begins."""
-        feature_blocks(self._loaded[0].model.diffusion_model, settings_of(self.inputs | dict(variant.inputs)))
+        feature_block(self._loaded[0].model.diffusion_model, settings_of(self.inputs | dict(variant.inputs)).block)
 
     def seconds(self, case: Case, variant: Variant) -> float:
         """Of sampling, now."""

@@ -3,7 +3,7 @@
     python run.py bench sweeps --first 100                      # all of SWEEPS, 10 held-out people x 5 prompts
     python run.py bench sweeps --inputs gain u                  # some of them
     python run.py bench sweeps --values gain=0.1,1,10 --set clip=0          # other values, with the cap off
-    python run.py bench sweeps --also "both: mutual=true feather=1"         # a combination
+    python run.py bench sweeps --also "both: ensemble=1 t0=271"             # a combination
     python run.py bench sweeps --encoders eta0=a.safetensors eta0.002=b.safetensors     # trainings, one a value
     python run.py bench sweeps --inputs all --encoders eta0=a.safetensors       # all of SWEEPS as well
     python run.py bench sweeps --part 1/2                       # every second person, in one of two processes; no page
@@ -44,12 +44,7 @@ SWEEPS: dict[str, tuple[object, ...]] = {
     "reduction": ("mean", "sum"),
     "refinement": ("outer", "inner"),
     "sigma_scale": (False, True),
-    "reference_noise": ("fixed", "matched"),
-    "second_block": (-1, 3),
-    "mutual": (False, True),
-    "feather": (0, 1),
-    "target": ("noise", "x0"),
-    "guided_pass": ("full", "shared", "half", "crop"),
+    "guided_pass": ("full", "shared"),
     "every": (1, 2, 3),
 }
 """Input and its values. p is not among them: E is proportional to it, so it does what gain does."""

@@ -34,7 +34,7 @@ def vae():
 @pytest.fixture(autouse=True)
 def no_leftovers():
     """Every test starts with an empty reference cache and must leave the global random state alone."""
-    from omniportrait.sampling import reference_features as features
+    from omniportrait.sampling import reference as features
 
     features.forget_all()
     yield

@@ -9,7 +9,7 @@ from omniportrait.backbone.memory import OUT_OF_MEMORY, out_of_memory
 from omniportrait.backbone.private import PrivatePass
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guide, guided
-from omniportrait.sampling import reference_features as features
+from omniportrait.sampling import reference as features
 
 INTERRUPTED = comfy.model_management.InterruptProcessingException
 

@@ -20,7 +20,7 @@ from omniportrait.lab.testbed.guiding import BETA, assert_effective, footprint, 
 from omniportrait.nodes.face_mask_from_attention import FaceMaskFromAttention
 from omniportrait.sampling import face_mask, rows
 from omniportrait.sampling import recorder as listener
-from omniportrait.sampling import reference_features as features
+from omniportrait.sampling import reference as features
 from omniportrait.sampling import session as run_module
 from omniportrait.sampling.trace import Trace
 
@@ -107,10 +107,6 @@ PHASES = {
     "a held step": Phase(run_module, "limit", when=held, settings={"every": 2}),
     "ComfyUI's own prediction of a held step": Phase(*UNET, when=after(run_module, "limit"), settings={"every": 2}),
     "the retry after out of memory": Phase(*UNET, when=with_gradient_again),
-    "the pass at half resolution": Phase(*UNET, when=after(rows, "halved"), settings={"guided_pass": "half"}),
-    "the pass over the face alone": Phase(
-        *UNET, when=after(rows, "cropped"), settings={"guided_pass": "crop", "beta": 0.9}
-    ),
     "the shared call, with a gradient": Phase(*UNET, when=GUIDED_ROWS, settings={"guided_pass": "shared"}),
     "the shared call, after the features": Phase(
         *UNET, when=after(private_pass._Exit, "forward"), settings={"guided_pass": "shared"}

@@ -209,7 +209,7 @@ def test_calibrated_gradient_is_capped_against_the_cfg_difference(sd15, vae):
 def test_literal_is_equation_11(sd15, vae):
     """Sum, no gain, no clip: the gradient equals autograd's on the deep copy with the run's own mask and reference."""
     _, gradient, seen, _ = one_step(sd15, vae, settings=Settings(beta=0.3).in_mode("literal"))
-    from omniportrait.sampling import reference_features as features
+    from omniportrait.sampling import reference as features
 
     (reference,) = features._cache.values()
     mask = seen["trace"].steps[0].mask
@@ -219,8 +219,8 @@ def test_literal_is_equation_11(sd15, vae):
 
     def literal(features_):
         rows = features_[0].permute(1, 2, 0)[points]
-        match = torch.cdist(reference.rows("cpu"), rows.detach()).argmin(dim=1)
-        halves = (torch.nn.functional.cosine_similarity(rows[match], reference.rows("cpu")) + 1) / 2
+        match = torch.cdist(reference.points("cpu"), rows.detach()).argmin(dim=1)
+        halves = (torch.nn.functional.cosine_similarity(rows[match], reference.points("cpu")) + 1) / 2
         captured["S"] = halves.sum()
         return 8.5 / (1 + halves.sum())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guide
-from omniportrait.sampling import reference_features as features
+from omniportrait.sampling import reference as features
 
 SAMPLERS = ("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "heun", "ddim", "lcm", "uni_pc")
 

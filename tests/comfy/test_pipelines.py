@@ -22,7 +22,7 @@ from omniportrait.lab.testbed.guiding import (
     guided,
     watched,
 )
-from omniportrait.sampling import reference_features as features
+from omniportrait.sampling import reference as features
 from omniportrait.sampling import session as run_module
 from omniportrait.sampling.face_mask import find_faces
 from omniportrait.sampling.people import ByHand

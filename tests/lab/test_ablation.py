@@ -130,7 +130,7 @@ def test_which_inputs_are_swept(files, tmp_path):
 def test_a_sweep_s_page(files, registered, tmp_path, monkeypatch):
     """Every value is compared with the same run unguided; the demo's own value, under whatever name, is made once."""
     monkeypatch.setattr(sys, "argv", ["sweeps.py"])
-    given = ["--values", "gain=10,40", "feature_block=1,4", "--also", "both: mutual=true feather=1"]
+    given = ["--values", "gain=10,40", "feature_block=1,4", "--also", "both: ensemble=1 t0=271"]
     chosen = options(files, tmp_path, *given, "--first", "3", of=sweeps)
     campaign, swept = Campaign(chosen), sweeps.plan(chosen)
     variants = [variant for by_value in swept.values() for variant in by_value.values()]
@@ -146,8 +146,8 @@ def test_a_sweep_s_page(files, registered, tmp_path, monkeypatch):
     for name in ("gain.png", "feature_block.png", "combined.png", "time.png", "prompt.png", "gain_sheet.jpg"):
         assert (tmp_path / "images" / f"sweep_{name}").stat().st_size > 1000
 
-    with pytest.raises(SystemExit, match="wrong: The second feature block is 4"):
-        campaign.measure([Variant("wrong", chosen.encoder, {"second_block": 4})])
+    with pytest.raises(SystemExit, match="wrong: Feature block 40 does not exist"):
+        campaign.measure([Variant("wrong", chosen.encoder, {"feature_block": 40})])
 
 
 def test_unguided_keeps_the_sampler(files):

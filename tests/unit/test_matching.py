@@ -55,22 +55,3 @@ def test_mean_does_not_care_how_often_points_repeat():
     total = [float(matching.similarity(r, generated, m, "sum")) for r, m in ((reference, match), (tiled, tiled_match))]
     assert mean[0] == pytest.approx(mean[1], rel=1e-12)
     assert total[1] == pytest.approx(5 * total[0], rel=1e-12)
-
-
-def test_mutual_matches_against_a_loop():
-    reference, generated = rows(19, 5, 8), rows(13, 5, 9)
-    match, back = naive_nearest(reference, generated.tolist()), naive_nearest(generated, reference.tolist())
-    expected = [float(back[match[i]] == i) for i in range(len(reference))]
-    assert 0 < sum(expected) < len(expected)
-    assert matching.mutual(reference, generated, torch.tensor(match)).tolist() == expected
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_weighted_similarity_is_that_of_the_points_left(reduction):
-    reference, generated = rows(9, 4, 4), rows(7, 4, 5)
-    match = matching.nearest(reference, generated)
-    keep = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0, 1]).bool()
-    weighted = matching.similarity(reference, generated, match, reduction, keep.double())
-    assert float(weighted) == pytest.approx(
-        float(matching.similarity(reference[keep], generated, match[keep], reduction)), rel=1e-12
-    )

@@ -144,15 +144,3 @@ def test_resize_mask_keeps_booleans():
     mask = torch.tensor([[[True, False], [False, True]]])
     big = region.resize_mask(mask, (4, 4))
     assert big.dtype == torch.bool and big[0, :2, :2].all() and not big[0, :2, 2:].any()
-
-
-@pytest.mark.parametrize("radius", [0, 1, 3])
-def test_feather_against_a_loop(radius):
-    """Each weight is the share of True in its window, as far as that lies in the picture."""
-    mask = torch.rand(2, 1, 7, 9, generator=torch.Generator().manual_seed(4)) > 0.6
-    weights = region.feather(mask, radius)
-    for b in range(2):
-        for y in range(7):
-            for x in range(9):
-                window = mask[b, 0, max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
-                assert float(weights[b, 0, y, x]) == pytest.approx(float(window.float().mean()), abs=1e-6)

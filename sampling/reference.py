@@ -1,0 +1,206 @@
+"""D_ref of Eq. 7: diffusion features (DIFT) of each reference face at t0, averaged over noises, cached across queue
+items."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..backbone.attention import install_recorders
+from ..backbone.clock import sigma_of
+from ..backbone.private import PrivatePass
+from ..guidance.omniportrait.mask import cover, min_max, refine, resize_mask, threshold
+from ..guidance.omniportrait.settings import Settings
+from ..models.faces import FaceReference
+from .people import Person
+from .rows import plain_attention, private_options
+
+CACHE_FACES = 2
+"""A double portrait's."""
+_cache: OrderedDict[tuple, ReferenceFeatures] = OrderedDict()
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceFeatures:
+    """features: [C, h, w] float32 on the CPU, mean over the noises. mask: boolean [h, w], M_ref at the features'
+    size."""
+
+    features: torch.Tensor
+    mask: torch.Tensor
+
+    def points(self, device: torch.device) -> torch.Tensor:
+        """[N, C] features inside the face."""
+        return self.features.permute(1, 2, 0)[self.mask].to(device)
+
+
+class References:
+    """D_ref of a run's people: encoded before ComfyUI loads the model, computed at the first guided step.
+
+    Raises: ValueError when the VAE does not belong to the model.
+    """
+
+    def __init__(
+        self,
+        people: Iterable[Person],
+        patcher: object,
+        vae: object,
+        block: int,
+        settings: Settings,
+        noise: torch.Tensor,
+    ) -> None:
+        self._settings = settings
+        self._sigma = sigma_of(patcher.get_model_object("model_sampling"), settings.t0)
+        self._keys: dict[Person, tuple] = {}
+        self._latents: dict[tuple, torch.Tensor] = {}
+        self._features: dict[tuple, ReferenceFeatures] = {}
+        self._points: dict[Person, torch.Tensor] = {}
+        side = max(min(noise.shape[-2:]) // 8 * 8, 8)
+        for person in set(people):
+            key = self._keys[person] = cache_key(patcher, vae, person, block, side, self._sigma, settings)
+            known = cached(key)
+            if known is not None:
+                self._features[key] = known
+            elif key not in self._latents:
+                self._latents[key] = encode_reference(vae, person.face, side * 8, noise.shape[1])
+
+    def points(
+        self, private: PrivatePass, base: torch.nn.Module, person: Person, device: torch.device
+    ) -> torch.Tensor | None:
+        """[N, C] features inside a person's reference face; None where the VAE made no finite latent of it."""
+        key = self._keys[person]
+        if key not in self._features:
+            latent = self._latents[key]
+            if not latent.isfinite().all():
+                return None
+            latent = latent.clone().to(device)  # the original is kept: memory may run out below
+            arguments = reference_arguments(base, person.conditioning, latent)
+            result = cached(key) or compute(private, latent, self._sigma, person, arguments, self._settings)
+            if result.features.isfinite().all():
+                remember(key, result)
+            self._features[key] = result
+        if person not in self._points:
+            self._points[person] = self._features[key].points(device)
+        return self._points[person]
+
+
+def cached(key: tuple) -> ReferenceFeatures | None:
+    """The features made for this key in this or an earlier run, if still held."""
+    if key in _cache:
+        _cache.move_to_end(key)
+    return _cache.get(key)
+
+
+def remember(key: tuple, value: ReferenceFeatures) -> None:
+    """Hold the newest faces."""
+    _cache[key] = value
+    while len(_cache) > CACHE_FACES:
+        _cache.popitem(last=False)
+
+
+def forget_all() -> None:
+    """Empty the cache."""
+    _cache.clear()
+
+
+def cache_key(
+    patcher: object, vae: object, person: Person, block: int, side: int, sigma: float, settings: Settings
+) -> tuple:
+    """Everything that a face's features depend on, by content; models by weak reference, so that none is kept alive."""
+    context = hashlib.sha256()
+    for states, options in person.conditioning:
+        for part in (states, options.get("pooled_output")):
+            if part is not None:
+                context.update(part.detach().float().cpu().contiguous().numpy().tobytes())
+    base = patcher.model
+    sampling = patcher.get_model_object("model_sampling")  # a patch on it leaves patches_uuid as it is
+    s = settings
+    return (
+        weakref.ref(base),
+        patcher.patches_uuid,
+        base.get_dtype(),
+        weakref.ref(vae.first_stage_model),
+        person.face.key,
+        context.hexdigest(),
+        person.token,
+        block,
+        side,
+        sigma,
+        tuple(kind.__name__ for kind in type(sampling).__mro__),
+        (s.ensemble, s.reference_seed, s.alpha, s.beta, s.gamma, s.refinement),
+        None if person.hooks is None else id(person.hooks),  # other weights; the run keeps the object alive
+    )
+
+
+def encode_reference(vae: object, face: FaceReference, side: int, channels: int) -> torch.Tensor:
+    """[1, C, side / 8, side / 8] latent of the crop, resized to `side` pixels so that faces of both pictures are of
+    like size. Called before sampling: loading the VAE in the middle of it could push the UNet out of memory.
+
+    Raises: ValueError when the latent has other channels than the model's.
+    """
+    pixels = F.interpolate(
+        face.crop.movedim(-1, 1), size=(side, side), mode="bicubic", antialias=True, align_corners=False
+    )
+    latent = vae.encode(pixels.clamp(0, 1).movedim(1, -1))
+    if latent.shape[1] != channels:
+        raise ValueError(
+            f"This VAE makes latents of {latent.shape[1]} channels but the model samples {channels}; connect the VAE "
+            "that belongs to the model's checkpoint."
+        )
+    return latent
+
+
+def reference_arguments(base: torch.nn.Module, conditioning: list, latent: torch.Tensor) -> dict:
+    """What apply_model gets for the reference prompt, made by ComfyUI itself (SDXL's pooled text and sizes, for
+    one)."""
+    import comfy.sampler_helpers
+    import comfy.samplers
+
+    conds = comfy.sampler_helpers.convert_cond(conditioning[:1])
+    conds = comfy.samplers.encode_model_conds(base.extra_conds, conds, latent, latent.device, "positive")
+    return {name: cond.process_cond(batch_size=1, area=None).cond for name, cond in conds[0]["model_conds"].items()}
+
+
+def compute(
+    private: PrivatePass, latent: torch.Tensor, sigma: float, person: Person, arguments: dict, settings: Settings
+) -> ReferenceFeatures:
+    """Noise the latent to sigma with `ensemble` fixed noises and average the features (and, where the face has no mask,
+    the attention) of the passes.
+
+    latent: [1, C, h, w] on the model's device, before process_latent_in. Call outside inference mode.
+    Raises: ValueError when the face mask is empty.
+    """
+    base, face, s = private.base, person.face, settings
+    latent = base.process_latent_in(latent.clone()).float()
+    sigmas = torch.full((1,), sigma, device=latent.device)
+    features, maps = 0.0, 0.0
+    with torch.no_grad():
+        for i in range(s.ensemble):
+            generator = torch.Generator().manual_seed(s.reference_seed + i)
+            noise = torch.randn(latent.shape, generator=generator).to(latent)
+            x = base.model_sampling.noise_scaling(sigmas.view(-1, 1, 1, 1), noise, latent.clone())
+            options, recording = private_options({}), None
+            if face.mask is None and person.token is not None:
+                recording = install_recorders(options, private.sites(tuple(x.shape[-2:])), plain_attention)
+            features = features + private.features(x, sigmas, arguments, options).float() / s.ensemble
+            if recording is not None:
+                token_map = recording.token_map(person.token, arguments["c_crossattn"].shape[1])
+                maps = maps + refine(token_map, recording.smooth, s.alpha, s.gamma, s.refinement)
+    size = tuple(features.shape[-2:])
+    if face.mask is not None:
+        mask = cover(face.mask.cpu(), size)[0]
+    elif person.token is not None:
+        mask = resize_mask(threshold(min_max(maps.cpu()), s.beta), size)[0]
+    else:
+        mask = torch.ones(size, dtype=torch.bool)
+    if not mask.any():
+        raise ValueError(
+            "The reference's face mask is empty at the model's resolution; connect a mask to Face Reference, lower "
+            "its crop factor, or choose another mask source."
+        )
+    return ReferenceFeatures(features[0].cpu(), mask)
