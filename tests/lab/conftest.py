@@ -18,8 +18,8 @@ def vae():
 @pytest.fixture(autouse=True)
 def no_leftovers():
     """Every test starts with an empty reference cache."""
-    from omniportrait.sampling import reference_features
+    from omniportrait.sampling import reference
 
-    reference_features.forget_all()
+    reference.forget_all()
     yield
-    reference_features.forget_all()
+    reference.forget_all()
