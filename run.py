@@ -38,6 +38,7 @@ COMMANDS = {
     "make": {
         "base": "lab.make.base",
         "embedder": "lab.make.embedder",
+        "help-pages": "lab.make.help_pages",
         "measures": "lab.make.measures",
         "pictures": "lab.make.pictures",
         "reference": "lab.make.reference",

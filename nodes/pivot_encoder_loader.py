@@ -8,7 +8,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..models.pivot.handle import load_handle
-from .schema import CATEGORY, PivotEncoder, searchable
+from .schema import schema_of
 
 FOLDER = "pivot_encoders"
 
@@ -16,26 +16,12 @@ FOLDER = "pivot_encoders"
 class PivotEncoderLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        schema = io.Schema(
-            node_id="OmniPortraitPivotEncoderLoader",
-            display_name="Pivot Encoder Loader",
-            category=CATEGORY,
-            description="Loads a trained Pivot ID Encoder, which puts a face into the embedding of a word.",
-            inputs=[
-                io.Combo.Input(
-                    "pivot_encoder_name",
-                    options=folder_paths.get_filename_list(FOLDER),
-                    tooltip="A .safetensors file in models/pivot_encoders. It has to be of your checkpoint's family.",
-                )
-            ],
-            outputs=[
-                PivotEncoder.Output(
-                    display_name="pivot_encoder",
-                    tooltip="For Pivot Conditioning. ComfyUI loads and offloads its weights.",
-                )
-            ],
+        return schema_of(
+            "OmniPortraitPivotEncoderLoader",
+            "Pivot Encoder Loader",
+            "Loads a trained Pivot ID Encoder, the network that puts a face into the embedding of a word.",
+            *("identity encoder", "face encoder", "omniportrait", "load pivot"),
         )
-        return searchable(schema, "identity encoder", "face encoder", "omniportrait", "load pivot")
 
     @classmethod
     def validate_inputs(cls, pivot_encoder_name: str | None) -> bool | str:

@@ -64,6 +64,12 @@ class Search:
                         self.masks.append(whole)
 
 
+def sigma_at(model: object, percent: float) -> float:
+    """Sigma at a share of the sampling, 0 to 1, within what the MODEL was trained on (core gives 1e9 for 0)."""
+    sampling = model.get_model_object("model_sampling")
+    return min(max(float(sampling.percent_to_sigma(percent)), float(sampling.sigma_min)), float(sampling.sigma_max))
+
+
 def find_faces(
     model: object, conditioning: list, latent: torch.Tensor, seed: int, sigma: float, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,11 +1,27 @@
-"""Maps as pictures."""
+"""Attention maps as pictures at the picture's size."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 STOPS = ((0, 0, 20), (70, 10, 110), (190, 50, 80), (250, 150, 30), (255, 255, 190))
 """Dark to bright, evenly spaced; lightness rises all the way, so that it also reads in grey."""
+
+
+def of_person(maps: torch.Tensor, person: int, mode: str) -> torch.Tensor:
+    """[K, B, h, w] on the latent's grid to [B, H, W] at the picture's size: of one person from 1 to K, or of all at 0.
+
+    mode: F.interpolate's. Raises: ValueError when there is no such person.
+    """
+    if person > len(maps):
+        raise ValueError(
+            f"There is no person {person}: the conditioning names {len(maps)}; choose 1 to {len(maps)}, or 0 for "
+            "everyone."
+        )
+    chosen = maps if person == 0 else maps[person - 1 : person]
+    size = (maps.shape[-2] * 8, maps.shape[-1] * 8)
+    return F.interpolate(chosen.amax(dim=0)[:, None], size=size, mode=mode)[:, 0]
 
 
 def heat_map(maps: torch.Tensor) -> torch.Tensor:

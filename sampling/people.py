@@ -39,6 +39,25 @@ class ByHand:
     face: FaceReference
     mask: torch.Tensor
 
+    @classmethod
+    def given(cls, face: FaceReference | None, mask: torch.Tensor | None) -> ByHand | None:
+        """The node's two optional inputs; None without both. mask: a MASK, of which the first is used.
+
+        Raises: ValueError for one without the other and for an empty mask, which would otherwise show only as an
+        unguided picture.
+        """
+        if face is None and mask is None:
+            return None
+        if face is None or mask is None:
+            missing = "face_reference" if face is None else "mask"
+            raise ValueError(f"RB-Guidance got only one of face_reference and mask; connect {missing} too, or neither.")
+        mask = mask.reshape(-1, *mask.shape[-2:])[:1].float().cpu()
+        if not torch.isfinite(mask).all() or mask.max() < 0.5:
+            raise ValueError(
+                "The mask given to RB-Guidance is empty; paint or connect a mask that is white where the face will be."
+            )
+        return cls(face, mask)
+
 
 People = dict[tuple[str, object], tuple[Person, ...]]
 """By key of the guider's conditionings and uuid."""

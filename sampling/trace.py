@@ -63,6 +63,12 @@ class Trace:
     mask: torch.Tensor | None = None
     """Last M_gen: float [B, H, W] at the picture's size, CPU."""
 
+    def mask_for(self, samples: torch.Tensor) -> torch.Tensor:
+        """The last M_gen, or an empty mask at the picture's size of [B, C, h, w] samples when no step was guided."""
+        if self.mask is not None:
+            return self.mask
+        return torch.zeros(len(samples), samples.shape[-2] * 8, samples.shape[-1] * 8)
+
     def summary(self) -> str:
         """One line for the log."""
         values = [step.similarity for step in self.steps if step.similarity == step.similarity]

@@ -226,7 +226,7 @@ spec = importlib.util.spec_from_file_location("omniportrait", {str(environment.R
     submodule_search_locations=[{str(environment.ROOT)!r}])
 pack = importlib.util.module_from_spec(spec); sys.modules["omniportrait"] = pack; spec.loader.exec_module(pack)
 import numpy, skimage.data, torch
-from omniportrait.models.face.build import FaceOptions, make_reference
+from omniportrait.models.faces.build import FaceOptions, make_reference
 photo = torch.from_numpy(numpy.array(skimage.data.astronaut())).float().div(255)[None]
 print(make_reference(photo, None, FaceOptions()).reference.source)
 """

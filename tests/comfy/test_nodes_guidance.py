@@ -111,7 +111,7 @@ def test_a_person_in_an_area_is_found_inside_it(family, top):
 
 
 def test_a_person_who_is_not_there(sd15):
-    with pytest.raises(ValueError, match="no person 3: the conditioning names 2; choose 1 to 2, or 0 for everybody"):
+    with pytest.raises(ValueError, match="no person 3: the conditioning names 2; choose 1 to 2, or 0 for everyone"):
         find(sd15, two(sd15), person=3)
 
 

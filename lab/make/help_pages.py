@@ -1,0 +1,99 @@
+"""Write the tables of the help pages and the labels of the page from nodes/inputs.py: `python run.py make help-pages`.
+
+A help page is written by hand but for what stands between `<!-- inputs -->` and `<!-- /inputs -->`, and the same for
+outputs. `locales/en/nodeDefs.json` holds the labels for web pages that do not read an input's display name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...nodes.inputs import INPUTS, OUTPUTS, Output, Parameter
+
+ROOT = Path(__file__).parents[2]
+HEAD = "| Input | What it does | Values |\n|---|---|---|"
+
+
+def main(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="run.py make help-pages", description=__doc__)
+    parser.parse_args(words)
+    for path, text in files(ROOT).items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(ROOT))
+
+
+def files(root: Path) -> dict[Path, str]:
+    """What every generated file should hold, by its path: the help pages and the labels."""
+    pages = {root / "web" / "docs" / f"{node_id}.md": node_id for node_id in INPUTS}
+    written = {path: with_tables(path.read_text(encoding="utf-8"), node_id) for path, node_id in pages.items()}
+    return written | {root / "locales" / "en" / "nodeDefs.json": json.dumps(labels(), indent=2) + "\n"}
+
+
+def labels() -> dict[str, dict]:
+    """ComfyUI's nodeDefs for the inputs that are shown under another name."""
+    shown = {node_id: {row.name: {"name": row.label} for row in rows if row.label} for node_id, rows in INPUTS.items()}
+    return {node_id: {"inputs": inputs} for node_id, inputs in shown.items() if inputs}
+
+
+def with_tables(text: str, node_id: str) -> str:
+    """A help page with its two tables in place. Raises: ValueError where a marker is missing."""
+    for name, table in (("inputs", input_tables(INPUTS[node_id])), ("outputs", output_table(OUTPUTS[node_id]))):
+        text, count = re.subn(
+            f"<!-- {name} -->\n.*?<!-- /{name} -->",
+            lambda _, name=name, table=table: f"<!-- {name} -->\n{table}\n<!-- /{name} -->",
+            text,
+            flags=re.DOTALL,
+        )
+        if count != 1:
+            raise ValueError(f"The help page of {node_id} needs one <!-- {name} --> and <!-- /{name} --> around it.")
+    return text
+
+
+def input_tables(rows: Iterable[Parameter]) -> str:
+    """The inputs as people see them, then what the node folds away."""
+    shown, folded = (
+        [f"| {_title(row)} | {row.tooltip} | {_values(row)} |" for row in rows if row.advanced == advanced]
+        for advanced in (False, True)
+    )
+    parts = ["\n".join((HEAD, *shown))]
+    if folded:
+        parts.append("\n".join(("### Advanced", "", HEAD, *folded)))
+    return "\n\n".join(parts)
+
+
+def output_table(rows: Iterable[Output]) -> str:
+    return "\n".join(
+        ("| Output | What it is | Type |", "|---|---|---|", *(f"| `{r.name}` | {r.meaning} | {r.kind} |" for r in rows))
+    )
+
+
+def _title(row: Parameter) -> str:
+    return f"{row.label}<br>`{row.name}`" if row.label else f"`{row.name}`"
+
+
+def _values(row: Parameter) -> str:
+    """Type, default and range in a few words."""
+    if row.choices:
+        return f"{row.choices}; default `{row.default}`" if row.default else row.choices
+    if row.kind == "COMBO":
+        return ", ".join(f"`{each}`" + " (default)" * (each == row.default) for each in row.options)
+    if row.kind == "BOOLEAN":
+        return "on (default), off" if row.default else "on, off (default)"
+    if row.low is not None:
+        return f"{row.kind}, {_number(row.low)} to {_number(row.high)}; default {_number(row.default)}"
+    if row.default is not None:
+        return f"{row.kind}; default `{row.default}`"
+    return f"{row.kind}, optional" if row.optional else row.kind
+
+
+def _number(value: float) -> str:
+    """A number as people write it; the limits of seeds as powers of two."""
+    if isinstance(value, int) and value > 2**31:
+        return f"2^{value.bit_length()} - 1"
+    return f"{value:g}" if abs(value) < 1e6 else f"{value}"
