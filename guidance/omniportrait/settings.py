@@ -1,5 +1,5 @@
 """Every number of RB-Guidance in one frozen object. The paper's value is the default where it has one, but for
-`every`: 2 costs little more than half and keeps the embedded model's likeness (docs/cheaper.md)."""
+`every`: 2 costs little more than half and keeps the embedded model's likeness (docs/results/cheaper.md)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""`python run.py bench NAME`: what is measured, and the pages under docs/ that it writes."""
+"""`python run.py bench NAME`: what is measured, and the pages under docs/results/ that it writes."""

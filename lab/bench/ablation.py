@@ -9,7 +9,8 @@
 
 Every variant starts from the same noise and runs through the pack's own nodes, with what the demo's workflow has;
 `--set` has the last word. Resumable: pictures and numbers are kept in output/portraits, and the same call makes what is
-missing; after all parts, the call without `--part` finds everything made and writes docs/ablation.md and its sheet.
+missing; after all parts, the call without `--part` finds everything made and writes docs/results/ablation.md and its
+sheet.
 """
 
 from __future__ import annotations

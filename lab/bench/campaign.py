@@ -46,7 +46,7 @@ def arguments(name: str, identities: int, prompts: int) -> argparse.ArgumentPars
     parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th person; no page")
     parser.add_argument("--smoke", action="store_true", help="2 people, 1 prompt, 4 steps; writes no page")
     parser.add_argument("--store", type=Path, default=ROOT / "output" / "portraits", metavar="FOLDER")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / f"{name}.md", metavar="FILE")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / f"{name}.md", metavar="FILE")
     return parser
 
 

@@ -15,7 +15,7 @@ give; with z_0 itself as the reference, how much the features could tell at all.
 
 Nothing is capped and nothing multiplied here, so gain, clip, strength, reduction and sigma_scale do not matter. Sums
 are kept in output/directions: an interrupted run goes on where it was. After the parts, the same call without `--part`
-writes docs/direction.md.
+writes docs/results/direction.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One finished portrait to numbers: is it the person, with their moles, as the prompt says, and where was it guided?
 
-The measures are the demo's own (demo/measures, calibrated in docs/measures.md); nothing that is trained sees them.
+The measures are the demo's own (lab/measures, calibrated in docs/results/measures.md); nothing that is trained sees
+them.
 """
 
 from __future__ import annotations

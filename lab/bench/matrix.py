@@ -1,6 +1,6 @@
 """RB-Guidance on every sampler, scheduler, way of working, family and weight type of the ComfyUI at hand, by all pairs.
 
-    python run.py bench matrix                    # the whole table, some hundreds of cells; writes docs/matrix.md
+    python run.py bench matrix                    # the whole table, hundreds of cells; writes docs/results/matrix.md
     python run.py bench matrix --smoke            # every value once and every mode in each family: minutes
     COMFYUI_PATH=/path/to/ComfyUI python run.py bench matrix --smoke      # the same on another core
 
@@ -187,7 +187,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--smoke", action="store_true", help="the subset for CI and for other cores; writes no page")
     parser.add_argument("--part", type=part_of, default="1/1", metavar="I/N", help="this process does every N-th cell")
     parser.add_argument("--results", type=Path, default=ROOT / "output" / "matrix.jsonl", metavar="FILE")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "matrix.md", metavar="FILE")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "matrix.md", metavar="FILE")
     options = parser.parse_args(words)
     logging.getLogger("omniportrait").setLevel(logging.ERROR)
     torch.set_num_threads(1)

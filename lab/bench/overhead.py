@@ -10,7 +10,7 @@ True architectures with random weights (speed does not depend on them), Euler on
 by hand. All ways run by turns, so that a busy machine slows all alike; a step is the mean over a run's calls in the
 guided window, and numbers are medians over the rounds. One more round counts floating-point operations: the floor under
 what is measured, for these shapes. Results are kept in a JSON-lines file, the newest in force, and
-docs/overhead.md is written from it, after the floors of SD1.5 at 512x512 and SDXL at 1024x1024 by count alone.
+docs/results/overhead.md is written from it, after the floors of SD1.5 at 512x512 and SDXL at 1024x1024 by count alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--count", action="store_true", help="measure nothing, write the page")
     parser.add_argument("--comfy", action="append", default=[], metavar="ARGUMENT", help="one more of ComfyUI's own")
     parser.add_argument("--results", type=Path, default=ROOT / "output" / "overhead.jsonl", metavar="FILE")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "overhead.md", metavar="FILE")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "overhead.md", metavar="FILE")
     return parser.parse_args(arguments)
 
 
@@ -225,7 +225,7 @@ def floors() -> list[str]:
 
 
 def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
-    """docs/overhead.md."""
+    """docs/results/overhead.md."""
     from ...backbone.unet import MEMORY_SHARE
 
     lines = [

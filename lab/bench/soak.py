@@ -24,8 +24,8 @@ while the next begins. Two things are judged, after a fifth of the prompts for w
   A node that really kept 0.1 MiB a prompt was found at 9.0 to 13.9. Where the interval holds the allowed slope,
   nothing was shown, and that is no pass.
 
-Ends with status 1 if either is more or a picture changes. Writes docs/soak.md after 200 prompts or more, or the page
-that --page names.
+Ends with status 1 if either is more or a picture changes. Writes docs/results/soak.md after 200 prompts or more, or
+the page that --page names.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from ...demo.server import ComfyServer, PromptError
 from .trend import Trend, trend, warm_up
 
 ROOT = environment.ROOT
-PAGE = ROOT / "docs" / "soak.md"
+PAGE = ROOT / "docs" / "results" / "soak.md"
 PROMPTS = 200
 """With fewer no page is written unless one is named: a try shall not replace what a whole run showed."""
 CROPS = (1.6, 2.0, 2.6)
@@ -272,7 +272,7 @@ def report(asked: Sequence[Asked], wrong: Sequence[str]) -> list[str]:
 
 
 def page(asked: Sequence[Asked], where: str, options: argparse.Namespace, image: str) -> str:
-    """docs/soak.md."""
+    """docs/results/soak.md."""
     seconds = {kind: statistics.median(a.seconds for a in asked if a.kind == kind) for kind in compared(asked)}
     pause = statistics.median([b.start - a.end for a, b in zip(asked, asked[1:], strict=False)] or [math.nan])
     lines = [
@@ -340,7 +340,8 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--allowed", type=float, default=32.0, metavar="MIB", help="growth")
     parser.add_argument("--allowed-slope", type=float, default=5.0, metavar="MIB", help="per 100 prompts")
     parser.add_argument("--results", type=Path, metavar="FILE", help="append one JSON line a prompt")
-    parser.add_argument("--page", type=Path, metavar="FILE", help=f"default: docs/soak.md after {PROMPTS} or more")
+    page_help = f"default: docs/results/soak.md after {PROMPTS} or more"
+    parser.add_argument("--page", type=Path, metavar="FILE", help=page_help)
     return parser.parse_args(arguments)
 
 

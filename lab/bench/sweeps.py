@@ -15,8 +15,8 @@ gain=100000 --set clip=0.2` keeps it so for the others. What is chosen here is t
 people: `--first 100` takes people whom its default leaves out.
 
 Runs and results are shared with the ablation: nothing is made twice, and an interrupted sweep goes on where it was by
-the same command. After the parts, the same call without `--part` finds everything made and writes docs/sweeps.md and
-its plots. What is not swept is as the demo's workflow has it; `--set` has the last word.
+the same command. After the parts, the same call without `--part` finds everything made and writes
+docs/results/sweeps.md and its plots. What is not swept is as the demo's workflow has it; `--set` has the last word.
 """
 
 from __future__ import annotations

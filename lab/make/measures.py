@@ -1,5 +1,5 @@
 """Train the text measure on rendered portraits and calibrate all measures on held-out ones, as they are and through the
-autoencoder: `python run.py make measures --data FOLDER --vae FILE`. Writes docs/measures.md.
+autoencoder: `python run.py make measures --data FOLDER --vae FILE`. Writes docs/results/measures.md.
 
 Short rather than resumable: interrupted in training it begins again; once that is done, `--minutes 0` only calibrates.
 """
@@ -21,7 +21,7 @@ from ..measures.separation import THRESHOLDS
 from ..measures.text import WEIGHTS, TextMeasure
 from ..measures.text_training import train
 
-PAGE = Path(__file__).parents[2] / "docs" / "measures.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "measures.md"
 DEMO = WEIGHTS.parent / "omniportrait_demo.safetensors"
 CARD = {
     "model": "OmniPortrait demo: which background, garment, colour, expression and subject a picture shows",

