@@ -31,6 +31,23 @@ def vae():
     return small.vae()
 
 
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """The folder that small trainings learn from."""
+    from training_world import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def base(world, tmp_path_factory):
+    """Its base model, frozen, for all trainings."""
+    from omniportrait.training.pivot.base import load_base
+    from training_world import config_of
+
+    return load_base(config_of(world, tmp_path_factory.mktemp("out")))
+
+
 @pytest.fixture(autouse=True)
 def no_leftovers():
     """Every test starts with an empty reference cache and must leave the global random state alone."""

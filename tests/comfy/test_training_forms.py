@@ -15,23 +15,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from omniportrait.training.data.dataset import open_dataset
 from omniportrait.training.data.plan import Slot
-from omniportrait.training.pivot.base import Base, load_base
+from omniportrait.training.pivot.base import Base
 from omniportrait.training.pivot.config import Objective
 from omniportrait.training.pivot.pretrained import make_encoder
 from omniportrait.training.pivot.step import conditioned, draw, gather, losses
 from omniportrait.training.pivot.trainer import Trainer
 from PIL import Image
-from test_training_run import Curve, config_of, make_world, trained
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return make_world(tmp_path_factory.mktemp("forms"))
-
-
-@pytest.fixture(scope="module")
-def base(made, tmp_path_factory) -> Base:
-    return load_base(config_of(made, tmp_path_factory.mktemp("out")))
+from training_world import Curve, config_of, trained
 
 
 @pytest.fixture
@@ -46,22 +36,22 @@ def form_of(base: Base, config) -> Base:
     return Base(base.model, base.clip, base.vae, config)
 
 
-def test_bf16_with_recomputed_blocks_learns(made, base, half, tmp_path):
-    config = config_of(made, tmp_path, precision="bf16", checkpointing=True)
+def test_bf16_with_recomputed_blocks_learns(world, base, half, tmp_path):
+    config = config_of(world, tmp_path, precision="bf16", checkpointing=True)
     trainer, curve = trained(config, form_of(base, config), accelerator=half)
     fresh = make_encoder(config, base.text_width)
     still = [name for name, w in trainer.encoder.named_parameters() if torch.equal(w, fresh.get_parameter(name))]
     assert not still
     assert all(w.dtype == torch.float32 and torch.isfinite(w).all() for w in trainer.encoder.parameters())
     AcceleratorState._reset_state(reset_partial_state=True)
-    _, whole = trained(config_of(made, tmp_path / "fp32"), base)
+    _, whole = trained(config_of(world, tmp_path / "fp32"), base)
     assert curve.losses() != whole.losses()  # or it was no bf16
     torch.testing.assert_close(curve.losses(), whole.losses(), rtol=0.03, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_recomputed_blocks_give_the_same_gradient(made, base, tmp_path, precision):
-    config = config_of(made, tmp_path, precision=precision)
+def test_recomputed_blocks_give_the_same_gradient(world, base, tmp_path, precision):
+    config = config_of(world, tmp_path, precision=precision)
     samples = open_dataset(config).samples
     results = []
     for checkpointing in (False, True):
@@ -77,11 +67,11 @@ def test_recomputed_blocks_give_the_same_gradient(made, base, tmp_path, precisio
     assert kept.norm() > 0 and float((recomputed - kept).norm() / kept.norm()) < (1e-5 if precision == "fp32" else 1e-3)
 
 
-def two_shapes(world: Path, out: Path) -> None:
+def two_shapes(people: Path, out: Path) -> None:
     """The first four samples as they are, the next four beside their own mirror image, twice as wide."""
     out.mkdir()
     keys: list[str] = []
-    with tarfile.open(world / "train-000000.tar") as source, tarfile.open(out / "train-000000.tar", "w") as target:
+    with tarfile.open(people / "train-000000.tar") as source, tarfile.open(out / "train-000000.tar", "w") as target:
         for member in source:
             key, _, kind = member.name.partition(".")
             keys += [key] * (key not in keys)
@@ -103,12 +93,12 @@ def widened(content: bytes, kind: str) -> bytes:
     return file.getvalue()
 
 
-def test_pictures_of_two_shapes_train_together(made, base, tmp_path):
+def test_pictures_of_two_shapes_train_together(world, base, tmp_path):
     """At a rate of 0 each step's loss is the mean of its samples', each of which is computed by itself."""
-    two_shapes(made / "world", tmp_path / "shapes")
+    two_shapes(world / "people", tmp_path / "shapes")
     given = {"data.shards": [str(tmp_path / "shapes")], "data.resolution": 128, "data.bucket_step": 64}
     given |= {"data.max_aspect": 4.0, "data.reference": "own", "batch": 2, "rate": 0.0}
-    config = config_of(made, tmp_path / "run", **given)
+    config = config_of(world, tmp_path / "run", **given)
     data = open_dataset(config)
     trainer = Trainer(config, Accelerator(cpu=True), base, data, None)
     batches = [data.plan.batch(step) for step in range(4)]
@@ -128,9 +118,9 @@ def test_pictures_of_two_shapes_train_together(made, base, tmp_path):
     assert log == {}
 
 
-def test_error_of_the_picture_in_place_of_the_noise(made, base, tmp_path):
+def test_error_of_the_picture_in_place_of_the_noise(world, base, tmp_path):
     """Against the predicted picture itself; where sigma^2 is above the limit, against the noise's error times that."""
-    config = config_of(made, tmp_path / "run")
+    config = config_of(world, tmp_path / "run")
     data = open_dataset(config)
     inputs = gather([data.samples[slot] for slot in data.plan.batch(0).slots], base)
     encoder = make_encoder(config, base.text_width)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -18,17 +17,12 @@ from omniportrait.training.pivot.command import join
 from omniportrait.training.pivot.estimate import estimate
 from omniportrait.training.pivot.report import Reporter
 from omniportrait.training.pivot.trainer import Trainer
-from test_training_run import config_of, make_world, trained, weights
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return make_world(tmp_path_factory.mktemp("memory"))
+from training_world import config_of, trained, weights
 
 
 @pytest.fixture
-def base(made, tmp_path):
-    return load_base(config_of(made, tmp_path / "out"))
+def base(world, tmp_path):
+    return load_base(config_of(world, tmp_path / "out"))
 
 
 def loaded(base) -> set[str]:
@@ -42,8 +36,8 @@ def trainer_of(config, base) -> Trainer:
     return Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
 
 
-def test_cached_run_keeps_the_unet_alone_on_the_device(made, base, tmp_path):
-    config = config_of(made, tmp_path, **{"data.cached": True})
+def test_cached_run_keeps_the_unet_alone_on_the_device(world, base, tmp_path):
+    config = config_of(world, tmp_path, **{"data.cached": True})
     trainer, _ = trained(config, base, stop_at=1, cached=True)
     assert loaded(base) == {"unet"}
     reporter = Reporter(config, base, trainer.encoder, trainer.average, trainer.data.samples, 0)
@@ -53,14 +47,14 @@ def test_cached_run_keeps_the_unet_alone_on_the_device(made, base, tmp_path):
     assert loaded(base) == {"unet"}
 
 
-def test_dry_run_of_a_cached_run_measures_what_the_run_will_hold(made, base, tmp_path):
-    assert "the cache" in estimate(trainer_of(config_of(made, tmp_path, **{"data.cached": True}), base))
+def test_dry_run_of_a_cached_run_measures_what_the_run_will_hold(world, base, tmp_path):
+    assert "the cache" in estimate(trainer_of(config_of(world, tmp_path, **{"data.cached": True}), base))
     assert loaded(base) == {"unet"}
 
 
-def test_samples_of_a_step_are_read_one_micro_batch_at_a_time(made, base, tmp_path, monkeypatch):
+def test_samples_of_a_step_are_read_one_micro_batch_at_a_time(world, base, tmp_path, monkeypatch):
     """A worker's tensors cost an open file each, as long as they live."""
-    trainer, before, held = trainer_of(config_of(made, tmp_path, micro_batch=1), base), [], []
+    trainer, before, held = trainer_of(config_of(world, tmp_path, micro_batch=1), base), [], []
 
     def watched(samples, base):
         held.append(sum(sample() is not None for sample in before))
@@ -92,11 +86,11 @@ def distributed(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_gradients_of_several_processes_are_held_once(made, base, tmp_path, distributed, monkeypatch):
+def test_gradients_of_several_processes_are_held_once(world, base, tmp_path, distributed, monkeypatch):
     """They lie in the buckets that are sent, from the second step on and also while micro-batches add up; the numbers
     are those of one process."""
-    one, alone = trained(config_of(made, tmp_path / "one"), base)
-    config = config_of(made, tmp_path / "many")
+    one, alone = trained(config_of(world, tmp_path / "one"), base)
+    config = config_of(world, tmp_path / "many")
     accelerator = distributed(config)
     assert accelerator.distributed_type == "MULTI_CPU"
     monkeypatch.setattr(accelerator, "no_sync", lambda model: model.no_sync())  # which accelerate spares a single one

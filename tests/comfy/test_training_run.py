@@ -16,93 +16,26 @@ import pytest
 import torch
 from accelerate import Accelerator
 from omniportrait import environment
-from omniportrait.demo import architecture, random_weights
-from omniportrait.lab.world.shards import Shard
-from omniportrait.lab.world.shards import write as render
 from omniportrait.models.pivot import file as pivot_checkpoint
 from omniportrait.training.data import index
-from omniportrait.training.data.dataset import open_dataset, with_cache
-from omniportrait.training.pivot import config as settings
+from omniportrait.training.data.dataset import open_dataset
 from omniportrait.training.pivot import state as disk
-from omniportrait.training.pivot.base import load_base
 from omniportrait.training.pivot.pretrained import make_encoder
-from omniportrait.training.pivot.trainer import Trainer
+from omniportrait.training.pivot.trainer import Clock, Trainer
 from omniportrait.training.pivot.trainer import learning_rate as rate_at
 from safetensors import safe_open
 from safetensors.torch import save_file
+from training_world import SMALL, Curve, config_of, trained, weights
 
 COMMAND = [sys.executable, str(environment.ROOT / "run.py"), "train", "pivot-encoder"]
-SMALL = {
-    "data.resolution": 64, "data.workers": 0, "data.cached": False, "batch": 4, "micro_batch": 2, "steps": 4,
-    "tower": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}, "precision": "fp32",
-    "warmup": 2, "rate": 1e-3, "ema": 0.9, "save_every": 2, "log_every": 1, "report_every": 1000, "objective.eta": 1.0,
-    "report_samples": 1, "report_steps": 2, "trainable_layers": None, "objective.picture_error": 0.0,
-    "objective.drop_both": 0.1, "objective.drop_id": 0.1,
-}  # fmt: skip
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def make_world(folder: Path) -> Path:
-    """A folder with a base model and a shard of three people in three pictures each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(architecture, "UNET", architecture.UNET | {"model_channels": 32})
-        random_weights.write(random_weights.checkpoint(), folder / "base.safetensors")
-    render(Shard(folder / "world" / "train-000000.tar", first=0, count=3, views=2, size=64, seed=0))
-    return folder
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return make_world(tmp_path_factory.mktemp("training"))
-
-
-def config_of(made: Path, out: Path, **changes) -> settings.Config:
-    places = {"checkpoint": str(made / "base.safetensors"), "out": str(out), "data.shards": [str(made / "world")]}
-    return settings.read("demo", SMALL | places | changes)
-
-
-@pytest.fixture(scope="module")
-def base(made, tmp_path_factory):
-    return load_base(config_of(made, tmp_path_factory.mktemp("out")))
-
-
-class Curve:
-    """A reporter that keeps the numbers."""
-
-    def __init__(self):
-        self.steps: list[dict] = []
-
-    def step(self, step: int, numbers: dict) -> None:
-        self.steps.append(numbers)
-
-    def losses(self) -> list[float]:
-        return [each["loss"] for each in self.steps]
-
-
-def trained(
-    config: settings.Config, base, stop_at: int | None = None, resume=False, minutes=None, cached=False,
-    accelerator=None,
-):  # fmt: skip
-    """(trainer, its curve) after a run in this process."""
-    accelerator = accelerator or Accelerator(cpu=True)
-    data = open_dataset(config)
-    data = with_cache(data, config, base, accelerator) if cached else data
-    trainer = Trainer(config, accelerator, base, data, minutes)
-    assert trainer.resume() == resume
-    curve = Curve()
-    trainer.run(curve, stop_at)
-    return trainer, curve
-
-
-def weights(trainer: Trainer) -> list[torch.Tensor]:
-    return [w.detach() for w in trainer.encoder.parameters()] + trainer.average.values
-
-
-@pytest.fixture(scope="module")
-def reference(made, base, tmp_path_factory):
+def reference(world, base, tmp_path_factory):
     """An uninterrupted run of four steps."""
     out = tmp_path_factory.mktemp("reference")
-    return (out, *trained(config_of(made, out), base))
+    return (out, *trained(config_of(world, out), base))
 
 
 def test_run_learns_and_leaves_what_the_loader_reads(reference, base):
@@ -129,8 +62,8 @@ def test_encoder_loads_in_its_node(reference, base):
     assert load_handle(str(reference[0] / disk.EXPORT)).header.config.text_width == base.text_width
 
 
-def test_resumed_run_gives_the_same_weights(reference, made, base, tmp_path):
-    config = config_of(made, tmp_path)
+def test_resumed_run_gives_the_same_weights(reference, world, base, tmp_path):
+    config = config_of(world, tmp_path)
     _, before = trained(config, base, stop_at=3)
     resumed, after = trained(config, base, resume=True)
     assert before.losses() + after.losses() == reference[2].losses()
@@ -138,10 +71,10 @@ def test_resumed_run_gives_the_same_weights(reference, made, base, tmp_path):
         assert torch.equal(ours, theirs)
 
 
-def test_resumed_run_with_a_worker_and_the_cache_gives_the_same_weights(made, base, tmp_path):
+def test_resumed_run_with_a_worker_and_the_cache_gives_the_same_weights(world, base, tmp_path):
     more = {"data.workers": 1, "data.cache": str(tmp_path / "cache")}
-    whole, _ = trained(config_of(made, tmp_path / "whole", **more), base, cached=True)
-    config = config_of(made, tmp_path / "pieces", **more)
+    whole, _ = trained(config_of(world, tmp_path / "whole", **more), base, cached=True)
+    config = config_of(world, tmp_path / "pieces", **more)
     trained(config, base, stop_at=3, cached=True)
     resumed, _ = trained(config, base, resume=True, cached=True)
     for ours, theirs in zip(weights(resumed), weights(whole), strict=True):
@@ -161,34 +94,35 @@ def test_resumed_run_with_a_worker_and_the_cache_gives_the_same_weights(made, ba
         ({"fusion": "mlp"}, "begun with encoder .*linear.*mlp"),
     ],
 )
-def test_run_does_not_go_on_with_other_terms(reference, made, base, change, said):
+def test_run_does_not_go_on_with_other_terms(reference, world, base, change, said):
     with pytest.raises(ValueError, match=said):
-        trained(config_of(made, reference[0], **change), base, resume=True)
+        trained(config_of(world, reference[0], **change), base, resume=True)
 
 
-def test_run_goes_on_with_what_may_change(reference, made, base, tmp_path):
+def test_run_goes_on_with_what_may_change(reference, world, base, tmp_path):
     shutil.copytree(reference[0] / "states", tmp_path / "run" / "states")
-    shutil.copytree(made / "world", tmp_path / "moved")
+    shutil.copytree(world / "people", tmp_path / "moved")
     free = {"rate": 1e-4, "steps": 5, "micro_batch": 1, "data.shards": [str(tmp_path / "moved")]}
-    assert trained(config_of(made, tmp_path / "run", **free), base, resume=True)[0].clock.step == 5
+    assert trained(config_of(world, tmp_path / "run", **free), base, resume=True)[0].clock.step == 5
 
 
-def test_micro_batches_and_cache_change_nothing(reference, made, base, tmp_path):
+def test_micro_batches_and_cache_change_nothing(reference, world, base, tmp_path):
     """The cache is in half precision."""
-    _, curve = trained(config_of(made, tmp_path, micro_batch=4), base, cached=True)
+    _, curve = trained(config_of(world, tmp_path, micro_batch=4), base, cached=True)
     torch.testing.assert_close(curve.losses(), reference[2].losses(), rtol=2e-3, atol=0)
-    elsewhere = config_of(made, tmp_path / "again", micro_batch=4, **{"data.cache": str(tmp_path / "cache")})
+    elsewhere = config_of(world, tmp_path / "again", micro_batch=4, **{"data.cache": str(tmp_path / "cache")})
     _, second = trained(elsewhere, base, cached=True)
     assert second.losses() == curve.losses()
     assert len(list((tmp_path / "cache" / "states").glob("*.bin"))) == 1
 
 
-def test_two_processes_walk_the_curve_of_one(reference, made, tmp_path):
+@pytest.mark.slow
+def test_two_processes_walk_the_curve_of_one(reference, world, tmp_path):
     """Also where the two are killed after three steps, of which only two are in a state, and go on."""
     variables = os.environ | {"COMFYUI_PATH": str(environment.find_comfyui()), "OMP_NUM_THREADS": "1"}
     settings_ = [f"{n}={json.dumps(v)}" for n, v in SMALL.items()]
-    command = [*COMMAND, "--config", "demo", "--checkpoint", made / "base.safetensors"]
-    command += ["--data", made / "world", "--out", tmp_path, "--processes", "2"]
+    command = [*COMMAND, "--config", "demo", "--checkpoint", world / "base.safetensors"]
+    command += ["--data", world / "people", "--out", tmp_path, "--processes", "2"]
     command += [word for setting in settings_ for word in ("--set", setting)]
     for more in (["--stop-at", "2"], ["--resume"]):
         words = list(map(str, [*command, *more]))
@@ -208,8 +142,8 @@ def test_two_processes_walk_the_curve_of_one(reference, made, tmp_path):
     assert (tmp_path / "tensorboard").is_dir() and (tmp_path / "sheets" / "000000004.jpg").is_file()
 
 
-def test_states_are_whole_and_only_the_last_are_kept(made, base, tmp_path, monkeypatch):
-    trainer, _ = trained(config_of(made, tmp_path, save_every=1, keep=2), base)
+def test_states_are_whole_and_only_the_last_are_kept(world, base, tmp_path, monkeypatch):
+    trainer, _ = trained(config_of(world, tmp_path, save_every=1, keep=2), base)
     assert [path.name for path in disk.states(tmp_path)] == ["000000003.pt", "000000004.pt"]
 
     def interrupted(*_):
@@ -222,20 +156,22 @@ def test_states_are_whole_and_only_the_last_are_kept(made, base, tmp_path, monke
     assert disk.load_state(tmp_path)["step"] == 4
 
 
-def test_run_stops_by_the_clock_with_its_rate_run_down(made, base, tmp_path):
-    trainer, curve = trained(config_of(made, tmp_path, steps=10_000), base, minutes=0.02)
-    assert 0 < trainer.clock.step < 10_000 and trainer.clock.spent >= 1.2
+def test_run_stops_by_the_clock_with_its_rate_run_down(world, base, tmp_path, monkeypatch):
+    """Of 1.2 seconds, where every step takes half a second."""
+    monkeypatch.setattr(Clock, "own_time", lambda self: 0.5)
+    trainer, curve = trained(config_of(world, tmp_path, steps=10_000), base, minutes=0.02)
+    assert trainer.clock.step == 3 and trainer.clock.spent == pytest.approx(1.5)
     assert disk.load_state(tmp_path)["spent"] == trainer.clock.spent
     assert rate_at(trainer.config, 100, 1.0) == pytest.approx(1e-3 * 0.02)
     assert rate_at(trainer.config, 0, 0.0) == pytest.approx(0.5e-3)  # half of the warm-up
     assert curve.steps[-1]["rate"] < 1e-3
 
 
-def test_only_the_last_layers_learn_where_asked(made, base, tmp_path):
-    tower = make_encoder(config_of(made, tmp_path), base.text_width).tower.state_dict()
+def test_only_the_last_layers_learn_where_asked(world, base, tmp_path):
+    tower = make_encoder(config_of(world, tmp_path), base.text_width).tower.state_dict()
     save_file({f"visual.{name}": weight.contiguous() for name, weight in tower.items()}, tmp_path / "tower.safetensors")
     given = {"trainable_layers": 0, "ema": 0.0, "pretrained": str(tmp_path / "tower.safetensors")}
-    trainer, _ = trained(config_of(made, tmp_path / "run", **given), base)
+    trainer, _ = trained(config_of(world, tmp_path / "run", **given), base)
     fresh = Trainer(trainer.config, trainer.accelerator, base, trainer.data, None).encoder
     same = {n: torch.equal(w, fresh.get_parameter(n)) for n, w in trainer.encoder.named_parameters()}
     assert all(equal == name.startswith("tower.") for name, equal in same.items())
@@ -261,10 +197,10 @@ def spoil(world: Path, out: Path, good: int, nameless: int = 0) -> None:
             target.addfile(member, io.BytesIO(content))
 
 
-def test_bad_pictures_are_left_out_of_the_batch_and_counted(made, base, tmp_path):
-    spoil(made / "world", tmp_path / "bad", good=7)
+def test_bad_pictures_are_left_out_of_the_batch_and_counted(world, base, tmp_path):
+    spoil(world / "people", tmp_path / "bad", good=7)
     shards = {"data.shards": [str(tmp_path / "bad")], "data.reference": "own"}
-    trainer, curve = trained(config_of(made, tmp_path / "run", batch=9, micro_batch=3, steps=2, **shards), base)
+    trainer, curve = trained(config_of(world, tmp_path / "run", batch=9, micro_batch=3, steps=2, **shards), base)
     assert trainer.reasons() == {index.BROKEN_PICTURE: 2}  # samples, though each was read in both epochs
     assert json.loads((tmp_path / "run" / "skipped.json").read_text()) == {index.BROKEN_PICTURE: 2}
     assert [each["skipped"] for each in curve.steps] == [2, 2]
@@ -290,26 +226,26 @@ def alone(trainer: Trainer, base, skip: str) -> float:
     return sum(values) / len(values)
 
 
-def test_run_stops_when_over_half_is_bad(made, base, tmp_path):
-    spoil(made / "world", tmp_path / "bad", good=3)
+def test_run_stops_when_over_half_is_bad(world, base, tmp_path):
+    spoil(world / "people", tmp_path / "bad", good=3)
     shards = {"data.shards": [str(tmp_path / "bad")], "data.reference": "own"}
     with pytest.raises(SystemExit, match="67% of the samples were bad") as stopped:
-        trained(config_of(made, tmp_path / "run", batch=3, micro_batch=3, steps=50, **shards), base)
+        trained(config_of(world, tmp_path / "run", batch=3, micro_batch=3, steps=50, **shards), base)
     assert f"6  {index.BROKEN_PICTURE}" in str(stopped.value)
 
 
-def test_index_and_reading_are_judged_together(made, base, tmp_path):
+def test_index_and_reading_are_judged_together(world, base, tmp_path):
     """Four of nine have no noun, two more break when they are read: neither is over half by itself."""
-    spoil(made / "world", tmp_path / "bad", good=7, nameless=4)
+    spoil(world / "people", tmp_path / "bad", good=7, nameless=4)
     shards = {"data.shards": [str(tmp_path / "bad")], "data.reference": "own"}
     with pytest.raises(SystemExit, match=r"67% .* \(4 of 9 by the index, and of the others 40%") as stopped:
-        trained(config_of(made, tmp_path / "run", batch=5, micro_batch=5, steps=50, **shards), base)
+        trained(config_of(world, tmp_path / "run", batch=5, micro_batch=5, steps=50, **shards), base)
     assert f"4  {index.NO_NOUN}" in str(stopped.value) and f"2  {index.BROKEN_PICTURE}" in str(stopped.value)
 
 
-def test_shard_that_vanishes_stops_the_run_with_its_reason(made, base, tmp_path):
-    shutil.copytree(made / "world", tmp_path / "world")
-    config = config_of(made, tmp_path / "run", steps=50, **{"data.shards": [str(tmp_path / "world")]})
+def test_shard_that_vanishes_stops_the_run_with_its_reason(world, base, tmp_path):
+    shutil.copytree(world / "people", tmp_path / "world")
+    config = config_of(world, tmp_path / "run", steps=50, **{"data.shards": [str(tmp_path / "world")]})
     trainer = Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
 
     class Vanish(Curve):
@@ -324,8 +260,8 @@ def test_shard_that_vanishes_stops_the_run_with_its_reason(made, base, tmp_path)
     assert all(torch.isfinite(w).all() for w in weights(trainer)) and len(curve.steps) >= 4
 
 
-def test_wrong_family_is_one_sentence(made, base, tmp_path):
-    config = config_of(made, tmp_path, family="sd15")
+def test_wrong_family_is_one_sentence(world, base, tmp_path):
+    config = config_of(world, tmp_path, family="sd15")
     with pytest.raises(ValueError, match="the config of its family"):
         Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
 
@@ -333,12 +269,12 @@ def test_wrong_family_is_one_sentence(made, base, tmp_path):
 # What a run shows
 
 
-def test_sheets_curves_and_estimate(made, base, tmp_path):
+def test_sheets_curves_and_estimate(world, base, tmp_path):
     from omniportrait.training.pivot.estimate import estimate
     from omniportrait.training.pivot.report import Reporter
     from PIL import Image
 
-    config = config_of(made, tmp_path, report_samples=2, report_steps=2)
+    config = config_of(world, tmp_path, report_samples=2, report_steps=2)
     trainer = Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
     before = [w.clone() for w in weights(trainer)]
     reporter = Reporter(config, base, trainer.encoder, trainer.average, trainer.data.samples, 0)
@@ -352,9 +288,9 @@ def test_sheets_curves_and_estimate(made, base, tmp_path):
     assert "4 = 1 process(es) x 4, 2 at a time" in text and "GiB at most" in text and "hours" in text
 
 
-def test_command_refuses_to_mix_two_runs(reference, made):
+def test_command_refuses_to_mix_two_runs(reference, world):
     from omniportrait.training.pivot.command import train
 
     options = argparse.Namespace(resume=False, dry_run=False, minutes=None, stop_at=None)
     with pytest.raises(ValueError, match="add --resume"):
-        train(config_of(made, reference[0]), options)
+        train(config_of(world, reference[0]), options)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from omniportrait.training.data.dataset import open_dataset
 from omniportrait.training.data.plan import Slot, seeded
-from omniportrait.training.pivot.base import Prediction, Text, load_base
+from omniportrait.training.pivot.base import Prediction, Text
 from omniportrait.training.pivot.step import Inputs, gather
 from omniportrait.training.pivot.stranger import TIMESTEPS, Pair, by_person, excess, percent
-from test_training_run import config_of, make_world
+from training_world import config_of
 
 COLUMN = 3
 
@@ -81,17 +81,15 @@ def test_per_cent_of_a_geometric_mean():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = make_world(tmp_path_factory.mktemp("stranger"))
-    config = config_of(folder, folder / "out")
-    base = load_base(config)
-    samples = open_dataset(config).samples
-    return base, [gather([samples[Slot(number, -1, number)]], base) for number in range(2)]
+def views(world, base, tmp_path_factory) -> list[Inputs]:
+    """Two pictures of one person."""
+    samples = open_dataset(config_of(world, tmp_path_factory.mktemp("out"))).samples
+    return [gather([samples[Slot(number, -1, number)]], base) for number in range(2)]
 
 
-def test_a_real_base_against_the_error_of_the_predicted_picture(made):
+def test_a_real_base_against_the_error_of_the_predicted_picture(base, views):
     """One picture, one timestep at a time, by the picture that ComfyUI predicts, and its face's cells one by one."""
-    base, (inputs, _) = made
+    inputs, _ = views
     strange = torch.zeros_like(inputs.faces)
 
     def encoder(faces, text):
@@ -117,8 +115,7 @@ def test_a_real_base_against_the_error_of_the_predicted_picture(made):
         assert ratio == pytest.approx(math.log(errors[1] / errors[0]), rel=1e-2) and abs(ratio) > 1e-3
 
 
-def test_plain_text_errs_no_more_at_all(made):
-    base, views = made
+def test_plain_text_errs_no_more_at_all(base, views):
     pairs = [Pair("a", each, torch.zeros_like(each.faces[0])) for each in views]
     found = by_person(base, lambda faces, text: text, pairs, seed=0)
     assert found == {"a": [[0.0] * len(TIMESTEPS)] * 2}
