@@ -52,7 +52,7 @@ def browser():
         running.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def open_page(browser, server):
     """Opens ComfyUI's page, ready, without the template browser that greets a first visit; each is a visitor of its
     own. frames: gets what the page is told over its socket."""
@@ -73,9 +73,8 @@ def open_page(browser, server):
         context.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def page(open_page):
-    """One visitor's page for all tests that need no more; each loads what it needs."""
     return open_page()
 
 
@@ -89,8 +88,6 @@ def test_nodes_are_in_the_search(page):
     for title in NODES.values():
         box.fill(title)
         page.get_by_role("option").filter(has_text=title).first.wait_for(timeout=20_000)
-    page.keyboard.press("Escape")  # the page serves the next tests too
-    box.wait_for(state="hidden")
 
 
 def open_search(page):
