@@ -63,6 +63,14 @@ def find_comfyui() -> Path | None:
     return installed if installed.is_dir() else None
 
 
+def need_comfyui() -> Path:
+    """`find_comfyui`, or SystemExit that says what to do."""
+    folder = find_comfyui()
+    if folder is None:
+        raise SystemExit("There is no ComfyUI here: start run.py without --here, or name yours by --comfyui PATH.")
+    return folder
+
+
 def use_comfyui(*more: str) -> Path:
     """Make `import comfy` work in this process, on the CPU where torch sees no GPU, and return ComfyUI's folder.
 
@@ -71,9 +79,7 @@ def use_comfyui(*more: str) -> Path:
     ComfyUI parses its command line when `comfy.cli_args` is first imported, so that happens here, under arguments of
     our own.
     """
-    folder = find_comfyui()
-    if folder is None:
-        raise SystemExit("There is no ComfyUI here: use `python run.py test`, or set COMFYUI_PATH to your own.")
+    folder = need_comfyui()
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     given, sys.argv = sys.argv, ["comfyui", *device_arguments(), *more]

@@ -59,11 +59,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     comfy = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     comfy.add_argument("--comfyui", metavar="PATH", help="use this ComfyUI (default: COMFYUI_PATH, else our own)")
     comfy.add_argument("--python", metavar="PATH", help="the Python of that ComfyUI (default: its own venv, else ours)")
+    comfy.add_argument("--here", action="store_true", help="work in the Python that runs this, not in one of our own")
     description = "ComfyUI-OmniPortrait: try it, test it, serve it."
     parser = argparse.ArgumentParser(prog="run.py", description=description, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    demo = commands.add_parser("demo", parents=[comfy], help="make a portrait and save it under output/")
+    full = {"parents": [comfy], "allow_abbrev": False}
+    demo = commands.add_parser("demo", **full, help="make a portrait and save it under output/")
     demo.add_argument("--photo", metavar="PATH", help="a photograph of the person")
     demo.add_argument("--prompt", metavar="TEXT", help="what the portrait shows; it must hold the subject word")
     demo.add_argument("--subject", metavar="WORD", help="the word of the prompt that is the person (default: guessed)")
@@ -74,11 +76,11 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     demo.add_argument("--size", metavar="WxH", help="default: 1024x1024 for SDXL, 512x512 for your other checkpoints")
     demo.add_argument("--output", metavar="FOLDER", default="output", help="default: output")
 
-    serve = commands.add_parser("serve", parents=[comfy], help="ComfyUI with its web page, the pack and its workflows")
+    serve = commands.add_parser("serve", **full, help="ComfyUI with its web page, the pack and its workflows")
     serve.add_argument("--port", type=int, default=8188)
     serve.add_argument("--listen", metavar="ADDRESS", default="127.0.0.1")
 
-    plain = {"parents": [comfy], "add_help": False, "allow_abbrev": False}
+    plain = {**full, "add_help": False}
     commands.add_parser("test", help="all tests, or --quick; further arguments go to pytest", **plain)
     commands.add_parser("lint", help="ruff over the repository: rules and format", **plain)
     for group, modules in COMMANDS.items():
@@ -115,31 +117,39 @@ def main() -> int:
     if options.command in ("demo", "serve") and rest:
         raise SystemExit(f"{options.command} does not know {rest[0]}; see `python run.py {options.command} --help`.")
     if options.comfyui:
-        environment.check_comfyui(options.comfyui)
+        os.environ["COMFYUI_PATH"] = str(environment.check_comfyui(options.comfyui))
     if options.python:
         os.environ["COMFYUI_PYTHON"] = str(Path(options.python).expanduser().absolute())
-    python = environment.ensure_environment()
-    comfyui = environment.check_comfyui(options.comfyui) if options.comfyui else environment.find_comfyui()
-    inside = Path(sys.prefix).resolve() == python.parents[1].resolve()
-    if inside and options.command in ("demo", "serve"):
-        environment.load_pack()
-        from omniportrait.demo.main import main as work
-
-        return work(options, comfyui)
-    if inside and options.command in COMMANDS:
-        environment.load_pack()
-        module = module_of(options.command, options.name)
-        if module.startswith("lab.") and module not in LATE:
-            environment.use_comfyui()
-        return importlib.import_module(f"{environment.PACKAGE}.{module}").main(rest) or 0
-    statuses = [run_inside(command, comfyui) for command in command_lines(options, rest, python)]
+    python = Path(sys.executable) if options.here else environment.ensure_environment()
+    if options.command not in ("test", "lint") and (options.here or is_ours(python)):
+        return work(options, rest)
+    statuses = [run_inside(command) for command in command_lines(options, rest, python)]
     return next(filter(None, statuses), 0)
 
 
-def run_inside(command: list, comfyui: Path) -> int:
+def is_ours(python: Path) -> bool:
+    """Whether that is the Python that runs this."""
+    return Path(sys.prefix).resolve() == python.parents[1].resolve()
+
+
+def work(options: argparse.Namespace, rest: list[str]) -> int:
+    """A command of the demo or of COMMANDS, in this process."""
+    environment.load_pack()
+    if options.command in ("demo", "serve"):
+        module = importlib.import_module(f"{environment.PACKAGE}.demo.main")
+        return module.main(options, environment.need_comfyui())
+    name = module_of(options.command, options.name)
+    if name.startswith("lab.") and name not in LATE:
+        environment.use_comfyui()
+    return importlib.import_module(f"{environment.PACKAGE}.{name}").main(rest) or 0
+
+
+def run_inside(command: list) -> int:
     """Run a command of the environment to its end and return its exit status."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    variables |= {"COMFYUI_PATH": str(comfyui), "PYTHONUNBUFFERED": "1"}
+    variables |= {"PYTHONUNBUFFERED": "1"}
+    if comfyui := environment.find_comfyui():
+        variables["COMFYUI_PATH"] = str(comfyui)
     folder = environment.ROOT if "pytest" in command else None
     with subprocess.Popen(list(map(str, command)), env=variables, cwd=folder) as process:
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())

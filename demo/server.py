@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""The server is on this machine: a proxy that the environment names is no way to it."""
 START_SECONDS = 300
 STOP_SECONDS = 15
 
@@ -96,9 +98,12 @@ class ComfyServer:
         self.client_id = uuid.uuid4().hex
 
     @property
+    def host(self) -> str:
+        return "127.0.0.1" if self.listen in ("0.0.0.0", "::") else self.listen
+
+    @property
     def address(self) -> str:
-        host = "127.0.0.1" if self.listen in ("0.0.0.0", "::") else self.listen
-        return f"{host}:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -166,7 +171,7 @@ class ComfyServer:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with DIRECT.open(request, timeout=60) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
             raise PromptError(_refusal(error.read().decode(errors="replace"), error)) from None
@@ -183,10 +188,7 @@ class ComfyServer:
 
         Raises: PromptError with the failing node's own sentence.
         """
-        import websocket
-
-        with contextlib.closing(websocket.WebSocket()) as events:
-            events.connect(f"ws://{self.address}/ws?clientId={self.client_id}", timeout=60)
+        with self.listening() as events:
             body = {"prompt": prompt, "client_id": self.client_id}
             answer = json.loads(self.request("/prompt", body))
             prompt_id = answer["prompt_id"]
@@ -195,6 +197,16 @@ class ComfyServer:
         if problem := _node_error(answer):  # ComfyUI leaves out what does not validate and runs the rest
             raise PromptError(problem)
         return self.history(prompt_id)["outputs"]
+
+    def listening(self, client_id: str | None = None, seconds: float = 60) -> contextlib.closing:
+        """A connection for the server's events to a client. It has to be there before a prompt is queued, or its end
+        may be missed."""
+        import websocket
+
+        events, address = websocket.WebSocket(), f"ws://{self.address}/ws?clientId={client_id or self.client_id}"
+        # Over a socket of our own: the package's own one goes through a proxy, whatever http_no_proxy says.
+        events.connect(address, socket=socket.create_connection((self.host, self.port), seconds))
+        return contextlib.closing(events)
 
     def history(self, prompt_id: str) -> dict:
         """What is kept of a prompt that has ended. It is written shortly after the event that says so."""

@@ -25,7 +25,7 @@ DEMO = ROOT / "demo" / "weights"
 
 def arguments(name: str, identities: int, prompts: int) -> argparse.ArgumentParser:
     """What all benchmarks of portraits take."""
-    parser = argparse.ArgumentParser(prog=f"run.py bench {name}")
+    parser = argparse.ArgumentParser(prog=f"run.py bench {name}", allow_abbrev=False)
     parser.add_argument("--identities", type=int, default=identities, metavar="N", help="held-out people")
     parser.add_argument(
         "--first", type=int, default=0, metavar="N",

@@ -183,7 +183,7 @@ def told(rows: list[Cell], mine: list[Cell], results: dict[str, Result]) -> int:
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="run.py bench matrix")
+    parser = argparse.ArgumentParser(prog="run.py bench matrix", allow_abbrev=False)
     parser.add_argument("--smoke", action="store_true", help="the subset for CI and for other cores; writes no page")
     parser.add_argument("--part", type=part_of, default="1/1", metavar="I/N", help="this process does every N-th cell")
     parser.add_argument("--results", type=Path, default=ROOT / "output" / "matrix.jsonl", metavar="FILE")

@@ -35,7 +35,7 @@ OFF = "RB-Guidance, strength 0"
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="run.py bench overhead")
+    parser = argparse.ArgumentParser(prog="run.py bench overhead", allow_abbrev=False)
     parser.add_argument("--models", nargs="+", choices=list(SIDES), metavar="NAME", help="demo, sd15, sdxl")
     parser.add_argument("--side", type=int, metavar="N", help="latent side (CPU: 16; GPU: 64 for SD1.5, 128 for SDXL)")
     parser.add_argument("--dtype", choices=["fp32", "fp16", "bf16"], help="weights (CPU: fp32; GPU: fp16)")

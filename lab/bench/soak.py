@@ -31,7 +31,6 @@ the page that --page names.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import math
@@ -118,22 +117,13 @@ def turn(number: int) -> float | None:
 def ask(server: ComfyServer, size: int, steps: int, crops: Sequence[float | None], ahead: int) -> Iterator[Asked]:
     """One prompt after the other, `ahead` of them queued behind the one that runs."""
     waiting: deque[tuple[float | None, str]] = deque()
-    with listening(server) as events:
+    with server.listening() as events:
         for crop in crops:
             waiting.append((crop, submit(server, workflow(size, steps, crop))))
             if len(waiting) > ahead:
                 yield answer(server, events, *waiting.popleft())
         while waiting:
             yield answer(server, events, *waiting.popleft())
-
-
-def listening(server: ComfyServer) -> contextlib.closing:
-    """A connection for the server's events. It has to be there before a prompt is queued, or its end may be missed."""
-    import websocket
-
-    events = websocket.WebSocket()
-    events.connect(f"ws://{server.address}/ws?clientId={server.client_id}", timeout=60)
-    return contextlib.closing(events)
 
 
 def submit(server: ComfyServer, prompt: dict) -> str:
@@ -188,9 +178,7 @@ def latent_bytes(file: Path) -> bytes:
 
 def start_server(base: Path) -> ComfyServer:
     """The demo's server on a base folder of its own; use it as a context manager."""
-    comfyui = environment.find_comfyui()
-    if comfyui is None:
-        raise SystemExit("There is no ComfyUI here: start this as `python run.py bench soak`.")
+    comfyui = environment.need_comfyui()
     python = demo.python_for(comfyui)
     demo.link_models(base)
     (base / "input").mkdir(parents=True, exist_ok=True)
@@ -331,8 +319,8 @@ def surroundings(server: ComfyServer) -> str:
     return f"ComfyUI {system['comfyui_version']}, PyTorch {system['pytorch_version']}, {devices}"
 
 
-def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="run.py bench soak")
+def options_of(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run.py bench soak", allow_abbrev=False)
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=6)
@@ -342,7 +330,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, metavar="FILE", help="append one JSON line a prompt")
     page_help = f"default: docs/results/soak.md after {PROMPTS} or more"
     parser.add_argument("--page", type=Path, metavar="FILE", help=page_help)
-    return parser.parse_args(arguments)
+    return parser.parse_args(words)
 
 
 def publish(asked: Sequence[Asked], where: str, options: argparse.Namespace) -> None:
@@ -358,7 +346,7 @@ def publish(asked: Sequence[Asked], where: str, options: argparse.Namespace) -> 
 
 
 def main(words: list[str]) -> int:
-    options = options_of()
+    options = options_of(words)
     asked: list[Asked] = []
     with tempfile.TemporaryDirectory() as folder, start_server(Path(folder)) as server:
         where = surroundings(server)

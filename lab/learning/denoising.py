@@ -15,9 +15,11 @@ from torch import nn
 
 from ...demo.architecture import MARK, PREVIEW, TEXT, UNET, mark
 from ...demo.autoencoder import INSIDE, PortraitAutoencoder, under
+from ...training.files import write_tensors
+from ...training.loop import Average, descend, learning_rate
 from . import loop
 from .examples import Examples, cached_latents, cached_weights, of_file, preview_colours, stamps
-from .loop import Averaged, Budget
+from .loop import Budget, budget_of
 from .pictures import Pictures
 from .text import TextModel, tokenize
 
@@ -107,8 +109,8 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
     examples = Examples(latents, weights, records, options.seed)
     model = Denoiser(examples.ids).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    average = Averaged(list(model.parameters()), 0.999)
-    budget = Budget(options.minutes, options.steps, options.pause)
+    average = Average(list(model.parameters()), 0.999)
+    budget = budget_of(options)
     recipe = loop.recipe(options, pictures) | {"autoencoder": of_file(options.vae)}
     state = loop.State(options.out, budget, {"model": model, "optimizer": optimizer, "average": average}, recipe)
     went_on = not options.restart and state.resume()
@@ -126,23 +128,23 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
         state.save()
         average.swap()
         model.eval()
-        loop.write_tensors(options.out, checkpoint(model, options, pictures, latents))
+        write_tensors(options.out, checkpoint(model, options, pictures, latents), half=True)
         with torch.compiler.set_stance("force_eager"):  # a few samples are not worth compiling for
             draw(model, examples, pictures, options, budget, device)
         model.train()
         average.swap()
 
     def step() -> dict[str, torch.Tensor]:
-        rate = loop.learning_rate(budget.share, budget.step, options.rate, warmup=200)
+        rate = learning_rate(budget.share, budget.step, options.rate, warmup=200)
         batch = [part.to(device) for part in examples.batch(options.batch, budget.step, options.seed)]
         losses = model.loss(*batch)
-        loop.descend(losses["total"], optimizer, rate)
+        descend(losses["total"], optimizer, rate)
         return losses
 
     loop.advance(budget, log, options.batch, optimizer, average, step, finish, 30, 60 * options.save_minutes)
 
 
-def begin_with(path: Path, model: Denoiser, average: Averaged) -> None:
+def begin_with(path: Path, model: Denoiser, average: Average) -> None:
     """Begin with the weights of another run and nothing else of it: of its state, or of the checkpoint it wrote."""
     if path.suffix != ".safetensors":
         loop.load_weights(path, model, average)
@@ -189,7 +191,7 @@ def checkpoint(
 
 def arguments() -> argparse.ArgumentParser:
     """What `run.py make base` takes."""
-    parser = argparse.ArgumentParser(prog="run.py make base", description=__doc__)
+    parser = argparse.ArgumentParser(prog="run.py make base", description=__doc__, allow_abbrev=False)
     loop.add_arguments(parser, minutes=75.0, batch=32, rate=8e-4)
     parser.add_argument("--vae", type=Path, required=True, help="the autoencoder that `make vae` wrote")
     parser.add_argument("--start", type=Path, metavar="FILE", help="another run's state or checkpoint, to begin with")

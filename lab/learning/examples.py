@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from ...demo.autoencoder import PortraitAutoencoder
+from ...training.files import digest_of, write_whole
+from ...training.loop import seeded
 from ..world.view import retold
 from . import loop
-from .pictures import Pictures, pixel_weights, to_float, weight_table, write_whole
+from .pictures import Pictures, pixel_weights, to_float, weight_table
 from .text import tokenize
 
 DROPPED = 0.1
@@ -37,7 +39,7 @@ class Examples:
     def batch(self, size: int, step: int, seed: int) -> tuple[torch.Tensor, ...]:
         """Latents, their weights, noise, steps and tokens of one training step: a function of its number alone."""
         index = loop.batch_indices(len(self.latents), size, step, seed)
-        random = loop.seeded(seed + 1, step)
+        random = seeded(seed + 1, step)
         latents = self.latents[index].float()
         tokens = self.tokens[index, torch.randint(TELLINGS, (size,), generator=random)]
         dropped = torch.rand(size, generator=random) < DROPPED
@@ -59,11 +61,7 @@ def of_place(weights: torch.Tensor) -> torch.Tensor:
 
 def of_file(path: Path) -> str:
     """A short name for a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()[:12]
+    return digest_of(path)[:12]
 
 
 def stamps(folder: Path, subset: str = "train") -> list[str]:

@@ -1,74 +1,17 @@
-"""The training clock, averaged weights, and a state on disk from which a run goes on exactly."""
+"""What the laboratory's trainings share beside training/loop.py: their command line, log, steps and sheets."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import pickle
 import time
 from collections.abc import Callable, Mapping, Sized
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from .pictures import write_whole
-
-
-@dataclass
-class Budget:
-    """How long to train: minutes of training time over all pieces, or (`steps`) an exact number of steps.
-
-    The learning rate follows the share of the budget that is spent, so a run always ends annealed. `pause` ends this
-    piece after so many minutes (or steps, under `steps`); the state on disk carries on.
-    """
-
-    minutes: float
-    steps: int | None = None
-    pause: float | None = None
-    step: int = 0
-    spent: float = 0.0
-    """Seconds of training in all pieces."""
-    _last: float = field(default_factory=time.monotonic)
-    _piece: tuple[int, float] = (0, 0.0)
-
-    def start(self) -> None:
-        """Begin a piece."""
-        self._last = time.monotonic()
-        self._piece = (self.step, self.spent)
-
-    def tick(self) -> None:
-        """Count one step."""
-        now = time.monotonic()
-        self.spent += now - self._last
-        self._last = now
-        self.step += 1
-
-    def skip(self) -> None:
-        """Leave out the time since the last tick (saving, sheets)."""
-        self._last = time.monotonic()
-
-    @property
-    def share(self) -> float:
-        """What part of the budget is spent, 0..1."""
-        return min(1.0, self.step / self.steps if self.steps else self.spent / (60 * self.minutes))
-
-    @property
-    def done(self) -> bool:
-        return self.share >= 1.0
-
-    @property
-    def paused(self) -> bool:
-        if self.pause is None:
-            return False
-        step, spent = self._piece
-        return self.step - step >= self.pause if self.steps else self.spent - spent >= 60 * self.pause
-
-
-def learning_rate(share: float, step: int, peak: float, warmup: int = 100, least: float = 0.01) -> float:
-    """Linear over the first steps, then a cosine of the spent share down to `least` of the peak."""
-    cosine = least + (1 - least) * 0.5 * (1 + math.cos(math.pi * share))
-    return peak * cosine * min(1.0, (step + 1) / warmup)
+from ...training.files import write_whole
+from ...training.loop import Average, Budget, Part, load_state, save_state, seeded
 
 
 def batch_indices(count: int, batch: int, step: int, seed: int) -> torch.Tensor:
@@ -80,74 +23,32 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> torch.Tensor:
     return torch.stack([order[int(e)][int(p) % count] for e, p in zip(epochs, place, strict=True)])
 
 
-def seeded(seed: int, number: int) -> torch.Generator:
-    """A generator for one step or epoch."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + number)
-
-
-class Averaged:
-    """Exponential moving average of parameters, short at first: min(decay, (1 + n) / (10 + n))."""
-
-    def __init__(self, parameters: list[torch.Tensor], decay: float):
-        self.live = parameters
-        self.values = [value.detach().clone() for value in parameters]
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.values, [value.detach() for value in self.live], 1 - decay)
-
-    @torch.no_grad()
-    def restart(self) -> None:
-        """Begin anew from the live values."""
-        for average, live in zip(self.values, self.live, strict=True):
-            average.copy_(live)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange live and averaged values; a second call undoes it."""
-        for average, live in zip(self.values, self.live, strict=True):
-            kept = live.detach().clone()
-            live.copy_(average)
-            average.copy_(kept)
-
-
 class State:
-    """A run on disk, beside its result. `parts` holds what has a `state_dict`, and Averaged; `recipe` what every piece
-    must have in common, so that the pieces make one run."""
+    """A run on disk, beside its result. `parts` holds what has a `state_dict`; `recipe` what every piece must have in
+    common, so that the pieces make one run."""
 
-    def __init__(self, out: Path, budget: Budget, parts: Mapping[str, object], recipe: Mapping[str, object]):
+    def __init__(self, out: Path, budget: Budget, parts: Mapping[str, Part], recipe: Mapping[str, object]):
         self.path = out.with_suffix(".state.pt")
-        self.budget, self.parts, self.recipe = budget, parts, recipe
+        self.parts, self.recipe = {**parts, "clock": budget}, recipe
 
     def save(self) -> None:
         """All of the run, atomically."""
-        state = {name: p.values if isinstance(p, Averaged) else p.state_dict() for name, p in self.parts.items()}
-        state["clock"] = {"step": self.budget.step, "spent": self.budget.spent}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, lambda file: torch.save(state | {"recipe": dict(self.recipe)}, file))
+        save_state(self.path, self.parts, self.recipe)
 
     def resume(self) -> bool:
         """Put back what `save` wrote; False if there is nothing. SystemExit with one sentence if it does not fit."""
         if not self.path.is_file():
             return False
-        otherwise = "--restart begins anew, another --out leaves that run alone."
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            for name, value in state.get("recipe", {}).items():  # older states have none
-                if self.recipe.get(name, value) != value:
-                    raise SystemExit(
-                        f"{self.path} was begun with {name} {value} and now it is {self.recipe[name]}: give the same "
-                        f"to go on; {otherwise}"
-                    )
-            put_back(state, self.budget, self.parts)
-            return True
-        except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-            raise SystemExit(
-                f"{self.path} does not fit the model and data of this run ({type(error).__name__}), so it cannot go "
-                f"on: {otherwise}"
-            ) from error
+            load_state(self.path, self.parts, self.recipe, "begin anew by --restart, or choose another --out")
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
+        return True
+
+
+def budget_of(options: argparse.Namespace) -> Budget:
+    """--steps takes the place of --minutes."""
+    return Budget(None if options.steps else options.minutes, options.steps, options.pause)
 
 
 def recipe(options: argparse.Namespace, pictures: Sized) -> dict[str, object]:
@@ -155,18 +56,7 @@ def recipe(options: argparse.Namespace, pictures: Sized) -> dict[str, object]:
     return {"batch": options.batch, "seed": options.seed, "pictures": len(pictures)}
 
 
-def put_back(state: Mapping, budget: Budget, parts: Mapping[str, object]) -> None:
-    """A state into the same shapes."""
-    budget.step, budget.spent = state["clock"]["step"], state["clock"]["spent"]
-    for name, part in parts.items():
-        if isinstance(part, Averaged):
-            for value, saved in zip(part.values, state[name], strict=True):
-                value.copy_(saved)
-        else:
-            part.load_state_dict(state[name])
-
-
-def load_weights(path: Path, model: torch.nn.Module, average: Averaged) -> None:
+def load_weights(path: Path, model: torch.nn.Module, average: Average) -> None:
     """Begin with the averaged weights of another run's state, and nothing else of it: after a change of what it
     learns from, say."""
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -175,15 +65,6 @@ def load_weights(path: Path, model: torch.nn.Module, average: Averaged) -> None:
         for live, saved in zip(average.live, state["average"], strict=True):
             live.copy_(saved)
     average.restart()
-
-
-def write_tensors(path: Path, state: dict[str, torch.Tensor]) -> None:
-    """Save as safetensors in half precision, atomically."""
-    import safetensors.torch
-
-    half = {name: (value.half() if value.is_floating_point() else value) for name, value in state.items()}
-    data = safetensors.torch.save({name: value.cpu().contiguous() for name, value in half.items()})
-    write_whole(path, lambda file: file.write(data))
 
 
 class Log:
@@ -216,24 +97,12 @@ class Log:
             file.write(text + "\n")
 
 
-def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """One optimiser step at this learning rate, the gradient's norm cut at 1."""
-    parameters = []
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-        parameters += group["params"]
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-
-
 def advance(
     budget: Budget,
     log: Log,
     batch: int,
     optimizer: torch.optim.Optimizer,
-    average: Averaged,
+    average: Average,
     step: Callable[[], dict[str, torch.Tensor]],
     save: Callable[[], None],
     line_seconds: float,

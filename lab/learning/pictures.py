@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from ...training.files import write_whole
 
 SIZE = 256
 SKIN, EYES, LIPS, BROWS = 1, 3, 5, 6
@@ -67,17 +68,9 @@ def decoded(shard: Path) -> tuple[np.ndarray, np.ndarray, list[dict]]:
         pixels, labels, records = zip(*samples, strict=True)
         write_whole(files[0], lambda file: np.save(file, np.stack(pixels)))
         write_whole(files[1], lambda file: np.save(file, np.stack(labels)))
-        write_whole(files[2], lambda file: file.write(json.dumps(records).encode()))
+        write_whole(files[2], json.dumps(records).encode())
     pixels, labels = (np.load(file, mmap_mode="r") for file in files[:2])
     return pixels, labels, json.loads(files[2].read_text(encoding="utf-8"))
-
-
-def write_whole(path: Path, write) -> None:
-    """Call `write(open binary file)`; an interrupted write leaves nothing under the final name."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        write(file)
-    os.replace(part, path)
 
 
 def read_samples(shard: Path) -> Iterator[dict[str, bytes]]:

@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn.functional import avg_pool2d
 
 from ...demo.autoencoder import CHANNELS, PortraitAutoencoder
+from ...training.files import write_tensors
+from ...training.loop import Average, descend, learning_rate, seeded
 from . import loop
-from .loop import Averaged, Budget
+from .loop import Budget, budget_of
 from .pictures import Pictures, pixel_weights, to_float
 
 NOISE = 0.08
@@ -73,8 +75,8 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
     torch.manual_seed(options.seed)
     trainer = Trainer(PortraitAutoencoder()).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(trainer.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
-    average = Averaged(list(trainer.parameters()), 0.998)
-    budget = Budget(options.minutes, options.steps, options.pause)
+    average = Average(list(trainer.parameters()), 0.998)
+    budget = budget_of(options)
     parts = {"trainer": trainer, "optimizer": optimizer, "average": average}
     state = loop.State(options.out, budget, parts, loop.recipe(options, pictures))
     if not options.restart:
@@ -98,9 +100,9 @@ def step(
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """One optimiser step; what it sees depends on the step's number alone."""
-    rate = loop.learning_rate(budget.share, budget.step, options.rate)
+    rate = learning_rate(budget.share, budget.step, options.rate)
     pixels, labels = pictures.batch(loop.batch_indices(len(pictures), options.batch, budget.step, options.seed))
-    random = loop.seeded(options.seed + 1, budget.step)
+    random = seeded(options.seed + 1, budget.step)
     if torch.rand((), generator=random) < 0.5:
         pixels, labels = pixels.flip(-1), labels.flip(-1)
     size = pixels.shape[-1] // 8
@@ -108,13 +110,13 @@ def step(
     noise = noise * NOISE * torch.rand(len(pixels), 1, 1, 1, generator=random)
     shown = to_float(pixels.to(device)).contiguous(memory_format=torch.channels_last)
     losses = trainer.loss(shown, pixel_weights(labels.to(device)), noise.to(device))
-    loop.descend(losses["total"], optimizer, rate)
+    descend(losses["total"], optimizer, rate)
     return losses
 
 
 def finish(
     trainer: Trainer,
-    average: Averaged,
+    average: Average,
     pictures: Pictures,
     state: loop.State,
     options: argparse.Namespace,
@@ -125,7 +127,7 @@ def finish(
     average.swap()
     result = exported(trainer.autoencoder, pictures, device)
     average.swap()
-    loop.write_tensors(options.out, result.state_dict())
+    write_tensors(options.out, result.state_dict(), half=True)
     chosen = torch.linspace(0, len(pictures) - 1, 8).long()
     shown = to_float(pictures.batch(chosen)[0].to(device))
     with torch.no_grad():
@@ -146,6 +148,6 @@ def exported(autoencoder: PortraitAutoencoder, pictures: Pictures, device: torch
 
 def arguments() -> argparse.ArgumentParser:
     """What `run.py make vae` takes."""
-    parser = argparse.ArgumentParser(prog="run.py make vae", description=__doc__)
+    parser = argparse.ArgumentParser(prog="run.py make vae", description=__doc__, allow_abbrev=False)
     loop.add_arguments(parser, minutes=25.0, batch=16, rate=1.5e-3)
     return parser

@@ -66,7 +66,7 @@ def convert(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("package", type=Path, help="the unpacked npm folder")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(words)

@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 
 from ...demo.autoencoder import PortraitAutoencoder
-from ..learning.loop import Budget, pick_device
-from ..learning.pictures import open_pictures, write_whole
+from ...training.files import write_whole
+from ...training.loop import Budget
+from ..learning.loop import pick_device
+from ..learning.pictures import open_pictures
 from ..measures.held_out import Renders
 from ..measures.report import calibrate, page
 from ..measures.separation import THRESHOLDS
@@ -31,7 +33,7 @@ CARD = {
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="run.py make measures", description=__doc__)
+    parser = argparse.ArgumentParser(prog="run.py make measures", description=__doc__, allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, help="folder with train-*.tar and held_out-*.tar")
     parser.add_argument("--out", type=Path, default=WEIGHTS.parent, help="folder of the weights and thresholds")
     parser.add_argument("--minutes", type=float, default=8.0, help="training time; 0: only calibrate what is there")
@@ -50,7 +52,7 @@ def main(words: list[str]) -> None:
         model.save(file, {**CARD, "recipe": recipe})
     found = calibrate(held_out(options.data), TextMeasure.load(file), PortraitAutoencoder.load(options.vae))
     cuts = json.dumps(found.thresholds(), indent=1) + "\n"
-    write_whole(options.out / THRESHOLDS.name, lambda out: out.write(cuts.encode()))
+    write_whole(options.out / THRESHOLDS.name, cuts.encode())
     options.page.parent.mkdir(parents=True, exist_ok=True)
     options.page.write_text(page(found), encoding="utf-8")
     print(options.page.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from ..world.shards import contact_sheet, plan, write_all
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="run.py make pictures", description=__doc__)
+    parser = argparse.ArgumentParser(prog="run.py make pictures", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--identities", type=int, default=2000, help="people to train on (default: 2000)")
     parser.add_argument("--held-out", type=int, default=50, help="people never trained on (default: 50)")

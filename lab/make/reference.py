@@ -18,7 +18,7 @@ SEED = 0
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="run.py make reference", description=__doc__)
+    parser = argparse.ArgumentParser(prog="run.py make reference", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="a PNG")
     parser.add_argument("--person", type=int, default=2, help="number among the held-out people (default: 2)")
     parser.add_argument("--size", type=int, default=512)

@@ -87,7 +87,7 @@ def main(words: list[str]) -> None:
 
     from ..world.view import describe
 
-    parser = argparse.ArgumentParser(prog="run.py make sheet", description=__doc__)
+    parser = argparse.ArgumentParser(prog="run.py make sheet", description=__doc__, allow_abbrev=False)
     root = environment.ROOT
     parser.add_argument("--checkpoint", type=Path, default=root / "demo/weights/omniportrait_demo.safetensors")
     parser.add_argument("--out", type=Path, default=root / "docs/images/samples.jpg")

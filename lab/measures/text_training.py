@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from ..learning.loop import Budget, Every, batch_indices, learning_rate, seeded
+from ...training.loop import Budget, descend, learning_rate, seeded
+from ..learning.loop import Every, batch_indices
 from ..learning.pictures import Pictures
 from .text import HEADS, Classes, TextMeasure, faces, scenes
 
@@ -51,21 +53,18 @@ def train(
     due = Every(REPORT_SECONDS)
     budget.start()
     while not budget.done:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(budget.share, budget.step, RATE, warmup=20)
         chosen = batch_indices(len(descriptions), batch, budget.step, seed)
         shown = [roughened(part[chosen], seeded(seed + 1, budget.step)).to(device) for part in seen]
         with torch.autocast(device.type, torch.bfloat16):
             logits = model(*(part.contiguous(memory_format=torch.channels_last) for part in shown))
         losses = [F.cross_entropy(logits[h].float(), targets[h][chosen], label_smoothing=SMOOTHING) for h in HEADS]
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()
-        optimizer.step()
+        rate = learning_rate(budget.share, budget.step, RATE, warmup=20)
+        descend(torch.stack(losses).sum(), optimizer, rate, clip=math.inf)
         budget.tick()
         if due(budget):
             shares = " ".join(f"{head} {loss.item():.3f}" for head, loss in zip(HEADS, losses, strict=True))
-            rate = budget.step * batch / budget.spent
-            say(f"{budget.spent:.0f} s, step {budget.step}, {rate:.0f} pictures/s: {shares}")
+            speed = budget.step * batch / budget.spent
+            say(f"{budget.spent:.0f} s, step {budget.step}, {speed:.0f} pictures/s: {shares}")
     return model.cpu().eval()
 
 

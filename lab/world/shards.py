@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ...training.files import whole
 from .identity import identity
 from .portrait import Portrait, render
 from .view import View, random_view, reference_view
@@ -71,9 +71,7 @@ def write(shard: Shard) -> Path:
 
     if shard.path.exists():
         return shard.path
-    shard.path.parent.mkdir(parents=True, exist_ok=True)
-    part = shard.path.with_name(shard.path.name + ".part")
-    with webdataset.TarWriter(str(part)) as tar:
+    with whole(shard.path) as part, webdataset.TarWriter(str(part)) as tar:
         for key, portrait in portraits(shard):
             tar.write(
                 {
@@ -83,7 +81,6 @@ def write(shard: Shard) -> Path:
                     "json": json.dumps(portrait.record).encode(),
                 }
             )
-    os.replace(part, shard.path)
     return shard.path
 
 

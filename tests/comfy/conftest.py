@@ -42,7 +42,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def base(world, tmp_path_factory):
     """Its base model, frozen, for all trainings."""
-    from omniportrait.training.pivot.base import load_base
+    from omniportrait.training.base import load_base
     from training_world import config_of
 
     return load_base(config_of(world, tmp_path_factory.mktemp("out")))

@@ -9,8 +9,8 @@ from omniportrait.backbone.attention import choose_sites
 from omniportrait.backbone.unet import default_block
 from omniportrait.guidance.omniportrait.objective import pooled
 from omniportrait.lab.testbed import small, texts
+from omniportrait.training.base import TOKENS, Base, load_base
 from omniportrait.training.data.index import LATE_NOUN, NO_NOUN, BadSample
-from omniportrait.training.pivot.base import TOKENS, Base, load_base
 from omniportrait.training.pivot.config import Config
 
 SIDE = 16

@@ -13,13 +13,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from omniportrait.training.data.dataset import open_dataset
+from omniportrait.training.base import Base
 from omniportrait.training.data.plan import Slot
-from omniportrait.training.pivot.base import Base
 from omniportrait.training.pivot.config import Objective
 from omniportrait.training.pivot.pretrained import make_encoder
 from omniportrait.training.pivot.step import conditioned, draw, gather, losses
-from omniportrait.training.pivot.trainer import Trainer
+from omniportrait.training.pivot.task import PivotTask, open_data
+from omniportrait.training.trainer import Trainer
 from PIL import Image
 from training_world import Curve, config_of, trained
 
@@ -40,9 +40,9 @@ def test_bf16_with_recomputed_blocks_learns(world, base, half, tmp_path):
     config = config_of(world, tmp_path, precision="bf16", checkpointing=True)
     trainer, curve = trained(config, form_of(base, config), accelerator=half)
     fresh = make_encoder(config, base.text_width)
-    still = [name for name, w in trainer.encoder.named_parameters() if torch.equal(w, fresh.get_parameter(name))]
+    still = [name for name, w in trainer.task.model.named_parameters() if torch.equal(w, fresh.get_parameter(name))]
     assert not still
-    assert all(w.dtype == torch.float32 and torch.isfinite(w).all() for w in trainer.encoder.parameters())
+    assert all(w.dtype == torch.float32 and torch.isfinite(w).all() for w in trainer.task.model.parameters())
     AcceleratorState._reset_state(reset_partial_state=True)
     _, whole = trained(config_of(world, tmp_path / "fp32"), base)
     assert curve.losses() != whole.losses()  # or it was no bf16
@@ -52,7 +52,7 @@ def test_bf16_with_recomputed_blocks_learns(world, base, half, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_recomputed_blocks_give_the_same_gradient(world, base, tmp_path, precision):
     config = config_of(world, tmp_path, precision=precision)
-    samples = open_dataset(config).samples
+    samples = open_data(config).samples
     results = []
     for checkpointing in (False, True):
         form = form_of(base, replace(config, checkpointing=checkpointing))
@@ -99,8 +99,8 @@ def test_pictures_of_two_shapes_train_together(world, base, tmp_path):
     given = {"data.shards": [str(tmp_path / "shapes")], "data.resolution": 128, "data.bucket_step": 64}
     given |= {"data.max_aspect": 4.0, "data.reference": "own", "batch": 2, "rate": 0.0}
     config = config_of(world, tmp_path / "run", **given)
-    data = open_dataset(config)
-    trainer = Trainer(config, Accelerator(cpu=True), base, data, None)
+    data = open_data(config)
+    trainer = Trainer(PivotTask(config, base, data), Accelerator(cpu=True), None)
     batches = [data.plan.batch(step) for step in range(4)]
     assert sorted(batch.size for batch in batches) == [(128, 128)] * 2 + [(192, 64)] * 2
     curve = Curve()
@@ -121,7 +121,7 @@ def test_pictures_of_two_shapes_train_together(world, base, tmp_path):
 def test_error_of_the_picture_in_place_of_the_noise(world, base, tmp_path):
     """Against the predicted picture itself; where sigma^2 is above the limit, against the noise's error times that."""
     config = config_of(world, tmp_path / "run")
-    data = open_dataset(config)
+    data = open_data(config)
     inputs = gather([data.samples[slot] for slot in data.plan.batch(0).slots], base)
     encoder = make_encoder(config, base.text_width)
     plain = Objective(eta=0.0, drop_both=0.0, drop_id=0.0)
@@ -136,4 +136,4 @@ def test_error_of_the_picture_in_place_of_the_noise(world, base, tmp_path):
         limit = float(sigma.median() ** 2)
         for most, expected in ((1e9, picture), (limit, torch.minimum(picture, limit * noise))):
             told = losses(encoder, inputs, base, replace(plain, picture_error=most), seed=3)
-            torch.testing.assert_close(told.denoising, expected.sum(), rtol=1e-3, atol=0)
+            torch.testing.assert_close(told.parts["denoising"][0], expected.sum(), rtol=1e-3, atol=0)

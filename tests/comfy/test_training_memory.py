@@ -10,13 +10,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from omniportrait.training.data.dataset import open_dataset
-from omniportrait.training.pivot import trainer as loop
-from omniportrait.training.pivot.base import load_base
-from omniportrait.training.pivot.command import join
-from omniportrait.training.pivot.estimate import estimate
-from omniportrait.training.pivot.report import Reporter
-from omniportrait.training.pivot.trainer import Trainer
+from omniportrait.training.base import load_base
+from omniportrait.training.command import join
+from omniportrait.training.estimate import estimate
+from omniportrait.training.pivot import task as pivot
+from omniportrait.training.pivot.task import PivotTask
+from omniportrait.training.report import Reporter
+from omniportrait.training.trainer import Trainer
 from training_world import config_of, trained, weights
 
 
@@ -33,14 +33,14 @@ def loaded(base) -> set[str]:
 
 
 def trainer_of(config, base) -> Trainer:
-    return Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
+    return Trainer(PivotTask(config, base), Accelerator(cpu=True), None)
 
 
 def test_cached_run_keeps_the_unet_alone_on_the_device(world, base, tmp_path):
     config = config_of(world, tmp_path, **{"data.cached": True})
     trainer, _ = trained(config, base, stop_at=1, cached=True)
     assert loaded(base) == {"unet"}
-    reporter = Reporter(config, base, trainer.encoder, trainer.average, trainer.data.samples, 0)
+    reporter = Reporter(trainer.task, trainer.average, 0)
     reporter.sheets(1)
     reporter.close()
     trainer.step(next(trainer.batches(1, 2)))
@@ -61,8 +61,8 @@ def test_samples_of_a_step_are_read_one_micro_batch_at_a_time(world, base, tmp_p
         before.extend(map(weakref.ref, samples))
         return gather(samples, base)
 
-    gather = loop.gather
-    monkeypatch.setattr(loop, "gather", watched)
+    gather = pivot.gather
+    monkeypatch.setattr(pivot, "gather", watched)
     batches = trainer.batches(0, 2)
     for _ in range(2):
         trainer.step(next(batches))
@@ -94,16 +94,16 @@ def test_gradients_of_several_processes_are_held_once(world, base, tmp_path, dis
     accelerator = distributed(config)
     assert accelerator.distributed_type == "MULTI_CPU"
     monkeypatch.setattr(accelerator, "no_sync", lambda model: model.no_sync())  # which accelerate spares a single one
-    places, losses = [], loop.losses
+    places, losses = [], pivot.losses
 
     def watched(encoder, *rest):
         gradients = [weight.grad for weight in encoder.parameters() if weight.grad is not None]
         places.append((len(gradients), len({gradient.untyped_storage().data_ptr() for gradient in gradients})))
         return losses(encoder, *rest)
 
-    monkeypatch.setattr(loop, "losses", watched)
+    monkeypatch.setattr(pivot, "losses", watched)
     many, curve = trained(config, base, accelerator=accelerator)
-    count = len(list(many.encoder.parameters()))
+    count = len(list(many.task.model.parameters()))
     assert len(places) == 8 and places[2:] == [(count, 1)] * 6
     assert curve.losses() == alone.losses()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights(many), weights(one), strict=True))
@@ -111,7 +111,7 @@ def test_gradients_of_several_processes_are_held_once(world, base, tmp_path, dis
 
 def test_cache_takes_as_long_as_its_largest_share():
     """Shards are shared out whole, in turn."""
-    from omniportrait.training.pivot.estimate import largest_share
+    from omniportrait.training.estimate import largest_share
 
     shards = [SimpleNamespace(shard=name) for name in "aaaaabbc"]
     assert [largest_share(shards, processes) for processes in (1, 2, 3, 8)] == [8, 6, 5, 5]

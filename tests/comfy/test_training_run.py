@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -17,18 +18,23 @@ import torch
 from accelerate import Accelerator
 from omniportrait import environment
 from omniportrait.models.pivot import file as pivot_checkpoint
+from omniportrait.training import loop
 from omniportrait.training.data import index
-from omniportrait.training.data.dataset import open_dataset
-from omniportrait.training.pivot import state as disk
+from omniportrait.training.loop import Budget
 from omniportrait.training.pivot.pretrained import make_encoder
-from omniportrait.training.pivot.trainer import Clock, Trainer
-from omniportrait.training.pivot.trainer import learning_rate as rate_at
+from omniportrait.training.pivot.task import EXPORT, PivotTask
+from omniportrait.training.trainer import Trainer, states
 from safetensors import safe_open
 from safetensors.torch import save_file
 from training_world import SMALL, Curve, config_of, trained, weights
 
 COMMAND = [sys.executable, str(environment.ROOT / "run.py"), "train", "pivot-encoder"]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def newest(folder: Path) -> dict:
+    """The newest state of a run's folder."""
+    return torch.load(states(folder)[-1], weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +46,18 @@ def reference(world, base, tmp_path_factory):
 
 def test_run_learns_and_leaves_what_the_loader_reads(reference, base):
     out, trainer, curve = reference
-    encoder, header = pivot_checkpoint.load(out / disk.EXPORT)
+    encoder, header = pivot_checkpoint.load(out / EXPORT)
     assert header.step == 4 and header.config.text_dims == (base.text_width,)
     assert len(curve.steps) == 4 and all(0 < each["loss"] < 1e4 and each["gradient"] > 0 for each in curve.steps)
-    fresh = trainer.encoder.__class__(trainer.encoder.config)
-    assert not torch.equal(trainer.encoder.fusion.weight, fresh.fusion.weight)
-    averaged = dict(zip((n for n, _ in trainer.encoder.named_parameters()), trainer.average.values, strict=True))
+    fresh = trainer.task.model.__class__(trainer.task.model.config)
+    assert not torch.equal(trainer.task.model.fusion.weight, fresh.fusion.weight)
+    averaged = dict(zip((n for n, _ in trainer.task.model.named_parameters()), trainer.average.values, strict=True))
     torch.testing.assert_close(encoder.fusion.weight, averaged["fusion.weight"], rtol=1e-3, atol=1e-5)
 
 
 def test_encoder_tells_how_it_was_made(reference):
     out, *_ = reference
-    with safe_open(out / disk.EXPORT, framework="pt") as file:
+    with safe_open(out / EXPORT, framework="pt") as file:
         told = json.loads(file.metadata()["made"])
     assert told == {"objective.eta": 1.0, "samples": 16, "checkpoint": "base.safetensors"}
 
@@ -59,7 +65,7 @@ def test_encoder_tells_how_it_was_made(reference):
 def test_encoder_loads_in_its_node(reference, base):
     from omniportrait.models.pivot.handle import load_handle
 
-    assert load_handle(str(reference[0] / disk.EXPORT)).header.config.text_width == base.text_width
+    assert load_handle(str(reference[0] / EXPORT)).header.config.text_width == base.text_width
 
 
 def test_resumed_run_gives_the_same_weights(reference, world, base, tmp_path):
@@ -128,7 +134,7 @@ def test_two_processes_walk_the_curve_of_one(reference, world, tmp_path):
         words = list(map(str, [*command, *more]))
         done = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
-        if not disk.states(tmp_path)[1:]:
+        if not states(tmp_path)[1:]:
             with (tmp_path / "log.jsonl").open("a") as log:
                 log.write('{"step": 3, "loss": 9.9}\n')
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -136,7 +142,7 @@ def test_two_processes_walk_the_curve_of_one(reference, world, tmp_path):
     torch.testing.assert_close([line["loss"] for line in lines], reference[2].losses(), **CLOSE)
     # Adam divides by each gradient's own size, so in four steps rounding moves weights whose gradients vanish (the
     # tower's). The fusion's bias begins at 0 and has had real gradients from the first step.
-    ours, theirs = disk.load_state(tmp_path)["encoder"]["fusion.bias"], reference[1].encoder.fusion.bias.detach()
+    ours, theirs = newest(tmp_path)["model"]["fusion.bias"], reference[1].task.model.fusion.bias.detach()
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-3
     assert "Going on from step 2" in done.stdout and "pivot_encoder.safetensors after 4 steps" in done.stdout
     assert (tmp_path / "tensorboard").is_dir() and (tmp_path / "sheets" / "000000004.jpg").is_file()
@@ -144,27 +150,28 @@ def test_two_processes_walk_the_curve_of_one(reference, world, tmp_path):
 
 def test_states_are_whole_and_only_the_last_are_kept(world, base, tmp_path, monkeypatch):
     trainer, _ = trained(config_of(world, tmp_path, save_every=1, keep=2), base)
-    assert [path.name for path in disk.states(tmp_path)] == ["000000003.pt", "000000004.pt"]
+    assert [path.name for path in states(tmp_path)] == ["000000003.pt", "000000004.pt"]
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(disk.torch, "save", interrupted)
+    monkeypatch.setattr(loop.torch, "save", interrupted)
     trainer.clock.step = 5
     with pytest.raises(KeyboardInterrupt):
         trainer.save()
-    assert disk.load_state(tmp_path)["step"] == 4
+    assert newest(tmp_path)["clock"]["step"] == 4
 
 
 def test_run_stops_by_the_clock_with_its_rate_run_down(world, base, tmp_path, monkeypatch):
     """Of 1.2 seconds, where every step takes half a second."""
-    monkeypatch.setattr(Clock, "own_time", lambda self: 0.5)
+    monkeypatch.setattr(Budget, "lap", lambda self: 0.5)
     trainer, curve = trained(config_of(world, tmp_path, steps=10_000), base, minutes=0.02)
     assert trainer.clock.step == 3 and trainer.clock.spent == pytest.approx(1.5)
-    assert disk.load_state(tmp_path)["spent"] == trainer.clock.spent
-    assert rate_at(trainer.config, 100, 1.0) == pytest.approx(1e-3 * 0.02)
-    assert rate_at(trainer.config, 0, 0.0) == pytest.approx(0.5e-3)  # half of the warm-up
-    assert curve.steps[-1]["rate"] < 1e-3
+    assert newest(tmp_path)["clock"]["spent"] == trainer.clock.spent
+    fall = 0.5 + 0.5 * math.cos(math.pi * 1.0 / 1.2)  # after two of the three steps
+    rates = [each["rate"] for each in curve.steps]
+    assert rates[0] == pytest.approx(0.5e-3)  # half of the warm-up
+    assert rates[-1] == pytest.approx(1e-3 * (0.02 + 0.98 * fall))
 
 
 def test_only_the_last_layers_learn_where_asked(world, base, tmp_path):
@@ -172,8 +179,8 @@ def test_only_the_last_layers_learn_where_asked(world, base, tmp_path):
     save_file({f"visual.{name}": weight.contiguous() for name, weight in tower.items()}, tmp_path / "tower.safetensors")
     given = {"trainable_layers": 0, "ema": 0.0, "pretrained": str(tmp_path / "tower.safetensors")}
     trainer, _ = trained(config_of(world, tmp_path / "run", **given), base)
-    fresh = Trainer(trainer.config, trainer.accelerator, base, trainer.data, None).encoder
-    same = {n: torch.equal(w, fresh.get_parameter(n)) for n, w in trainer.encoder.named_parameters()}
+    fresh = make_encoder(trainer.config, base.text_width)
+    same = {n: torch.equal(w, fresh.get_parameter(n)) for n, w in trainer.task.model.named_parameters()}
     assert all(equal == name.startswith("tower.") for name, equal in same.items())
 
 
@@ -201,7 +208,7 @@ def test_bad_pictures_are_left_out_of_the_batch_and_counted(world, base, tmp_pat
     spoil(world / "people", tmp_path / "bad", good=7)
     shards = {"data.shards": [str(tmp_path / "bad")], "data.reference": "own"}
     trainer, curve = trained(config_of(world, tmp_path / "run", batch=9, micro_batch=3, steps=2, **shards), base)
-    assert trainer.reasons() == {index.BROKEN_PICTURE: 2}  # samples, though each was read in both epochs
+    assert trainer.skipped.reasons() == {index.BROKEN_PICTURE: 2}  # samples, though each was read in both epochs
     assert json.loads((tmp_path / "run" / "skipped.json").read_text()) == {index.BROKEN_PICTURE: 2}
     assert [each["skipped"] for each in curve.steps] == [2, 2]
     # The mean is over the good ones: a run that never knew the bad ones, sample by sample, has the same loss.
@@ -213,10 +220,10 @@ def alone(trainer: Trainer, base, skip: str) -> float:
     """The mean loss of the first batch's good samples, each computed by itself with the encoder as it began."""
     from omniportrait.training.pivot.step import gather, losses
 
-    fresh = Trainer(trainer.config, trainer.accelerator, base, trainer.data, None).encoder
+    fresh = make_encoder(trainer.config, base.text_width)
     values = []
-    for slot in trainer.data.plan.batch(0).slots:
-        sample = trainer.data.samples[slot]
+    for slot in trainer.task.data.plan.batch(0).slots:
+        sample = trainer.task.data.samples[slot]
         if sample.problem:
             assert sample.problem == skip
             continue
@@ -246,7 +253,7 @@ def test_index_and_reading_are_judged_together(world, base, tmp_path):
 def test_shard_that_vanishes_stops_the_run_with_its_reason(world, base, tmp_path):
     shutil.copytree(world / "people", tmp_path / "world")
     config = config_of(world, tmp_path / "run", steps=50, **{"data.shards": [str(tmp_path / "world")]})
-    trainer = Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
+    trainer = Trainer(PivotTask(config, base), Accelerator(cpu=True), None)
 
     class Vanish(Curve):
         def step(self, step, numbers):
@@ -263,21 +270,21 @@ def test_shard_that_vanishes_stops_the_run_with_its_reason(world, base, tmp_path
 def test_wrong_family_is_one_sentence(world, base, tmp_path):
     config = config_of(world, tmp_path, family="sd15")
     with pytest.raises(ValueError, match="the config of its family"):
-        Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
+        Trainer(PivotTask(config, base), Accelerator(cpu=True), None)
 
 
 # What a run shows
 
 
 def test_sheets_curves_and_estimate(world, base, tmp_path):
-    from omniportrait.training.pivot.estimate import estimate
-    from omniportrait.training.pivot.report import Reporter
+    from omniportrait.training.estimate import estimate
+    from omniportrait.training.report import Reporter
     from PIL import Image
 
     config = config_of(world, tmp_path, report_samples=2, report_steps=2)
-    trainer = Trainer(config, Accelerator(cpu=True), base, open_dataset(config), None)
+    trainer = Trainer(PivotTask(config, base), Accelerator(cpu=True), None)
     before = [w.clone() for w in weights(trainer)]
-    reporter = Reporter(config, base, trainer.encoder, trainer.average, trainer.data.samples, 0)
+    reporter = Reporter(trainer.task, trainer.average, 0)
     reporter.step(1, {"loss": 1.0, "localisation": 0.5, "skipped": 0.0})
     reporter.sheets(1)
     reporter.close()
@@ -289,8 +296,9 @@ def test_sheets_curves_and_estimate(world, base, tmp_path):
 
 
 def test_command_refuses_to_mix_two_runs(reference, world):
-    from omniportrait.training.pivot.command import train
+    from omniportrait.training.command import train
+    from omniportrait.training.commands.pivot_encoder import open_task
 
     options = argparse.Namespace(resume=False, dry_run=False, minutes=None, stop_at=None)
     with pytest.raises(ValueError, match="add --resume"):
-        train(config_of(world, reference[0]), options)
+        train(config_of(world, reference[0]), options, open_task)

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from omniportrait.training.data.dataset import open_dataset
-from omniportrait.training.data.plan import Slot, seeded
-from omniportrait.training.pivot.base import Prediction, Text
+from omniportrait.training.base import Prediction, Text
+from omniportrait.training.data.plan import Slot
+from omniportrait.training.loop import seeded
 from omniportrait.training.pivot.step import Inputs, gather
 from omniportrait.training.pivot.stranger import TIMESTEPS, Pair, by_person, excess, percent
+from omniportrait.training.pivot.task import open_data
 from training_world import config_of
 
 COLUMN = 3
@@ -83,7 +84,7 @@ def test_per_cent_of_a_geometric_mean():
 @pytest.fixture(scope="module")
 def views(world, base, tmp_path_factory) -> list[Inputs]:
     """Two pictures of one person."""
-    samples = open_dataset(config_of(world, tmp_path_factory.mktemp("out"))).samples
+    samples = open_data(config_of(world, tmp_path_factory.mktemp("out"))).samples
     return [gather([samples[Slot(number, -1, number)]], base) for number in range(2)]
 
 

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from omniportrait.demo import architecture, random_weights
+from omniportrait.demo import architecture
+from omniportrait.lab.testbed import checkpoints
 from omniportrait.lab.world.shards import Shard
 from omniportrait.lab.world.shards import write as render
-from omniportrait.training.data.dataset import open_dataset, with_cache
+from omniportrait.training.data.dataset import with_cache
+from omniportrait.training.files import write_tensors
 from omniportrait.training.pivot import config as settings
-from omniportrait.training.pivot.trainer import Trainer
+from omniportrait.training.pivot.task import PivotTask, open_data
+from omniportrait.training.trainer import Trainer
 
 SMALL = {
     "data.resolution": 64, "data.workers": 0, "data.cached": False, "batch": 4, "micro_batch": 2, "steps": 4,
@@ -27,7 +30,7 @@ def make_world(folder: Path) -> Path:
     """A folder with a base model and a shard of three people in three pictures each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(architecture, "UNET", architecture.UNET | {"model_channels": 32})
-        random_weights.write(random_weights.checkpoint(), folder / "base.safetensors")
+        write_tensors(folder / "base.safetensors", checkpoints.demo())
     render(Shard(folder / "people" / "train-000000.tar", first=0, count=3, views=2, size=64, seed=0))
     return folder
 
@@ -56,9 +59,9 @@ def trained(
 ):  # fmt: skip
     """(trainer, its curve) after a run in this process."""
     accelerator = accelerator or Accelerator(cpu=True)
-    data = open_dataset(config)
+    data = open_data(config)
     data = with_cache(data, config, base, accelerator) if cached else data
-    trainer = Trainer(config, accelerator, base, data, minutes)
+    trainer = Trainer(PivotTask(config, base, data), accelerator, minutes)
     assert trainer.resume() == resume
     curve = Curve()
     trainer.run(curve, stop_at)
@@ -66,4 +69,4 @@ def trained(
 
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:
-    return [w.detach() for w in trainer.encoder.parameters()] + trainer.average.values
+    return [w.detach() for w in trainer.task.model.parameters()] + trainer.average.values

@@ -11,20 +11,17 @@ import json
 import uuid
 from collections.abc import Iterator
 
-import websocket
-
 SECONDS = 120
 
 
 class Client:
     """One page's side of the protocol without the page: one socket for all its prompts, which keeps all it is told."""
 
-    def __init__(self, server, events: websocket.WebSocket) -> None:
-        self.server, self.id = server, uuid.uuid4().hex
+    def __init__(self, server, client_id: str, events) -> None:
+        self.server, self.id = server, client_id
         self.messages: list[dict] = []
         self.prompts: list[str] = []
         self._events = events
-        events.connect(f"ws://{server.address}/ws?clientId={self.id}", timeout=SECONDS)
 
     def run(self, prompt: dict) -> dict:
         """Queue a prompt and listen until it has ended well: its outputs by node id."""
@@ -50,8 +47,9 @@ class Client:
 
 @contextlib.contextmanager
 def connected(server) -> Iterator[Client]:
-    with contextlib.closing(websocket.WebSocket()) as events:
-        yield Client(server, events)
+    client_id = uuid.uuid4().hex
+    with server.listening(client_id, SECONDS) as events:
+        yield Client(server, client_id, events)
 
 
 def is_idle(told: dict) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from omniportrait.training.data import index
 from omniportrait.training.data.samples import Samples
-from omniportrait.training.pivot.config import Data
+from omniportrait.training.settings import Data
 from PIL import Image
 
 BOX = [16, 8, 40, 40]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import json
 import os
 import struct
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,37 @@ def test_lint_asks_for_rules_and_format():
     check, form = words_of("lint", "--fix")
     assert check == ["-m", "ruff", "check", str(environment.ROOT), "--fix"]
     assert form == ["-m", "ruff", "format", "--check", str(environment.ROOT)]
+
+
+def test_here_works_in_the_python_that_was_started(monkeypatch, tmp_path):
+    """As torchrun and accelerate start it, on any machine: nothing is installed and nothing is started anew."""
+    began = []
+    monkeypatch.setattr(environment, "ensure_environment", lambda: pytest.fail("an environment was made"))
+    monkeypatch.setattr(run, "run_inside", lambda command: began.append(command) or 0)
+    monkeypatch.setattr(run, "work", lambda options, rest: began.append((options.name, rest)) or 0)
+    monkeypatch.setattr(
+        sys, "argv", ["run.py", "train", "pivot-encoder", "--here", "--config", "sdxl", "--stop-at", "2"]
+    )
+    assert run.main() == 0
+    assert began.pop() == ("pivot-encoder", ["--config", "sdxl", "--stop-at", "2"])
+    monkeypatch.setattr(sys, "argv", ["run.py", "test", "--here", "-x"])
+    assert run.main() == 0
+    assert began.pop()[0] == Path(sys.executable)
+
+
+def test_no_parser_of_ours_guesses_options():
+    """`--se` for `--seed` today is `--set` or an error tomorrow."""
+    found = 0
+    for place in (environment.ROOT / "run.py", *(environment.ROOT / room for room in ("demo", "lab", "training"))):
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("ArgumentParser"):
+                    found += 1
+                    given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+                    assert given.get("allow_abbrev") == "False", f"{file}:{call.lineno}"
+    assert found > 10
+    for words in (["demo", "--see", "3"], ["serve", "--po", "1"]):
+        assert run.parse(words)[1] == words[1:]
 
 
 def test_every_command_is_a_module_with_a_main():
@@ -207,6 +241,50 @@ def test_link_copies_where_links_are_forbidden(tmp_path, monkeypatch):
     server.link(source, tmp_path / "folder")
     server.link(source / "name", tmp_path / "file")
     assert (tmp_path / "folder" / "name").read_text() == (tmp_path / "file").read_text() == "text"
+
+
+@pytest.fixture
+def beside_a_proxy(monkeypatch, tmp_path):
+    """A client of a small server with ComfyUI's interface, where the environment names a proxy that nobody runs."""
+    from aiohttp import web
+
+    async def stats(_request):
+        return web.json_response({"system": "up"})
+
+    async def events(request):
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str("hello " + request.query["clientId"])
+        return socket
+
+    async def serve(ready: threading.Event, port: int) -> None:
+        app = web.Application()
+        app.add_routes([web.get("/system_stats", stats), web.get("/ws", events)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        ready.set()
+        await asyncio.to_thread(over.wait)
+        await runner.cleanup()
+
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    client = server.ComfyServer(tmp_path, Path(sys.executable), tmp_path, {})
+    ready, over = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(serve(ready, client.port)))
+    thread.start()
+    assert ready.wait(30)
+    yield client
+    over.set()
+    thread.join()
+
+
+def test_own_server_is_never_asked_through_a_proxy(beside_a_proxy):
+    assert beside_a_proxy.get("/system_stats") == {"system": "up"}
+    with beside_a_proxy.listening() as events:
+        assert events.recv() == f"hello {beside_a_proxy.client_id}"
 
 
 def test_refusals_become_one_sentence():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from made_shards import encoded, entries_of, sample, write
+from omniportrait.training.base import Text
 from omniportrait.training.data import cache, index
 from omniportrait.training.data.index import BadSample
-from omniportrait.training.pivot.base import Text
-from omniportrait.training.pivot.config import Data
+from omniportrait.training.settings import Data
 
 
 class Plain:

@@ -15,7 +15,7 @@ from made_shards import ENDLESS, encoded, entries_of, opened, sample, write
 from omniportrait.training.data import index
 from omniportrait.training.data.dataset import read_index, skip_table
 from omniportrait.training.data.plan import Slot
-from omniportrait.training.pivot.config import Data
+from omniportrait.training.settings import Data
 
 BAD = {
     index.NO_PICTURE: sample(without="jpg"),

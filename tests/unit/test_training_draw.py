@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from omniportrait.training.data.plan import Slot, seeded
+from omniportrait.training.data.plan import Slot
+from omniportrait.training.loop import seeded
 from omniportrait.training.pivot import config as settings
 from omniportrait.training.pivot import step
 from omniportrait.training.pivot.config import Objective

@@ -11,7 +11,7 @@ import torch
 from omniportrait.models.faces.detector import Backend, DetectedFace
 from omniportrait.training.data import index, photos
 from omniportrait.training.data.samples import Samples
-from omniportrait.training.pivot.config import Data
+from omniportrait.training.settings import Data
 from PIL import Image
 
 

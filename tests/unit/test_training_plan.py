@@ -8,10 +8,12 @@ from collections import Counter
 import pytest
 import torch
 from omniportrait.guidance.omniportrait import objective as loss
-from omniportrait.training.data.augment import augment, moved_box
-from omniportrait.training.data.plan import Plan, bucket_sizes, nearest, seeded
+from omniportrait.training.data.augment import Augmentation, augment, moved_box
+from omniportrait.training.data.plan import Plan, bucket_sizes, nearest
+from omniportrait.training.loop import seeded
 from omniportrait.training.pivot import config as settings
-from omniportrait.training.pivot.config import Augmentation, Config
+from omniportrait.training.pivot.config import Config
+from omniportrait.training.settings import parse_override, write
 
 SQUARE = [(64, 64)]
 
@@ -37,7 +39,7 @@ def test_demo_recipe_reads_the_portrait_world():
 
 def test_settings_survive_a_file(tmp_path):
     config = settings.read("demo", {"data.shards": ["a.tar", "b.tar"], "rate": "3e-4", "trainable_layers": 2})
-    settings.write(config, tmp_path / "config.yaml")
+    write(config, tmp_path / "config.yaml")
     assert settings.read(tmp_path / "config.yaml") == config
     assert config.rate == 3e-4 and config.trainable_layers == 2 and config.data.shards == ("a.tar", "b.tar")
 
@@ -81,9 +83,9 @@ def test_normalisation_is_three_numbers(wrong):
 
 
 def test_command_line_settings():
-    assert settings.parse_override("data.workers=2") == ("data.workers", 2)
+    assert parse_override("data.workers=2") == ("data.workers", 2)
     with pytest.raises(ValueError, match="NAME=VALUE"):
-        settings.parse_override("workers")
+        parse_override("workers")
 
 
 # Order

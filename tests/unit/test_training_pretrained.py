@@ -9,9 +9,8 @@ import pytest
 import torch
 from omniportrait.models.pivot.encoder import CLIP_MEAN, CLIP_STD, PivotConfig, PivotEncoder, TowerConfig, prepare_face
 from omniportrait.training.pivot import config as settings
-from omniportrait.training.pivot import state as disk
 from omniportrait.training.pivot.pretrained import as_trained, make_encoder, read_tower
-from omniportrait.training.pivot.report import cut_log
+from omniportrait.training.report import cut_log
 from safetensors.torch import save_file
 
 SMALL = TowerConfig(image_size=28, patch_size=14, width=16, layers=1, head_width=8)
@@ -104,14 +103,6 @@ def test_other_files_are_told_by_what_they_are(tmp_path):
 
 
 # What a killed process leaves
-
-
-def test_next_state_sweeps_up_what_a_killed_process_left(tmp_path):
-    disk.save_state(tmp_path, 1, {}, keep=2)
-    (tmp_path / "states" / "000000002.part").write_bytes(b"half a state")
-    disk.save_state(tmp_path, 3, {"x": 1}, keep=2)
-    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["000000001.pt", "000000003.pt"]
-    assert disk.load_state(tmp_path) == {"x": 1, "step": 3}
 
 
 def test_log_does_not_tell_a_step_twice(tmp_path):

@@ -11,9 +11,10 @@ import torch
 from made_shards import GOOD, encoded, mask, opened, picture, sample
 from omniportrait.models.pivot.encoder import CLIP_MEAN, CLIP_STD, prepare_face
 from omniportrait.training.data import samples as samples_module
+from omniportrait.training.data.augment import Augmentation
 from omniportrait.training.data.plan import Plan, Slot
 from omniportrait.training.data.samples import MicroBatches, crop_window, loader, seen_face
-from omniportrait.training.pivot.config import Augmentation, Data
+from omniportrait.training.settings import Data
 from PIL import Image
 
 

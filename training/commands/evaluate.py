@@ -14,7 +14,9 @@ from pathlib import Path
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="run.py train evaluate", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="run.py train evaluate", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("encoders", nargs="+", type=Path, help="pivot encoder files, such as with and without L_loc")
     parser.add_argument("--checkpoint", required=True, help="the base model")
     parser.add_argument("--data", nargs="+", required=True, help="shards of people it was not trained on")

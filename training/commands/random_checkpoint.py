@@ -61,7 +61,9 @@ def parts(family: str) -> dict[str, object]:
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="run.py train random-checkpoint", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="run.py train random-checkpoint", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--family", choices=sorted(UNETS), required=True)
     parser.add_argument("--out", type=Path, required=True, help="the file: 2 GB for sd15, 7 GB for sdxl")
     options = parser.parse_args(words)

@@ -17,7 +17,8 @@ def main(words: list[str]) -> None:
     from ..data.dataset import skip_table
     from ..data.photos import make_shards, options_of
 
-    parser = argparse.ArgumentParser(prog="run.py train shards", description=__doc__.split("\n")[0])
+    summary = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser(prog="run.py train shards", description=summary, allow_abbrev=False)
     parser.add_argument("photos", type=Path, help="folder of photographs, with subfolders")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--subject", nargs="+", metavar="WORD", help="words for the person (default: common ones)")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="run.py train tower", description=__doc__.split("\n")[0])
+    summary = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser(prog="run.py train tower", description=summary, allow_abbrev=False)
     parser.add_argument("--config", default="demo", metavar="FILE", help="whose tower and data (default: demo)")
     parser.add_argument("--data", nargs="+", required=True, metavar="SHARDS")
     parser.add_argument("--out", type=Path, required=True, help="the tower's weights, safetensors")

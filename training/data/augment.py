@@ -4,13 +4,36 @@ one picture (SPEC 1A.1; FastComposer, Xiao et al. 2023)."""
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from ..pivot.config import Augmentation
-
 Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Probabilities of each change to the reference face (FastComposer's), and their sizes.
+
+    box: the face box moves and grows by up to this share of its side. zoom: up to this factor.
+    rotate: degrees. colour: share by which brightness, contrast and saturation change. background_chance: that all
+    outside the face's mask becomes noise. FastComposer does so always, also at inference; here the encoder has to know
+    faces as they come, so it is a chance.
+    """
+
+    box: float = 0.1
+    zoom: float = 2.0
+    zoom_chance: float = 0.5
+    rotate: float = 30.0
+    rotate_chance: float = 0.75
+    flip_chance: float = 0.5
+    elastic_chance: float = 0.5
+    colour: float = 0.5
+    colour_chance: float = 0.5
+    blur_chance: float = 0.5
+    grey_chance: float = 0.1
+    background_chance: float = 0.5
 
 
 def moved_box(box: Box, share: float, random: torch.Generator) -> Box:

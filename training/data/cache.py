@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..pivot.base import Base, Text
-from .index import BROKEN_SHARD, PASSING, BadSample, digest, write_whole
+from ..files import digest, whole, write_whole
+from .index import BROKEN_SHARD, PASSING, BadSample
 from .plan import Slot
 from .samples import Samples, loader
+
+if TYPE_CHECKING:
+    from ..base import Base, Text
 
 log = logging.getLogger(__name__)
 
@@ -112,27 +115,21 @@ def _complete(file: Path) -> bool:
 def _write(samples: Targets, numbers: list[int], base: Base, file: Path, chunk: int = 16) -> None:
     from safetensors.torch import save
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     file.with_suffix(".json").unlink(missing_ok=True)  # which would belong to another file for a moment
     places: list[Place] = []
     slots = [[Slot(number, 0, 0) for number in numbers[i : i + chunk]] for i in range(0, len(numbers), chunk)]
-    try:
-        with part.open("wb") as stream:
-            for found in loader(samples, slots):
-                latents = _latents(found, base)
-                for sample, latent in zip(found, latents, strict=True):
-                    problem, record = sample.problem, b""
-                    try:
-                        text = None if problem else base.text(sample.caption, sample.subject, sample.occurrence)
-                        record = b"" if text is None else save(_record(latent, text))
-                    except BadSample as bad:
-                        problem = str(bad)
-                    places.append((stream.tell(), len(record), problem))
-                    stream.write(record)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(file) as part, part.open("wb") as stream:
+        for found in loader(samples, slots):
+            latents = _latents(found, base)
+            for sample, latent in zip(found, latents, strict=True):
+                problem, record = sample.problem, b""
+                try:
+                    text = None if problem else base.text(sample.caption, sample.subject, sample.occurrence)
+                    record = b"" if text is None else save(_record(latent, text))
+                except BadSample as bad:
+                    problem = str(bad)
+                places.append((stream.tell(), len(record), problem))
+                stream.write(record)
     write_whole(file.with_suffix(".json"), json.dumps(places).encode())
 
 

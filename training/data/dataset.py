@@ -6,13 +6,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..pivot.base import Base
-from ..pivot.config import Config
+from ..settings import Run
 from . import cache
+from .augment import Augmentation
 from .index import SMALL_PICTURE, Entry, expand, load
 from .plan import Plan, bucket_sizes
 from .samples import Samples
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..base import Base
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,17 +30,12 @@ class Dataset:
     problems: Counter[str]
 
 
-def cache_folder(config: Config) -> Path:
-    return Path(config.data.cache or Path(config.out) / "cache").expanduser()
-
-
-def read_index(config: Config) -> tuple[list[Entry], Counter[str]]:
+def read_index(config: Run) -> tuple[list[Entry], Counter[str]]:
     """The usable samples in the shards' order, and the others by reason.
 
     SystemExit with the table of reasons if over half are not usable.
     """
-    folder = cache_folder(config)
-    entries = [entry for shard in expand(config.data.shards) for entry in load(shard, folder)]
+    entries = [entry for shard in expand(config.data.shards) for entry in load(shard, config.cache)]
     good, problems = [], Counter()
     for entry in entries:
         problem = entry.problem
@@ -62,32 +63,29 @@ def people_of(entries: Iterable[Entry]) -> list[Sequence[Entry]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def open_dataset(config: Config) -> Dataset:
-    """Index and plan, without the cache of latents."""
+def open_dataset(config: Run, side: int, augmentation: Augmentation | None) -> Dataset:
+    """Index and plan, without the cache of latents. side, augmentation: of the reference faces."""
     entries, problems = read_index(config)
     sizes = bucket_sizes(config.data.resolution, config.data.bucket_step, config.data.max_aspect)
     plan = Plan([(entry.width, entry.height) for entry in entries], sizes, config.batch, config.seed)
-    samples = Samples(
-        entries, plan.homes, config.data, config.augmentation, config.tower.image_size, config.seed
-    )  # fmt: skip
-    return Dataset(samples, plan, problems)
+    return Dataset(Samples(entries, plan.homes, config.data, augmentation, side, config.seed), plan, problems)
 
 
-def with_cache(data: Dataset, config: Config, base: Base, accelerator: object) -> Dataset:
+def with_cache(data: Dataset, config: Run, base: Base, accelerator: Accelerator) -> Dataset:
     """The same samples with latents and text states from the cache, which the processes fill together."""
     process, processes = accelerator.process_index, accelerator.num_processes
     everything = range(len(data.samples.entries))
-    files = _fill(data, config, base, cache_folder(config), everything, process, processes)
+    files = _fill(data, config, base, config.cache, everything, process, processes)
     accelerator.wait_for_everyone()
     return _with(data, files)
 
 
-def with_part(data: Dataset, config: Config, base: Base, folder: Path, numbers: Iterable[int]) -> Dataset:
+def with_part(data: Dataset, config: Run, base: Base, folder: Path, numbers: Iterable[int]) -> Dataset:
     """The same samples, of which only those numbers are cached, in a folder of this process's own."""
     return _with(data, _fill(data, config, base, folder, numbers, 0, 1))
 
 
-def _fill(data: Dataset, config: Config, base: Base, *place: object) -> dict[Path, list[int]]:
+def _fill(data: Dataset, config: Run, base: Base, *place: object) -> dict[Path, list[int]]:
     old = data.samples
     targets = cache.Targets(old.entries, old.homes, old.data, None, old.side, old.seed)
     files = cache.fill(targets, base, Path(config.checkpoint).expanduser(), *place)

@@ -11,7 +11,6 @@ A shard is a webdataset tar file. Files of one name, up to the first dot, are on
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from glob import glob
 from pathlib import Path
 
 from ...sampling.words import has_word
+from ..files import digest, write_whole
 
 PICTURES = ("jpg", "jpeg", "webp")
 TOKENS = 77
@@ -252,19 +252,3 @@ def is_box(box: object, width: int, height: int) -> bool:
         -side <= low < high <= 2 * side and low < side and high > 0
         for low, high, side in ((box[0], box[2], width), (box[1], box[3], height))
     )
-
-
-def digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Nobody ever sees half a file; an interrupted write leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -6,7 +6,6 @@ import argparse
 import io
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,8 @@ from ...models.faces.crop import crop_square, square_around
 from ...models.faces.detector import AUTO, Backend, DetectedFace, choose_backend, find_faces
 from ...models.faces.mask import face_oval, near_face
 from ...sampling.words import SUBJECTS, find_noun, has_word
-from .index import BROKEN_PICTURE, NO_NOUN, TWO_FACES, BadSample, write_whole
+from ..files import whole, write_whole
+from .index import BROKEN_PICTURE, NO_NOUN, TWO_FACES, BadSample
 
 log = logging.getLogger(__name__)
 
@@ -173,21 +173,19 @@ def write_shard(path: Path, photos: Sequence[Photo], samples: Iterable[dict | st
     """A shard as a whole or not at all, and beside it the names of the photographs in it, which are returned."""
     import webdataset
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     names: list[str] = []
-    with webdataset.TarWriter(str(part)) as tar:
-        for photo, sample in zip(photos, samples, strict=True):
-            if isinstance(sample, str):
-                reasons[sample] += 1
-                continue
-            tar.write({"__key__": f"{path.stem[6:]}{len(names):06d}"} | sample)
-            names.append(photo.name)
-    if not names:
-        part.unlink()
-        return names
-    write_whole(path.with_suffix(".photos.json"), json.dumps(names, indent=0).encode())  # first: no shard without it
-    os.replace(part, path)
+    with whole(path) as part:
+        with webdataset.TarWriter(str(part)) as tar:
+            for photo, sample in zip(photos, samples, strict=True):
+                if isinstance(sample, str):
+                    reasons[sample] += 1
+                    continue
+                tar.write({"__key__": f"{path.stem[6:]}{len(names):06d}"} | sample)
+                names.append(photo.name)
+        if names:  # first: no shard without it
+            write_whole(path.with_suffix(".photos.json"), json.dumps(names, indent=0).encode())
+        else:
+            part.unlink()
     return names
 
 

@@ -3,18 +3,13 @@ step and split over any number of processes without a change."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-
-def seeded(seed: int, *place: int | str) -> torch.Generator:
-    """A generator of its own for one place of a run: an epoch, a position in it, a purpose."""
-    text = "/".join(map(str, (seed, *place))).encode()
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little"))
+from ..loop import seeded
 
 
 def bucket_sizes(resolution: int, step: int, max_aspect: float) -> list[tuple[int, int]]:

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 
 from ...models.faces.crop import square_around, take
 from ...models.pivot.encoder import FACE_MARGIN, prepare_face
-from ..pivot.config import Augmentation, Data
-from .augment import augment, moved_box, over_noise
+from ..loop import seeded
+from ..settings import Data
+from .augment import Augmentation, augment, moved_box, over_noise
 from .index import BROKEN_MASK, BROKEN_PICTURE, EMPTY_MASK, BadSample, Entry, is_box
-from .plan import Plan, Slot, seeded
+from .plan import Plan, Slot
 
 SHRINK = 8
 """Pixels of the picture for one of the latent."""

@@ -14,12 +14,15 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig, renormalised
+from ..data.augment import Augmentation
 from ..data.dataset import people_of, read_index
-from ..data.index import BadSample, Entry, write_whole
-from ..data.plan import Plan, Slot, seeded
+from ..data.index import BadSample, Entry
+from ..data.plan import Plan, Slot
 from ..data.samples import MicroBatches, decode, loader, seen_face
-from .config import Augmentation, Config, Data
-from .trainer import Clock, learning_rate
+from ..files import write_tensors
+from ..loop import Budget, descend, learning_rate, seeded
+from ..settings import Data
+from .config import Config
 
 TEMPERATURE = 0.1
 WIDTH = 64
@@ -98,18 +101,17 @@ def teach(config: Config, out: Path, minutes: float, say: Callable[[str], None])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=config.weight_decay)
-    clock, recent = Clock(config.steps, minutes), []
+    clock, recent = Budget(minutes, config.steps), []
     clock.start()
     for found in loader(pairs, MicroBatches(plan, 0, config.steps, config.batch)):
         faces = [each for each in found if each is not None]
         if len(faces) > 1:
             recent = [*recent[-19:], _step(model, optimizer, torch.stack(faces).to(device), config, clock)]
-        clock.step += 1
-        clock.spent += clock.own_time()
-        if recent and (clock.step % 20 == 0 or clock.share >= 1):
+        clock.tick()
+        if recent and (clock.step % 20 == 0 or clock.done):
             value, accuracy = (sum(each) / len(recent) for each in zip(*recent, strict=True))
             say(f"step {clock.step}, {clock.spent:.0f} s: loss {value:.3f}, found {accuracy:.1%}")
-        if clock.share >= 1:
+        if clock.done:
             break
     if not recent:
         raise ValueError("No pictures could be read: check the shards, of which the index lists more than there are.")
@@ -118,25 +120,18 @@ def teach(config: Config, out: Path, minutes: float, say: Callable[[str], None])
 
 
 def _step(
-    model: Comparison, optimizer: torch.optim.Optimizer, faces: torch.Tensor, config: Config, clock: Clock
+    model: Comparison, optimizer: torch.optim.Optimizer, faces: torch.Tensor, config: Config, clock: Budget
 ) -> tuple[float, float]:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, clock.step, clock.share)
     # On CPUs the flash kernel's way back takes longer than all of a small tower's layers.
     plain = sdpa_kernel(SDPBackend.MATH) if faces.device.type == "cpu" else contextlib.nullcontext()
     with plain, torch.autocast(faces.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         vectors = model(faces.flatten(0, 1)).view(*faces.shape[:2], -1)
     value, accuracy = contrast(vectors[:, 0], vectors[:, 1])
-    optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
+    rate = learning_rate(clock.share, clock.step, config.rate, config.warmup, config.rate_end)
+    descend(value, optimizer, rate, config.clip)
     return float(value.detach()), accuracy
 
 
 def _write(tower: nn.Module, out: Path) -> None:
     """As OpenCLIP names its image tower."""
-    from safetensors.torch import save
-
-    state = {f"visual.{name}": value.detach().cpu().contiguous() for name, value in tower.state_dict().items()}
-    write_whole(out, save(state))
+    write_tensors(out, {f"visual.{name}": value for name, value in tower.state_dict().items()})

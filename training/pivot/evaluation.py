@@ -4,7 +4,7 @@ IoU: A_t(m) over its maximum, averaged over four noise levels, above a half, aga
 Spread: of e_mix - e_txt, between people and within the pictures of one; without the first nothing tells who it is.
 Stranger: how much more the denoiser errs in a true face with a stranger's reference than with the own (stranger.py).
 Distance: of the faces of generated portraits to the person's own reference and to other people's, in an embedding that
-nothing in training has seen (demo/measures).
+nothing in training has seen (lab/measures).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from ...lab.measures.intervals import over_people
 from ...models.pivot import file as pivot_checkpoint
 from ...models.pivot.encoder import PivotEncoder
+from ..base import Base, load_base
 from ..data.dataset import read_index
 from ..data.index import Entry
 from ..data.plan import Slot, bucket_sizes, nearest
 from ..data.samples import Sample, Samples, decode, seen_face
 from . import config as settings
-from .base import Base, load_base
 from .config import Config
 from .sheets import attention, portraits
 from .step import Encoder, Inputs, gather

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 from ...models.pivot.encoder import CLIP_MEAN, CLIP_STD, PivotEncoder
 from ...sampling.heat_map import heat_map
+from ..base import Base
 from ..data.plan import Slot
 from ..data.samples import Sample, Samples, crop_window, decode, fit
-from .base import Base
 from .config import Config, Objective
 from .step import Inputs, conditioned, draw, gather
 

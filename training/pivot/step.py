@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from ...guidance.omniportrait import objective as loss
+from ..base import Base
 from ..data.index import BadSample
-from ..data.plan import Slot, seeded
+from ..data.plan import Slot
 from ..data.samples import SHRINK, Sample
-from .base import Base
+from ..loop import seeded
+from ..task import Losses
 from .config import Objective
 
 
@@ -125,17 +127,6 @@ def conditioned(encoder: Encoder, inputs: Inputs, chance: Draw, base: Base) -> t
     return rows, torch.where(both[:, None], empty.pooled.to(pooled), pooled)
 
 
-@dataclass(frozen=True, eq=False)
-class Losses:
-    """Sums over the good samples of a micro-batch; `total` carries the gradient."""
-
-    total: torch.Tensor
-    denoising: torch.Tensor
-    localisation: torch.Tensor
-    located: torch.Tensor
-    """How many samples the localisation is of: those that kept their ID."""
-
-
 def losses(encoder: Encoder, inputs: Inputs, base: Base, objective: Objective, seed: int) -> Losses:
     """Eq. 5 summed over a micro-batch. The localisation is left out where the ID was."""
     chance = draw(inputs, base.timesteps, objective, seed)
@@ -150,6 +141,7 @@ def losses(encoder: Encoder, inputs: Inputs, base: Base, objective: Objective, s
     if objective.picture_error:
         denoising = denoising * base.sigma(chance.timesteps).square().clamp(max=objective.picture_error)
     with_id = weights * ~(chance.without_both | chance.without_id).to(device)
-    located = loss.localisation(result.maps, masks, objective.maps) * with_id
+    located = (loss.localisation(result.maps, masks, objective.maps) * with_id).sum()
     denoising = (denoising * weights).sum()
-    return Losses(denoising + objective.eta * located.sum(), denoising, located.sum(), with_id.sum())
+    parts = {"denoising": (denoising, weights.sum()), "localisation": (located, with_id.sum())}
+    return Losses(denoising + objective.eta * located, parts)

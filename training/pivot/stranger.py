@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...guidance.omniportrait import objective as loss
-from .base import Base
+from ..base import Base
 from .sheets import ALWAYS
 from .step import Encoder, Inputs, conditioned, draw
 

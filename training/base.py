@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from ...backbone.attention import Recording, choose_sites, install_recorders
-from ...backbone.private import PrivatePass
-from ...backbone.unet import check_supported, default_block
-from ...guidance.omniportrait.objective import pooled
-from ...sampling.patch import classic
-from ...sampling.rows import plain_attention, private_options
-from ...sampling.tokens import check_clip, clean_subject, find_subject
-from ...sampling.words import escaped
-from ..data.index import LATE_NOUN, NO_NOUN, TOKENS, BadSample
-from .config import Config
+from ..backbone.attention import Recording, choose_sites, install_recorders
+from ..backbone.private import PrivatePass
+from ..backbone.unet import check_supported, default_block
+from ..guidance.omniportrait.objective import pooled
+from ..sampling.patch import classic
+from ..sampling.rows import plain_attention, private_options
+from ..sampling.tokens import check_clip, clean_subject, find_subject
+from ..sampling.words import escaped
+from .data.index import LATE_NOUN, NO_NOUN, TOKENS, BadSample
+from .settings import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class WholePass(PrivatePass):
 class Base:
     """UNet, text encoders and VAE of one checkpoint, frozen and on their devices."""
 
-    def __init__(self, model: object, clip: object, vae: object, config: Config) -> None:
+    def __init__(self, model: object, clip: object, vae: object, config: Run) -> None:
         check_supported(model)
         check_clip(clip)
         model = classic(model)
@@ -229,13 +229,13 @@ def token_maps(recording: Recording, columns: Sequence[int]) -> torch.Tensor:
     return torch.stack([maps[row] for row in range(len(columns))])
 
 
-def load_base(config: Config) -> Base:
+def load_base(config: Run) -> Base:
     """Load the checkpoint as Load Checkpoint does. ValueError, one sentence, for a file that is not one."""
     import comfy.model_management
     import comfy.sd
 
     if config.architecture == "demo":
-        from ...demo.architecture import register
+        from ..demo.architecture import register
 
         register()
     path = Path(config.checkpoint).expanduser()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from ..data.dataset import cache_folder, with_part
-from ..data.index import Entry
+from .data.dataset import with_part
+from .data.index import Entry
 from .trainer import Trainer
 
 STEPS = 5
@@ -30,7 +30,7 @@ def estimate(trainer: Trainer) -> str:
 
 
 def _measured(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
-    config, device = trainer.config, trainer.base.device
+    config, task, device = trainer.config, trainer.task, trainer.task.base.device
     cache = _try_cache(trainer, scratch) if config.data.cached else []
     if device.type == "cuda":  # not before: ComfyUI's VAE takes as many pictures at once as there is room for
         torch.cuda.reset_peak_memory_stats(device)
@@ -39,17 +39,17 @@ def _measured(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
     trainer.clock.start()
     for _ in range(STEPS):
         seconds.append(trainer.step(next(batches))["seconds"])
-        trainer.clock.start()
+        trainer.clock.skip()
     each = statistics.median(seconds[1:])
-    samples = len(trainer.data.samples.entries)
-    learning = sum(w.numel() for w in trainer.encoder.parameters() if w.requires_grad)
+    samples = len(task.data.samples.entries)
+    learning = sum(w.numel() for w in task.model.parameters() if w.requires_grad)
     moments = 12 if trainer.average.values else 8  # bytes: AdamW keeps two numbers a weight, the average one
-    total = sum(w.numel() for w in trainer.encoder.parameters())
+    total = sum(w.numel() for w in task.model.parameters())
     return [
-        ("samples", f"{samples}, {trainer.data.problems.total()} left out by the index"),
+        ("samples", f"{samples}, {task.data.problems.total()} left out by the index"),
         *cache,
-        ("aspect buckets", f"{len(trainer.data.plan.members)}"),
-        ("encoder", f"{total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn"),
+        ("aspect buckets", f"{len(task.data.plan.members)}"),
+        ("model", f"{total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn"),
         ("batch", f"{config.batch} = {trainer.accelerator.num_processes} process(es) x "
                   f"{config.batch // trainer.accelerator.num_processes}, {trainer.micro} at a time"),
         ("memory", _memory(device)),
@@ -62,17 +62,17 @@ def _measured(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
 
 def _try_cache(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
     """Give the trainer a cache of the first steps' samples; what the whole one will take."""
-    accelerator, samples = trainer.accelerator, trainer.data.samples
+    task, accelerator, samples = trainer.task, trainer.accelerator, trainer.task.data.samples
     process, processes = accelerator.process_index, accelerator.num_processes
-    steps = [trainer.data.plan.batch(step).share(process, processes) for step in range(STEPS)]
+    steps = [task.data.plan.batch(step).share(process, processes) for step in range(STEPS)]
     numbers = sorted({slot.sample for slots in steps for slot in slots})
     start = time.monotonic()
-    trainer.data = with_part(trainer.data, trainer.config, trainer.base, scratch, numbers)
+    task.data = with_part(task.data, trainer.config, task.base, scratch, numbers)
     each = (time.monotonic() - start) / len(numbers)
     size = sum(file.stat().st_size for file in scratch.rglob("*.bin")) / len(numbers)
     hours = largest_share(samples.entries, processes) * each / 3600
     return [("the cache", f"{hours:.2f} hours once, {len(samples.entries) * size / 2**30:.2f} GiB in "
-                          f"{cache_folder(trainer.config)}")]  # fmt: skip
+                          f"{trainer.config.cache}")]  # fmt: skip
 
 
 def largest_share(entries: Sequence[Entry], processes: int) -> int:

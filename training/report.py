@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import takewhile
 from pathlib import Path
 
-from ...models.pivot.encoder import PivotEncoder
-from ..data.index import write_whole
-from .base import Base
-from .config import Config
-from .sheets import sheet
-from .state import Average
+from .files import write_whole
+from .loop import Average
+from .task import Task
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +29,19 @@ def cut_log(path: Path, start: int) -> None:
 
 
 class Reporter:
-    """Lives on the main process. start: the step from which the run goes on."""
+    """Lives on the main process. average: of what the task's model learns. start: the step from which the run goes
+    on."""
 
-    def __init__(
-        self, config: Config, base: Base, encoder: PivotEncoder, average: Average, samples: object, start: int
-    ) -> None:
+    def __init__(self, task: Task, average: Average, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
-        self.config, self.base, self.encoder, self.average, self.samples = config, base, encoder, average, samples
-        self.folder = Path(config.out).expanduser()
+        self.task, self.average = task, average
+        self.config, self.folder = task.config, task.config.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         cut_log(self.folder / "log.jsonl", start)
         self.curves = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
-        self.bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, disable=None)
+        self.bar = tqdm(total=self.config.steps, initial=start, unit="step", dynamic_ncols=True, disable=None)
         self.sums: dict[str, float] = {}
         self.count = 0
 
@@ -57,7 +54,8 @@ class Reporter:
             return
         means = {name: value / self.count for name, value in self.sums.items()}
         self.sums, self.count = {}, 0
-        self.bar.set_postfix_str(f"loss {means['loss']:.4f}, localisation {means['localisation']:.4f}", refresh=False)
+        losses = takewhile(lambda name: name != "gradient", means)  # see Trainer.step
+        self.bar.set_postfix_str(", ".join(f"{name} {means[name]:.4f}" for name in losses), refresh=False)
         for name, value in means.items():
             self.curves.add_scalar(name, value, step)
         line = json.dumps({"step": step} | {name: float(f"{value:.7g}") for name, value in means.items()})
@@ -67,12 +65,12 @@ class Reporter:
             print(line, flush=True)
 
     def sheets(self, step: int) -> None:
-        """A sheet of fixed samples: face as the tower sees it, picture, attention of e_mix, mask, portrait made now."""
+        """The task's sheet, with the averaged weights."""
         from PIL import Image
 
         with self.average.used():
-            canvas = sheet(self.base, self.encoder, self.samples, self.config)
-        self.base.make_room()
+            canvas = self.task.sheet()
+        self.task.base.make_room()
         path = self.folder / "sheets" / f"{step:09d}.jpg"
         path.parent.mkdir(exist_ok=True)
         pixels = (canvas.clamp(0, 1) * 255).round().byte()
