@@ -40,12 +40,17 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
         os.fsync(file.fileno())
 
 
-def write_tensors(path: Path, state: Mapping[str, torch.Tensor], half: bool = False) -> None:
-    """As safetensors. half: floating-point values in half precision."""
+def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """As safetensors."""
     import safetensors.torch
 
-    kept = {name: value.half() if half and value.is_floating_point() else value for name, value in state.items()}
-    write_whole(path, safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in kept.items()}))
+    plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    write_whole(path, safetensors.torch.save(plain))
+
+
+def halved(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Floating-point values in half precision."""
+    return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def digest(*parts: str) -> str:

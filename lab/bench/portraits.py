@@ -35,7 +35,7 @@ from ...demo.sampling import SAMPLING, workflow_inputs
 from ...guidance.omniportrait.settings import Settings
 from ...models.pivot.handle import load_handle
 from ...nodes.face_reference import FaceReferenceNode
-from ...nodes.guidance_inputs import settings_from
+from ...nodes.inputs import settings_from
 from ...nodes.pivot_conditioning import PivotConditioning
 from ...nodes.rb_guidance_ksampler import RBGuidanceKSampler
 from ...sampling import reference as features

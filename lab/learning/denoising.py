@@ -15,7 +15,7 @@ from torch import nn
 
 from ...demo.architecture import MARK, PREVIEW, TEXT, UNET, mark
 from ...demo.autoencoder import INSIDE, PortraitAutoencoder, under
-from ...training.files import write_tensors
+from ...training.files import halved, write_tensors
 from ...training.loop import Average, descend, learning_rate
 from . import loop
 from .examples import Examples, cached_latents, cached_weights, of_file, preview_colours, stamps
@@ -128,7 +128,7 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
         state.save()
         average.swap()
         model.eval()
-        write_tensors(options.out, checkpoint(model, options, pictures, latents), half=True)
+        write_tensors(options.out, halved(checkpoint(model, options, pictures, latents)))
         with torch.compiler.set_stance("force_eager"):  # a few samples are not worth compiling for
             draw(model, examples, pictures, options, budget, device)
         model.train()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d
 
 from ...demo.autoencoder import CHANNELS, PortraitAutoencoder
-from ...training.files import write_tensors
+from ...training.files import halved, write_tensors
 from ...training.loop import Average, descend, learning_rate, seeded
 from . import loop
 from .loop import Budget, budget_of
@@ -127,7 +127,7 @@ def finish(
     average.swap()
     result = exported(trainer.autoencoder, pictures, device)
     average.swap()
-    write_tensors(options.out, result.state_dict(), half=True)
+    write_tensors(options.out, halved(result.state_dict()))
     chosen = torch.linspace(0, len(pictures) - 1, 8).long()
     shown = to_float(pictures.batch(chosen)[0].to(device))
     with torch.no_grad():

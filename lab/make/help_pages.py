@@ -19,7 +19,7 @@ HEAD = "| Input | What it does | Values |\n|---|---|---|"
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="run.py make help-pages", description=__doc__)
+    parser = argparse.ArgumentParser(prog="run.py make help-pages", description=__doc__, allow_abbrev=False)
     parser.parse_args(words)
     for path, text in files(ROOT).items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:

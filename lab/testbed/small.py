@@ -13,50 +13,14 @@ import torch
 
 from ...models.faces import FaceReference
 from ...sampling.record import RECORDS_KEY, IdentityRecord
+from ...training.random_weights import NARROW, UNETS
 
 TOKENS = 77
 
-SD15 = dict(
-    image_size=32,
-    in_channels=4,
-    out_channels=4,
-    model_channels=32,
-    num_res_blocks=[2] * 4,
-    channel_mult=[1, 2, 4, 4],
-    num_heads=4,
-    num_head_channels=-1,
-    use_spatial_transformer=True,
-    transformer_depth=[1] * 6 + [0] * 2,
-    transformer_depth_output=[1] * 9 + [0] * 3,
-    transformer_depth_middle=1,
-    context_dim=768,
-    use_linear_in_transformer=False,
-    legacy=False,
-    use_temporal_attention=False,
-    adm_in_channels=None,
-)
-SDXL = SD15 | dict(
-    num_res_blocks=[2] * 3,
-    channel_mult=[1, 2, 4],
-    num_heads=-1,
-    num_head_channels=16,
-    transformer_depth=[0, 0, 1, 1, 2, 2],
-    transformer_depth_output=[0, 0, 0, 1, 1, 1, 2, 2, 2],
-    transformer_depth_middle=2,
-    context_dim=2048,
-    use_linear_in_transformer=True,
-    num_classes="sequential",
-    adm_in_channels=2816,
-)
-SD20 = SD15 | dict(model_channels=64, num_heads=-1, num_head_channels=64, context_dim=1024)
-SD20 |= dict(use_linear_in_transformer=True)
-SD15_FULL = SD15 | dict(model_channels=320, num_heads=8)
-SDXL_FULL = SDXL | dict(
-    model_channels=320,
-    num_head_channels=64,
-    transformer_depth=[0, 0, 2, 2, 10, 10],
-    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
-    transformer_depth_middle=10,
+SD15, SDXL = NARROW["sd15"], NARROW["sdxl"]
+SD15_FULL, SDXL_FULL = UNETS["sd15"], UNETS["sdxl"]
+SD20 = SD15 | dict(
+    model_channels=64, num_heads=-1, num_head_channels=64, context_dim=1024, use_linear_in_transformer=True
 )
 
 V_PREDICTION = {

@@ -13,9 +13,9 @@ from comfy.supported_models_base import ClipTarget
 
 import nodes
 
-from ...demo.random_weights import randomise
 from ...models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig
 from ...sampling.record import RECORDS_KEY
+from ...training.random_weights import randomise
 from . import small
 
 TEXT = "a photo of a (woman:1.2) and an old man in a garden"

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from omniportrait.demo import architecture, random_weights
+from omniportrait.demo import architecture
+from omniportrait.lab.testbed import checkpoints
 from omniportrait.lab.world.shards import Shard
 from omniportrait.lab.world.shards import write as render
 from omniportrait.models.pivot import file as pivot_checkpoint
 from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig
+from omniportrait.training.files import write_tensors
 from omniportrait.training.pivot import evaluation
 from omniportrait.training.pivot.evaluation import Evaluation, iou, lines, plain
 
@@ -40,7 +42,7 @@ def evaluated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(architecture, "UNET", architecture.UNET | {"model_channels": 32})
-        random_weights.write(random_weights.checkpoint(), folder / "base.safetensors")
+        write_tensors(folder / "base.safetensors", checkpoints.demo())
     render(Shard(folder / "held_out-000000.tar", first=0, count=4, views=1, size=192, seed=0))
     options = argparse.Namespace(
         checkpoint=str(folder / "base.safetensors"), data=[str(folder / "held_out-*.tar")], config="demo", people=4,

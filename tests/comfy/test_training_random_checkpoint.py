@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.model_detection
 import comfy.supported_models
 import pytest
-from omniportrait.training.commands.random_checkpoint import parts
+from omniportrait.training.random_weights import parts
 
 CLIP_L, CLIP_G = 123_060_480, 694_659_840
 """Weights of the published text encoders, bigG's with its projection."""

@@ -13,7 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 from omniportrait import environment
-from omniportrait.demo import random_weights
 from omniportrait.lab.bench import ablation, sweeps
 from omniportrait.lab.bench.campaign import Campaign, named
 from omniportrait.lab.bench.judge import COLUMNS, PEOPLE, VIEWS, Judge, on_face, picture_of
@@ -30,10 +29,12 @@ from omniportrait.lab.bench.portraits import (
 )
 from omniportrait.lab.bench.sheets import contact_sheet
 from omniportrait.lab.measures.text import TextMeasure
+from omniportrait.lab.testbed import checkpoints
 from omniportrait.lab.world.prompts import HELD_OUT_PROMPTS
 from omniportrait.models.faces.mask import face_oval
 from omniportrait.models.pivot import file as pivot_checkpoint
 from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig
+from omniportrait.training.files import write_tensors
 
 CASE = Case(0, 0)
 
@@ -42,7 +43,7 @@ CASE = Case(0, 0)
 def files(tmp_path_factory) -> Path:
     """A random model, encoder and text measure, and cuts."""
     folder = tmp_path_factory.mktemp("weights")
-    random_weights.write(random_weights.checkpoint(), folder / "base.safetensors")
+    write_tensors(folder / "base.safetensors", checkpoints.demo())
     torch.manual_seed(0)
     tower = TowerConfig(image_size=32, patch_size=8, width=32, layers=1, head_width=16)
     pivot_checkpoint.save(folder / "pivot.safetensors", PivotEncoder(PivotConfig("generic", (128,), tower)), 0)

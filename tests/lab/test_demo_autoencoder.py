@@ -7,6 +7,7 @@ import pytest
 import torch
 from omniportrait.demo import autoencoder
 from omniportrait.lab.learning import loop, pictures, reconstruction
+from omniportrait.training.loop import learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_every_sample_is_seen_once_an_epoch_whatever_the_batch():
 
 
 def test_the_learning_rate_ends_low_whatever_the_pieces():
-    rates = [loop.learning_rate(share, step, peak=1.0, warmup=10) for step, share in enumerate(np.linspace(0, 1, 101))]
+    rates = [learning_rate(share, step, peak=1.0, warmup=10) for step, share in enumerate(np.linspace(0, 1, 101))]
     assert rates[0] == pytest.approx(0.1) and max(rates) < 1 and rates[-1] == pytest.approx(0.01)
     assert all(later < earlier for earlier, later in zip(rates[12:], rates[13:], strict=False))
 

@@ -14,13 +14,14 @@ import safetensors.torch
 import torch
 from omniportrait.demo import architecture
 from omniportrait.demo.autoencoder import MARK, PortraitAutoencoder
-from omniportrait.demo.random_weights import vae_state
-from omniportrait.lab.learning import denoising, loop, reconstruction
+from omniportrait.lab.learning import denoising, reconstruction
 from omniportrait.lab.learning import pictures as learning_pictures
 from omniportrait.lab.learning.examples import Examples, cached_latents, cached_weights, of_place, stamps
 from omniportrait.lab.learning.pictures import open_pictures, pixel_weights, to_float
 from omniportrait.lab.learning.text import TextModel, tokenize
 from omniportrait.lab.testbed import shards
+from omniportrait.lab.testbed.checkpoints import vae_state
+from omniportrait.training.files import halved, write_tensors
 
 SMALL = architecture.UNET | dict(model_channels=32)
 PROMPT = "a smiling woman in a red t-shirt in a forest"
@@ -44,7 +45,7 @@ def data(tmp_path_factory):
 def vae_file(tmp_path_factory):
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("vae") / "vae.safetensors"
-    loop.write_tensors(file, shaken(PortraitAutoencoder(32, 32, 8, (1, 1), (1, 1))).state_dict())
+    write_tensors(file, halved(shaken(PortraitAutoencoder(32, 32, 8, (1, 1), (1, 1))).state_dict()))
     return file
 
 
@@ -68,7 +69,7 @@ def exported(registered, data, vae_file, tmp_path, monkeypatch):
     options = denoising.arguments().parse_args(["--data", str(data), "--vae", str(vae_file), "--out", "unused"])
     latents = torch.randn(6, 4, 32, 32, generator=torch.Generator().manual_seed(2)).half()
     file = tmp_path / "demo.safetensors"
-    loop.write_tensors(file, denoising.checkpoint(model, options, pictures, latents))
+    write_tensors(file, halved(denoising.checkpoint(model, options, pictures, latents)))
     return model, file
 
 
@@ -213,8 +214,8 @@ def test_a_state_of_another_run_is_refused(small_training, vae_file, tmp_path):
     state = out.with_suffix(".state.pt")
     before = state.read_bytes()
     other_vae = tmp_path / "other.safetensors"
-    loop.write_tensors(other_vae, {k: v + 0.01 for k, v in safetensors.torch.load_file(vae_file).items()})
-    wrong = {"begun with batch 2 and now it is 3": ["--batch", "3"], "begun with seed 0": ["--seed", "1"]}
+    write_tensors(other_vae, halved({k: v + 0.01 for k, v in safetensors.torch.load_file(vae_file).items()}))
+    wrong = {"begun with batch 2, but is to go on with 3": ["--batch", "3"], "begun with seed 0": ["--seed", "1"]}
     wrong["begun with autoencoder"] = ["--vae", str(other_vae)]
     for sentence, more in wrong.items():
         with pytest.raises(SystemExit, match=sentence):
@@ -227,7 +228,7 @@ def test_a_state_of_another_run_is_refused(small_training, vae_file, tmp_path):
         small_training("vae", autoencoder)
 
     old = torch.load(state, weights_only=True)
-    del old["recipe"]  # as states were written once
+    del old["terms"]  # as states were written once
     torch.save(old, state)
     small_training("base", out)
     assert "100.0% step 4" in out.with_suffix(".log").read_text()

@@ -8,12 +8,13 @@ import comfy.sd
 import comfy.supported_models
 import pytest
 import torch
-from omniportrait.demo import random_weights
 from omniportrait.lab.bench import direction
 from omniportrait.lab.bench.campaign import Campaign
 from omniportrait.lab.bench.portraits import Case
+from omniportrait.lab.testbed import checkpoints
 from omniportrait.models.pivot import file as pivot_checkpoint
 from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig
+from omniportrait.training.files import write_tensors
 
 
 def rows(person: int, reference: str, t: int, error: torch.Tensor, effect: torch.Tensor) -> dict:
@@ -87,7 +88,7 @@ def words(tmp_path, monkeypatch) -> list[str]:
     monkeypatch.setattr(comfy.supported_models, "models", list(comfy.supported_models.models))
     monkeypatch.setattr(comfy.sd.VAE, "__init__", comfy.sd.VAE.__init__)
     monkeypatch.setattr(direction, "TIMES", (700, 300))
-    random_weights.write(random_weights.checkpoint(), tmp_path / "base.safetensors")
+    write_tensors(tmp_path / "base.safetensors", checkpoints.demo())
     torch.manual_seed(0)
     tower = TowerConfig(image_size=32, patch_size=8, width=32, layers=1, head_width=16)
     pivot_checkpoint.save(tmp_path / "pivot.safetensors", PivotEncoder(PivotConfig("generic", (128,), tower)), 0)

@@ -8,36 +8,10 @@ from pathlib import Path
 
 import standin_nodes
 import torch
-from omniportrait.demo.random_weights import prefixed, randomise, unet, vae_state, write
+from omniportrait.lab.testbed.checkpoints import vae_state
+from omniportrait.training.files import halved, write_tensors
+from omniportrait.training.random_weights import NARROW, prefixed, randomise, unet
 
-UNET_SD15 = dict(
-    image_size=32,
-    in_channels=4,
-    out_channels=4,
-    model_channels=standin_nodes.CHANNELS,
-    num_res_blocks=[2, 2, 2, 2],
-    channel_mult=[1, 2, 4, 4],
-    num_heads=4,
-    use_spatial_transformer=True,
-    transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
-    transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    transformer_depth_middle=1,
-    context_dim=768,
-    legacy=False,
-)
-UNET_SDXL = UNET_SD15 | dict(
-    num_res_blocks=[2, 2, 2],
-    channel_mult=[1, 2, 4],
-    num_heads=-1,
-    num_head_channels=16,
-    transformer_depth=[0, 0, 1, 1, 2, 2],
-    transformer_depth_output=[0, 0, 0, 1, 1, 1, 2, 2, 2],
-    transformer_depth_middle=2,
-    context_dim=2048,
-    use_linear_in_transformer=True,
-    num_classes="sequential",
-    adm_in_channels=2816,
-)
 CLIP = dict(hidden_act="quick_gelu", max_position_embeddings=77, eos_token_id=49407)
 
 
@@ -50,32 +24,28 @@ def _text(config: dict, width: int, seed: int) -> dict[str, torch.Tensor]:
     return randomise(model, seed)
 
 
-def _half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-
-
 def sd15(path: Path) -> None:
     """An SD1.5 checkpoint, narrow."""
-    write(
-        _half(
-            prefixed("model.diffusion_model.", randomise(unet(UNET_SD15), 1))
+    write_tensors(
+        path,
+        halved(
+            prefixed("model.diffusion_model.", randomise(unet(NARROW["sd15"]), 1))
             | prefixed("cond_stage_model.transformer.", _text(standin_nodes.CLIP_L, 768, 2))
             | prefixed("first_stage_model.", vae_state(3))
         ),
-        path,
     )
 
 
 def sdxl(path: Path) -> None:
     """An SDXL checkpoint, narrow, with both text encoders."""
-    write(
-        _half(
-            prefixed("model.diffusion_model.", randomise(unet(UNET_SDXL), 4))
+    write_tensors(
+        path,
+        halved(
+            prefixed("model.diffusion_model.", randomise(unet(NARROW["sdxl"]), 4))
             | prefixed("conditioner.embedders.0.transformer.", _text(standin_nodes.CLIP_L, 768, 5))
             | prefixed("conditioner.embedders.1.model.transformer.", _text(standin_nodes.CLIP_G, 1280, 6))
             | prefixed("first_stage_model.", vae_state(7))
         ),
-        path,
     )
 
 
@@ -92,7 +62,7 @@ def photomaker(path: Path) -> None:
 
     nodes_photomaker.VISION_CONFIG_DICT["num_hidden_layers"] = standin_nodes.PHOTOMAKER_LAYERS
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"id_encoder": _half(randomise(nodes_photomaker.PhotoMakerIDEncoder(), 8))}, path)
+    torch.save({"id_encoder": halved(randomise(nodes_photomaker.PhotoMakerIDEncoder(), 8))}, path)
 
 
 def pivot_encoder(path: Path) -> None:

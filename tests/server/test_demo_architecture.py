@@ -5,10 +5,9 @@ from __future__ import annotations
 import comfy.model_detection
 import comfy.supported_models
 import pytest
-import standin_files
 import torch
 from omniportrait.demo import architecture
-from omniportrait.demo.random_weights import unet
+from omniportrait.training.random_weights import NARROW, unet
 
 PREFIX = "model.diffusion_model."
 
@@ -22,7 +21,7 @@ def registered(monkeypatch):
 
 def state(**changes) -> dict[str, torch.Tensor]:
     """An SD1.5-shaped UNet's keys and shapes, without values."""
-    weights = unet(standin_files.UNET_SD15 | changes).state_dict()
+    weights = unet(NARROW["sd15"] | changes).state_dict()
     return {PREFIX + name: value for name, value in weights.items()}
 
 
