@@ -23,10 +23,9 @@ from pathlib import Path
 
 import torch
 
-from ..measures.intervals import DRAWS, Interval
+from ..measures.intervals import DRAWS, Interval, difference_of, mean_of
 from ..measures.text import FACE, HEADS
 from .campaign import Campaign, arguments, command, markdown, named
-from .intervals import difference_of, mean_of
 from .judge import RIVALS, VIEWS
 from .portraits import Variant
 from .sheets import contact_sheet, one_each

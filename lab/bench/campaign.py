@@ -17,7 +17,8 @@ from ..measures.separation import THRESHOLDS
 from ..measures.text import WEIGHTS
 from ..world.prompts import HELD_OUT_PROMPTS
 from .judge import Judge
-from .portraits import ROOT, Case, Studio, Variant, defaults, digest
+from .portraits import Case, Studio, Variant, defaults
+from .sources import ROOT, digest
 
 Key, Value = TypeVar("Key"), TypeVar("Value")
 DEMO = ROOT / "demo" / "weights"

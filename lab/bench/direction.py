@@ -40,25 +40,23 @@ from ...sampling.record import RECORDS_KEY
 from ..measures.intervals import DRAWS, Interval, over_people
 from ..world.shade import FACE_LABELS
 from .campaign import Campaign, arguments, command, keep, kept, markdown, named
-from .portraits import (  # fmt: skip
-    ROOT,
+from .portraits import (
+    DEFAULTS,
     SIZE,
     SOURCES,
     Case,
     conditioned,
     defaults,
     demo_inputs,
-    digest,
     drawn,
     loaded,
     node,
-    of_file,
-    of_source,
     settings_of,
     sitter,
     stranger,
     wanted,
 )
+from .sources import ROOT, digest, of_file, of_source
 
 TIMES = (900, 800, 700, 600, 450, 300)
 """Timesteps t of the noised picture."""
@@ -190,7 +188,9 @@ def sources(options: argparse.Namespace) -> str:
     """Of all that every sum depends on; what is planned or written is not among it."""
     files = [of_file(getattr(options, name)) for name in ("checkpoint", "encoder")]
     asking = Probe, over_face, conditioned, drawn, sitter, stranger, wanted
-    return digest(SIZE, TIMES, files, torch.__version__, of_source(*SOURCES), *map(inspect.getsource, asking))
+    return digest(
+        SIZE, TIMES, files, torch.__version__, of_source(*SOURCES, without=DEFAULTS), *map(inspect.getsource, asking)
+    )
 
 
 def asked(campaign: Campaign, plan: Mapping[str, Mapping[str, object]]) -> dict[str, list[dict]]:

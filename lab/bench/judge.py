@@ -26,10 +26,11 @@ from ..measures.identity import WEIGHTS as EMBEDDER
 from ..measures.separation import THRESHOLDS, thresholds
 from ..measures.text import HEADS, SCENE, WEIGHTS, TextMeasure
 from ..world.portrait import Portrait
-from .portraits import Case, Made, digest, of_file, of_source, sitter, wanted
+from .portraits import Case, Made, sitter, wanted
+from .sources import digest, of_file, of_source
 
 MEASURES = ("lab/measures/detail.py", "lab/measures/geometry.py", "lab/measures/held_out.py",
-            "lab/measures/identity.py", "lab/measures/text.py", "models/face")  # fmt: skip
+            "lab/measures/identity.py", "lab/measures/text.py", "models/faces")  # fmt: skip
 LAST_PLACES = 2
 """Blocks at the embedder's end that crop similarity leaves out: what remains still has places (9x9 on a chip)."""
 AROUND = 1.25
@@ -63,7 +64,7 @@ class Judge:
         self.cuts, self.drawn_cuts = thresholds(cuts, generated=True), thresholds(cuts)
         self.embedder = FaceEmbedder()
         files = [of_file(file) for file in (text, EMBEDDER, DETECTOR)]
-        self.key = digest(files, self.cuts, self.drawn_cuts, of_source(*MEASURES, Path(__file__)))
+        self.key = digest(files, self.cuts, self.drawn_cuts, of_source(*MEASURES, __file__))
         self.known = lru_cache(maxsize=None)(self._known)
         self.others_views = lru_cache(maxsize=None)(self._others_views)
         self.rivals = lru_cache(maxsize=None)(self._rivals)

@@ -14,7 +14,6 @@ untried: any of the whole run, or of a part's own.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -24,14 +23,13 @@ from pathlib import Path
 import comfy.utils
 import torch
 
-from ... import environment
 from ...guidance.omniportrait.settings import Settings
 from ..testbed import small
 from . import cells as wanted
 from .cells import Cell, Result
 from .pairs import array
+from .sources import ROOT, of_source
 
-ROOT = environment.ROOT
 SOURCES = ("guidance", "backbone", "sampling", "models", "nodes", "lab/testbed")
 """Code that a cell's result depends on, beside the cell's own."""
 SMOKE = [("sampler",), ("scheduler",), ("mode", "family"), ("dtype", "family"), ("guided_pass", "mode")]
@@ -55,11 +53,8 @@ def cells(together: list[tuple[str, ...]] | None = None) -> list[Cell]:
 
 def surroundings() -> str:
     """What a result depends on besides its cell."""
-    source = hashlib.sha256()
-    files = (path for folder in SOURCES for path in sorted((ROOT / folder).rglob("*.py")))
-    for path in [*files, Path(wanted.__file__)]:
-        source.update(path.read_bytes())
-    return f"ComfyUI {core_version()}, PyTorch {torch.__version__}, pack {source.hexdigest()[:12]}"
+    source = of_source(*(ROOT / folder for folder in SOURCES), wanted.__file__)
+    return f"ComfyUI {core_version()}, PyTorch {torch.__version__}, pack {source[:12]}"
 
 
 def core_version() -> str:

@@ -6,10 +6,8 @@ held equal: the same person, prompt and seed. A picture that was made once is re
 
 from __future__ import annotations
 
-import ast
-import hashlib
+import inspect
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -28,7 +26,6 @@ from PIL.PngImagePlugin import PngInfo
 
 import nodes as core
 
-from ... import environment
 from ...backbone.unet import default_block, feature_block
 from ...demo.architecture import register
 from ...demo.sampling import SAMPLING, workflow_inputs
@@ -41,19 +38,21 @@ from ...nodes.rb_guidance_ksampler import RBGuidanceKSampler
 from ...sampling import reference as features
 from ...sampling.patch import patch
 from ...sampling.trace import Trace
+from ...training.files import write_whole
 from ..world.identity import identity
 from ..world.portrait import Portrait, render
 from ..world.prompts import HELD_OUT_PROMPTS, Prompt
 from ..world.shards import HELD_OUT, view_of
 from ..world.view import random_view
+from .sources import digest, of_file, of_source
 
-ROOT = environment.ROOT
 SIZE = 256
 """Side of the portraits; what the embedded model was trained on."""
-SOURCES = ("guidance", "models", "nodes/face_reference.py", "nodes/pivot_conditioning.py", "demo/world",
-           "demo/autoencoder.py", "demo/architecture.py")  # fmt: skip
+DECODER = ("demo/autoencoder.py", "demo/architecture.py")
+SOURCES = ("guidance", "backbone", "sampling", "models", "nodes/face_reference.py", "nodes/pivot_conditioning.py",
+           "lab/world", *DECODER)  # fmt: skip
 """Code that a picture depends on."""
-DEFAULTS = "settings.py"
+DEFAULTS = (Path(inspect.getfile(Settings)),)
 """Not counted as such: all values are given, and a new default must not void the pictures that it follows from."""
 OWN = ("model", "vae", "seed", "positive", "negative", "latent_image", "denoise")
 """The sampler's inputs that no variant may set."""
@@ -107,10 +106,8 @@ class Made:
         channels = torch.cat([self.picture, self.mask[None].float()]).movedim(0, -1)
         note = PngInfo()
         note.add_text("trace", json.dumps([self.guided, self.amount]))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        Image.fromarray((channels * 255).round().byte().numpy()).save(part, "PNG", pnginfo=note)
-        os.replace(part, file)
+        picture = Image.fromarray((channels * 255).round().byte().numpy())
+        write_whole(file, lambda out: picture.save(out, "PNG", pnginfo=note))
 
     @classmethod
     def load(cls, file: Path) -> Made:
@@ -189,32 +186,6 @@ def demo_inputs() -> dict[str, object]:
     return known | {name: value for name, value in workflow_inputs().items() if name in known}
 
 
-def digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-@lru_cache
-def of_file(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@lru_cache
-def of_source(*places: str | Path) -> str:
-    """Of the code in files and folders, whatever its comments, docstrings and line breaks. Read once: an edit during a
-    run is not what the run executes."""
-    roots = [ROOT / place for place in places]
-    files = [file for root in roots for file in (sorted(root.rglob("*.py")) if root.is_dir() else [root])]
-    return digest(*(_code(file) for file in files if file.name != DEFAULTS))
-
-
-def _code(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for each in ast.walk(tree):
-        if isinstance(body := getattr(each, "body", None), list):
-            each.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-    return ast.dump(tree)
-
-
 def settings_of(values: Mapping[str, object]) -> Settings:
     """What the sampler's inputs say of the guidance."""
     own = {field.name: values[field.name] for field in fields(Settings) if field.name in values}
@@ -227,7 +198,9 @@ class Studio:
 
     def __init__(self, checkpoint: Path, store: Path, inputs: Mapping[str, object]) -> None:
         self.checkpoint, self.store, self.inputs = checkpoint, store, {**demo_inputs(), **inputs}
-        self._source = of_source(*SOURCES, Path(__file__))
+        # Read once: an edit during a run is not what the run executes.
+        self._source = of_source(*SOURCES, __file__, without=DEFAULTS)
+        self._rendered, self._decoded = of_source("lab/world", __file__), of_source("lab/world", *DECODER, __file__)
         self._encoders: dict[Path, object] = {}
 
     @cached_property
@@ -243,10 +216,10 @@ class Studio:
     def key(self, variant: Variant) -> str:
         """Equal for equal pictures: a digest of all that they depend on but the case."""
         if variant.source == "drawn":
-            return digest("rendered", SIZE, of_source("demo/world", Path(__file__)))
+            return digest("rendered", SIZE, self._rendered)
         if variant.source != "generated":
-            source = of_source("demo/world", "demo/autoencoder.py", "demo/architecture.py", Path(__file__))
-            return digest(variant.source, SIZE, of_file(self.checkpoint), torch.__version__, __version__, source)
+            versions = torch.__version__, __version__
+            return digest(variant.source, SIZE, of_file(self.checkpoint), *versions, self._decoded)
         inputs = self.inputs | dict(variant.inputs)
         if inputs["feature_block"] < 0:
             inputs["feature_block"] = self.feature_block

@@ -26,9 +26,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..measures.intervals import Interval
+from ..measures.intervals import Interval, difference_of, mean_of
 from .campaign import Campaign, arguments, command, converted, markdown, named
-from .intervals import difference_of, mean_of
 from .portraits import Variant, defaults
 from .sheets import contact_sheet, one_each
 

@@ -1,4 +1,4 @@
-"""What the weight-making scripts of `demo/making` share: pictures in memory, the training clock, losses, text, samples.
+"""What the commands of `lab/make` share: pictures in memory, losses, text, samples.
 
 Needs the packages of requirements-dev.lock; nothing here is imported when the demo runs.
 """

@@ -7,7 +7,7 @@ variance too small by (n - 1) / n (Rao and Wu 1988), which for ten people is a t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,3 +46,15 @@ def over_people(values: Iterable[tuple[Hashable, float]]) -> Interval | None:
     for person, value in values:
         people[person].append(value)
     return bootstrap([float(np.mean(each)) for each in people.values()])
+
+
+def mean_of(rows: Iterable[Mapping], column: str) -> Interval | None:
+    """Of a column of measured rows, over those that have a value."""
+    return over_people((row["person"], row[column]) for row in rows if row[column] is not None)
+
+
+def difference_of(rows: Iterable[Mapping], baseline: Iterable[Mapping], column: str) -> Interval | None:
+    """Of `rows` minus `baseline`, over the pairs of same person and prompt in which both have a value."""
+    known = {(row["person"], row["prompt"]): row[column] for row in baseline if row[column] is not None}
+    pairs = ((row, known.get((row["person"], row["prompt"]))) for row in rows if row[column] is not None)
+    return over_people((row["person"], row[column] - other) for row, other in pairs if other is not None)

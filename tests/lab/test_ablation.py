@@ -23,7 +23,6 @@ from omniportrait.lab.bench.portraits import (
     Studio,
     Variant,
     drawn,
-    of_source,
     sitter,
     stranger,
 )
@@ -158,19 +157,6 @@ def test_a_sweep_s_page(files, registered, tmp_path, monkeypatch):
 def test_unguided_keeps_the_sampler(files):
     swept = Variant("x", None, {"cfg": 7.0, "gain": 3.0}).unguided
     assert swept.inputs == {"cfg": 7.0, "strength": 0.0}
-
-
-def test_a_source_s_key_follows_its_code_alone(tmp_path, monkeypatch):
-    from omniportrait.lab.bench import portraits as _portraits
-
-    monkeypatch.setattr(_portraits, "ROOT", tmp_path)
-    keys = []
-    for text in ('"""One."""\nx = 1\n', '"""Two."""\n\nx = 1  # here\n"""Of x."""\n', "x = 2\n"):
-        (tmp_path / "code.py").write_text(text)
-        of_source.cache_clear()
-        keys.append(of_source("code.py"))
-    of_source.cache_clear()
-    assert keys[0] == keys[1] != keys[2]
 
 
 def test_the_embedded_model_is_sampled_as_the_demo_samples_it(files, registered, tmp_path):

@@ -80,8 +80,10 @@ def test_a_picture_that_stays_unguided_is_told(vae, monkeypatch):
 
 @pytest.mark.parametrize("changed", ["sampling/session.py", "models/faces/crop.py", "nodes/schema.py"])
 def test_results_belong_to_the_code_that_made_them(changed, tmp_path, monkeypatch):
+    for folder in matrix.SOURCES:
+        (tmp_path / folder).mkdir(parents=True)
     for name in ("sampling/session.py", "models/faces/crop.py", "nodes/schema.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x = 1")
     monkeypatch.setattr(matrix, "ROOT", tmp_path)
     where, file = matrix.surroundings(), tmp_path / "results.jsonl"

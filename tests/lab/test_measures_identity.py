@@ -1,4 +1,4 @@
-"""demo/measures: the face embedder against plain numpy, its alignment against dlib's frame, the statistics."""
+"""lab/measures: the face embedder against plain numpy, its alignment against dlib's frame, the statistics."""
 
 from __future__ import annotations
 
