@@ -31,3 +31,15 @@ def test_every_input_and_output_has_a_tooltip(infos):
                 assert options and len(options[0].get("tooltip") or "") > 10, (info["name"], name)
         assert len(info["output_tooltips"]) == len(info["output"]) > 0
         assert all(len(tooltip or "") > 10 for tooltip in info["output_tooltips"]), info["name"]
+
+
+def test_the_papers_numbers_are_folded_away_and_called_by_words(infos):
+    """The names, which graphs hold, stay the paper's; symbol and equation are in the tooltip."""
+    guided = [info for info in infos if "RBGuidance" in info["name"]]
+    assert len(guided) == 2
+    for info in guided:
+        for name in ("p", "u", "t0", "gamma", "alpha", "beta"):
+            options = info["input"]["required"][name][1]
+            assert options["advanced"] and len(options["display_name"].split()) == 2, name
+            assert "Eq. " in options["tooltip"], name
+        assert not info["input"]["required"]["strength"][1].get("advanced")

@@ -25,3 +25,9 @@ def test_every_folder_was_imported(server):
 def test_help_page_is_served(server, node_id):
     page = server.request(f"/extensions/comfyui-omniportrait/docs/{node_id}.md").decode()
     assert page.startswith("# ") and len(page) > 300
+
+
+def test_the_page_is_told_the_labels(server):
+    """Pages that do not read an input's display name read the locale."""
+    told = server.get("/i18n")["en"]["nodeDefs"]
+    assert told["OmniPortraitRBGuidance"]["inputs"]["beta"]["name"] == "mask threshold"
