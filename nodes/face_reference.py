@@ -1,4 +1,4 @@
-"""Face Reference: one person's face, cropped square from a photograph, and its mask."""
+"""Face Reference: one person's face, cropped square from their photographs, and its mask."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..models.faces.build import FaceOptions, make_reference
+from ..models.faces.build import FaceOptions, make_references
 from .schema import schema_of
 
 
 class FaceReferenceNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema_of(
+        schema = schema_of(
             "OmniPortraitFaceReference",
             "Face Reference",
             "Finds a face in a photograph, crops it square with a margin and masks it. The result is the identity for "
@@ -22,12 +22,27 @@ class FaceReferenceNode(io.ComfyNode):
             *("face detect", "face crop", "detect face", "reference face", "identity", "portrait"),
             *("retinaface", "mtcnn", "facexlib", "face mask", "face parsing"),
         )
+        schema.is_input_list = True  # a list as a whole, so that one entry of it can be skipped
+        for output in schema.outputs:
+            output.is_output_list = True
+        return schema
 
     @classmethod
-    def execute(cls, image, order, index, crop_factor, no_face, mask_source, detector, mask=None) -> io.NodeOutput:
-        options = FaceOptions(order, index, crop_factor, no_face, mask_source, detector)
-        result = make_reference(image, mask, options, facexlib_folders())
-        return io.NodeOutput(result.reference, result.reference.crop.clone(), result.mask, result.overview)
+    def execute(cls, image, order, index, crop_factor, no_face, mask_source, detector, mask=(None,)) -> io.NodeOutput:
+        """All inputs are lists; a shorter one repeats its last entry, as everywhere in ComfyUI."""
+        given = image, mask, order, index, crop_factor, no_face, mask_source, detector
+        entries = [[values[min(k, len(values) - 1)] for values in given] for k in range(max(map(len, given)))]
+        images, masks, *_ = zip(*entries, strict=True)
+        options = [FaceOptions(*entry[2:]) for entry in entries]
+        results = make_references(images, masks, options, facexlib_folders())
+        return io.NodeOutput(
+            [result.reference for result in results],
+            [result.crop for result in results],
+            [result.mask for result in results],
+            [result.overview for result in results],
+            [result.photo_mask for result in results],
+            [result.boxes for result in results],
+        )
 
 
 def facexlib_folders() -> list[Path]:

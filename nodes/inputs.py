@@ -147,16 +147,18 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
     ),
     "OmniPortraitFaceReference": (
         Parameter("image", "IMAGE", meaning="A photograph of the person, the face upright and clearly visible, at "
-            "least 32 pixels on each side. Only the first picture of a batch is used; transparency is laid over grey."),
+            "least 32 pixels on each side. A batch is several photographs of one person; a list is several people. "
+            "Transparency is laid over grey."),
         Parameter("order", "COMBO", ORDERS[0], options=ORDERS,
-            meaning="How the faces are sorted before index picks one. The overview output numbers them."),
+            meaning="How the faces are sorted before index picks one. The overview output numbers them. Doubtful finds "
+            "come last."),
         Parameter("index", "INT", 0, 0, 99, meaning="Which face to take, in that order. 0 is the first."),
         Parameter("crop_factor", "FLOAT", 2.0, 1.0, float(MAX_CROP_FACTOR), 0.1,
             meaning="Side of the square crop, in multiples of the longer side of the face's box. 2 leaves room for "
             "hair and chin. Beyond the photograph's border its edge is repeated."),
         Parameter("no_face", "COMBO", NO_FACE_POLICIES[0], options=NO_FACE_POLICIES,
-            meaning="What to do when no face is found and no mask is connected: stop with an error, or use the whole "
-            "image."),
+            meaning="What to do when no face is found for certain and no mask is connected: stop with an error, use "
+            "the whole image, or skip that photograph of a list or batch."),
         Parameter("mask_source", "COMBO", MASK_SOURCES[0], options=MASK_SOURCES, advanced=True,
             meaning="Where the face mask comes from. auto: facexlib's parser if its file is installed, else landmarks. "
             "landmarks: an oval fitted to eyes, nose and mouth. attention: no mask; the diffusion model's own "
@@ -166,7 +168,8 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
             "downloaded."),
         Parameter("mask", "MASK", optional=True,
             meaning="Your own mask of the face, drawn over the photograph; any size. It picks the face that it covers, "
-            "replaces the automatic mask, and is cropped around when no face is found. An empty mask is ignored."),
+            "replaces the automatic mask, and is cropped around when no face is found; where faces are found and it "
+            "covers none, the node stops. An empty mask is ignored."),
     ),
     "OmniPortraitPivotConditioning": (
         Parameter("clip", "CLIP", meaning="The checkpoint's text encoder: CLIP of SD1.x, SD2.x or SDXL."),
@@ -247,7 +250,10 @@ OUTPUTS: dict[str, tuple[Output, ...]] = {
         Output("crop", "IMAGE", "The square crop that is used, 256 to 1024 pixels on a side."),
         Output("face_mask", "MASK", "The face inside the crop. All white when it is left to the model's attention."),
         Output("overview", "IMAGE", "The photograph with every face numbered in the chosen order: the one that is used "
-            "in green, its crop in blue, the others in yellow."),
+            "in green, its crop in blue, the others in yellow, doubtful ones in red. Says when the photograph was "
+            "turned."),
+        Output("photo_mask", "MASK", "The face mask at the photograph's size, as the photograph was connected."),
+        Output("face_box", "BBOX", "x, y, width and height of the face in the photograph, one for each photograph."),
     ),
     "OmniPortraitPivotConditioning": (
         Output("conditioning", "CONDITIONING", "The prompt with the person in it, for the sampler or the next person."),

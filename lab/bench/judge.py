@@ -15,7 +15,8 @@ from statistics import fmean as mean
 import torch
 import torch.nn.functional as F
 
-from ...models.faces.detector import DetectedFace, arrange, find_faces
+from ...models.faces.detector import arrange, find_upright
+from ...models.faces.face import DetectedFace
 from ...models.faces.mask import face_oval
 from ...models.faces.mtcnn import WEIGHTS as DETECTOR
 from ...models.faces.mtcnn import BuiltInDetector
@@ -101,8 +102,8 @@ class Judge:
     @torch.no_grad()
     def look(self, picture: torch.Tensor) -> Face | None:
         """picture: [3, S, S] in 0..1."""
-        faces, turns = find_faces(BuiltInDetector(), picture)
-        if not faces or turns:
+        faces = find_upright(BuiltInDetector(), picture)
+        if not faces:
             return None
         found = arrange(faces, "largest", *picture.shape[-2:])[0]
         landmarks = torch.tensor(found.landmarks)

@@ -30,8 +30,8 @@ from ...backbone.unet import default_block, feature_block
 from ...demo.architecture import register
 from ...demo.sampling import SAMPLING, workflow_inputs
 from ...guidance.omniportrait.settings import Settings
+from ...models.faces.build import FaceOptions, make_reference
 from ...models.pivot.handle import load_handle
-from ...nodes.face_reference import FaceReferenceNode
 from ...nodes.inputs import settings_from
 from ...nodes.pivot_conditioning import PivotConditioning
 from ...nodes.rb_guidance_ksampler import RBGuidanceKSampler
@@ -161,10 +161,8 @@ def loaded(checkpoint: Path) -> tuple:
 def conditioned(clip, case: Case, picture: np.ndarray, encoder: object | None, no_face: str = "stop") -> list:
     """The case's prompt with the face of a picture, [S, S, 3] of bytes."""
     prompt, subject = wanted(case)
-    (face, *_) = node(
-        FaceReferenceNode, image=torch.from_numpy(picture.copy())[None].float() / 255, order="largest", index=0,
-        crop_factor=2.0, no_face=no_face, mask_source="landmarks", detector="built-in",
-    )  # fmt: skip
+    options = FaceOptions(no_face=no_face, mask_source="landmarks", detector="built-in")
+    face = make_reference(torch.from_numpy(picture.copy())[None].float() / 255, None, options).reference
     (positive,) = node(
         PivotConditioning, clip=clip, face_reference=face, text=prompt.text(subject), subject=subject, occurrence=1,
         strength=1.0, pivot_encoder=encoder,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...models.faces.detector import arrange, find_faces
+from ...models.faces.detector import arrange, find_upright
 from ...models.faces.mtcnn import BuiltInDetector
 from .geometry import similarity
 
@@ -69,8 +69,8 @@ def align(pictures: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
 
 def find_landmarks(picture: torch.Tensor) -> torch.Tensor | None:
     """Five landmarks [5, 2] of the largest face in a picture [3, H, W] in 0..1, or None where no face is found."""
-    faces, turns = find_faces(BuiltInDetector(), picture)
-    if not faces or turns:
+    faces = find_upright(BuiltInDetector(), picture)
+    if not faces:
         return None
     return torch.tensor(arrange(faces, "largest", *picture.shape[-2:])[0].landmarks)
 

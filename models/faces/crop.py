@@ -58,3 +58,22 @@ def inside(box: tuple[int, int, int, int], height: int, width: int, side: int) -
     centres = (torch.arange(side) + 0.5) * ((box[2] - box[0]) / side)
     columns, rows = centres + box[0], centres + box[1]
     return ((rows > 0) & (rows < height))[:, None].float() * ((columns > 0) & (columns < width))[None].float()
+
+
+def paste(mask: torch.Tensor, box: tuple[int, int, int, int], height: int, width: int) -> torch.Tensor:
+    """A crop's mask [S, S] in its place in the photograph: [height, width], 0 outside of `box`."""
+    x0, y0, x1, y1 = box
+    part = F.interpolate(mask[None, None].float(), (y1 - y0, x1 - x0), mode="bilinear", antialias=True)[0, 0]
+    whole = torch.zeros(height, width)
+    top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)
+    if top < bottom and left < right:
+        whole[top:bottom, left:right] = part[top - y0 : bottom - y0, left - x0 : right - x0].clamp(0, 1)
+    return whole
+
+
+def turned_back(box: Box, turns: int, height: int, width: int) -> Box:
+    """A box of a picture that torch.rot90 has turned, height x width now, in pixels of the picture before."""
+    for _ in range(turns % 4):
+        box = (height - box[3], box[0], height - box[1], box[2])
+        height, width = width, height
+    return box

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
-from .crop import Box, resize
+from . import facexlib_backend as facexlib
+from .crop import resize
+from .face import DetectedFace, FaceDetector, FaceParser
+from .mtcnn import BuiltInDetector
 
 AUTO, FACEXLIB, BUILT_IN = "auto", "facexlib", "built-in"
 DETECTORS = (AUTO, FACEXLIB, BUILT_IN)
@@ -19,55 +21,12 @@ ORDERS = ("largest", "smallest", "left to right", "right to left", "top to botto
 
 DETECTION_MAX, DETECTION_MIN = 1024, 320
 """Longer side, in pixels, of the picture that detectors see: bounds time and memory, and enlarges a tiny photograph."""
-SURE = 0.95
-"""Score that a face needs when the photograph had to be framed or turned first: those tries invite false alarms."""
+CERTAIN = 0.9
+"""Trust in an upright find from which the photograph is not turned."""
+TURNED, MARGIN = 0.8, 0.05
+"""Trust that a find needs in a turned photograph, which invites false alarms, and by how much more than upright."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DetectedFace:
-    """One face, in pixels of the picture at hand.
-
-    box: x0, y0, x1, y1. landmarks: five (x, y): eyes, nose, mouth corners, pairs from the left. score: in 0..1.
-    """
-
-    box: Box
-    landmarks: tuple[tuple[float, float], ...]
-    score: float
-
-    @property
-    def area(self) -> float:
-        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
-
-    def mapped(self, scale: float, dx: float = 0.0, dy: float = 0.0) -> DetectedFace:
-        """The same face in other pixels: p → p · scale + (dx, dy)."""
-        x0, y0, x1, y1 = self.box
-        return DetectedFace(
-            (x0 * scale + dx, y0 * scale + dy, x1 * scale + dx, y1 * scale + dy),
-            tuple((x * scale + dx, y * scale + dy) for x, y in self.landmarks),
-            self.score,
-        )
-
-
-class FaceDetector(Protocol):
-    """Finds upright faces in a picture [3, H, W] in 0..1 whose longer side is at most DETECTION_MAX."""
-
-    name: str
-
-    def detect(self, picture: torch.Tensor) -> list[DetectedFace]: ...
-
-
-class FaceParser(Protocol):
-    """Marks the face's pixels in a square crop [3, S, S] in 0..1: [S, S] in 0..1."""
-
-    name: str
-
-    def parse(self, crop: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -81,9 +40,6 @@ def choose_backend(name: str, folders: Sequence[Path]) -> Backend:
 
     "auto" takes what of facexlib is there. Raises ValueError where "facexlib" was asked for and is missing.
     """
-    from . import facexlib_backend as facexlib  # here, so that a broken optional package cannot take the pack down
-    from .mtcnn import BuiltInDetector
-
     if name == BUILT_IN:
         return Backend(BuiltInDetector(), None)
     if name == FACEXLIB:
@@ -101,28 +57,44 @@ def choose_backend(name: str, folders: Sequence[Path]) -> Backend:
 def find_faces(detector: FaceDetector, photo: torch.Tensor) -> tuple[list[DetectedFace], int]:
     """Faces in a photograph [3, H, W] of any size, and the quarter turns (torch.rot90, 0 to 3) it took to see them.
 
-    When nothing is found: once more with a replicated frame (a crop too tight to show a head's outline), then turned.
-    Faces are in pixels of the turned photograph.
+    All four turns compete by the most trusted face, with a margin for upright. Faces are in pixels of the turned
+    photograph.
+    """
+    upright = find_upright(detector, photo)
+    trust = _trust(upright)
+    if trust >= CERTAIN:
+        return upright, 0
+    small, scale = _bounded(photo)
+    views = {turns: detector.detect(torch.rot90(small, turns, (-2, -1)).contiguous()) for turns in (2, 1, 3)}
+    turns = max(views, key=lambda each: _trust(views[each]))
+    if _trust(views[turns]) < max(TURNED, trust + MARGIN):
+        return upright, 0
+    log.warning("Face Reference: the face is not upright; the photograph is turned by %d degrees.", turns * 90)
+    return [face.mapped(1 / scale) for face in views[turns]], turns
+
+
+def find_upright(detector: FaceDetector, photo: torch.Tensor) -> list[DetectedFace]:
+    """Faces in a photograph [3, H, W] as it stands.
+
+    Without a sure one: once more with a replicated frame, for a crop may be too tight to show a head's outline.
     """
     faces = _detect(detector, photo)
-    if faces:
-        return faces, 0
+    if any(face.sure for face in faces):
+        return faces
     small, scale = _bounded(photo)
     margin = min(small.shape[-2:]) // 2
-    framed = F.pad(small[None], [margin] * 4, mode="replicate")[0]
-    faces = [face.mapped(1 / scale, -margin / scale, -margin / scale) for face in _detect(detector, framed, SURE)]
-    if faces:
-        log.warning(
-            "Face Reference: a face was found only after a margin was added; a photograph with more room "
-            "around the head works better."
-        )
-        return faces, 0
-    for turns in (2, 1, 3):
-        faces = [face.mapped(1 / scale) for face in _detect(detector, torch.rot90(small, turns, (-2, -1)), SURE)]
-        if faces:
-            log.warning("Face Reference: the face is not upright; the photograph is turned by %d degrees.", turns * 90)
-            return faces, turns
-    return [], 0
+    framed = _detect(detector, F.pad(small[None], [margin] * 4, mode="replicate")[0])
+    if not any(face.sure for face in framed):
+        return faces
+    log.warning(
+        "Face Reference: a face was found only after a margin was added; a photograph with more room "
+        "around the head works better."
+    )
+    return [face.mapped(1 / scale, -margin / scale, -margin / scale) for face in framed]
+
+
+def _trust(faces: Sequence[DetectedFace]) -> float:
+    return max((face.trust for face in faces), default=0.0)
 
 
 def _bounded(picture: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -132,14 +104,14 @@ def _bounded(picture: torch.Tensor) -> tuple[torch.Tensor, float]:
     return resize(picture, max(1, round(height * scale)), max(1, round(width * scale))), scale
 
 
-def _detect(detector: FaceDetector, picture: torch.Tensor, sure: float = 0.0) -> list[DetectedFace]:
-    """Faces of at least the score `sure`, in the pixels of a picture [3, H, W] of any size."""
+def _detect(detector: FaceDetector, picture: torch.Tensor) -> list[DetectedFace]:
+    """Faces in the pixels of a picture [3, H, W] of any size."""
     small, scale = _bounded(picture)
-    return [face.mapped(1 / scale) for face in detector.detect(small.contiguous()) if face.score >= sure]
+    return [face.mapped(1 / scale) for face in detector.detect(small.contiguous())]
 
 
 def arrange(faces: Sequence[DetectedFace], order: str, height: int, width: int) -> list[DetectedFace]:
-    """Faces in the chosen order; equal ones by confidence."""
+    """Faces in the chosen order, the doubtful ones behind the sure; equal ones by confidence."""
     keys = {
         "largest": lambda face: -face.area,
         "smallest": lambda face: face.area,
@@ -149,4 +121,4 @@ def arrange(faces: Sequence[DetectedFace], order: str, height: int, width: int) 
         "centre-most": lambda face: (face.centre[0] - width / 2) ** 2 + (face.centre[1] - height / 2) ** 2,
         "most confident": lambda face: -face.score,
     }
-    return sorted(faces, key=lambda face: (keys[order](face), -face.score))
+    return sorted(faces, key=lambda face: (not face.sure, keys[order](face), -face.score))

@@ -15,13 +15,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .detector import DetectedFace
+from .face import DetectedFace
 
 DETECTION_FILES = {"detection_Resnet50_Final.pth": "resnet50", "detection_mobilenet0.25_Final.pth": "mobile0.25"}
 PARSING_FILES = {"parsing_bisenet.pth": "bisenet", "parsing_parsenet.pth": "parsenet"}
 SOURCE_PAGE = "the releases page of xinntao/facexlib on GitHub"
 
 MIN_SCORE, OVERLAP = 0.8, 0.4
+SURE = 0.9
+"""Score from which a find is certain."""
 MAX_FACES = 100
 PARSING_SIDE = 512
 FACE_LABELS = {"bisenet": (1, 2, 3, 4, 5, 6, 10, 11, 12, 13), "parsenet": (1, 2, 3, 4, 5, 6, 7, 10, 11, 12)}
@@ -48,7 +50,7 @@ class RetinaFaceDetector:
         rows = torch.from_numpy(self._network.detect_faces(pixels, MIN_SCORE, OVERLAP)).double()
         rows = rows[rows.isfinite().all(1) & (rows[:, 2] - rows[:, 0] >= 1) & (rows[:, 3] - rows[:, 1] >= 1)]
         return [
-            DetectedFace(tuple(row[:4]), tuple(zip(row[5::2], row[6::2], strict=True)), row[4])
+            DetectedFace(tuple(row[:4]), tuple(zip(row[5::2], row[6::2], strict=True)), row[4], row[4], row[4] >= SURE)
             for row in rows[:MAX_FACES].tolist()
         ]
 

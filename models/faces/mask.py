@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .detector import DetectedFace
+from .face import DetectedFace
 
 # Proportions of a face. Its unit is the larger of the distances eye line to mouth line and 1.05 x eye to eye: a smile
 # or a nod shortens the first, a turned head the second.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .crop import take
-from .detector import DetectedFace
+from .face import DetectedFace
 
 WEIGHTS = Path(__file__).parent / "weights" / "mtcnn.safetensors"
 
@@ -25,6 +25,18 @@ CELL, STRIDE = 12, 2
 THRESHOLDS = (0.6, 0.7, 0.8)
 CANDIDATES = (1500, 500)
 """At most so many proposals enter R-Net and O-Net: texture such as foliage or gravel makes thousands."""
+
+LOOKS = (
+    (1.0, 0.0, 0.0), (0.85, 0.0, 0.0), (1.2, 0.0, 0.0), (1.4, 0.0, 0.0),
+    (1.1, 0.08, 0.0), (1.1, -0.08, 0.0), (1.1, 0.0, 0.08), (1.1, 0.0, -0.08),
+)  # fmt: skip
+"""Frames of the second look: side, shift to the right and shift down, in sides of the squared box."""
+SURE = 0.65
+"""Mean probability over the second look's frames from which a find is certain.
+
+Measured on 215 upright finds in some 300 pictures (photographs, drawings, groups with faces of 16 pixels): of 198 faces
+one lies below, of 17 other finds one above. By O-Net's own score at 0.95 the two errors are 12.
+"""
 
 Weights = dict[str, torch.Tensor]
 
@@ -60,9 +72,12 @@ class BuiltInDetector:
         boxes, score, shift, points = _best(boxes, score, shift, points, threshold=THRESHOLDS[2], overlap=0.7)
         boxes = moved(boxes, shift)
         keep = without_nested(boxes, score, 0.7)
+        trust = second_look(weights, picture, boxes[keep]).tolist()
         return [
-            DetectedFace(tuple(box), tuple(map(tuple, five)), sure)
-            for box, five, sure in zip(boxes[keep].tolist(), points[keep].tolist(), score[keep].tolist(), strict=True)
+            DetectedFace(tuple(box), tuple(map(tuple, five)), first, second, second >= SURE)
+            for box, five, first, second in zip(
+                boxes[keep].tolist(), points[keep].tolist(), score[keep].tolist(), trust, strict=True
+            )
         ]
 
 
@@ -114,6 +129,25 @@ def _judge(weights: Weights, net: str, patches: torch.Tensor) -> tuple[torch.Ten
     if net == "onet":  # five x, then five y
         points = _dense(weights, "onet.points", x).unflatten(1, (2, 5)).transpose(1, 2)
     return _dense(weights, f"{net}.face", x).softmax(1)[:, 1], _dense(weights, f"{net}.box", x), points
+
+
+def second_look(weights: Weights, picture: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """O-Net's mean face probability [N] for boxes [N, 4] over LOOKS and their mirror images.
+
+    A face remains one wherever its frame lies; a wheel, a shoulder or a head that hangs upside down is one in a single
+    frame, by chance: O-Net's own score does not tell (0.99 for a round logo, 0.85 for a blurred bystander).
+    """
+    if not len(boxes):
+        return boxes.new_zeros(0)
+    square = squared(boxes)
+    centre, side = (square[:, :2] + square[:, 2:]) / 2, (square[:, 2:] - square[:, :2])[:, :1]
+    looks = []
+    for zoom, *shift in LOOKS:
+        middle = centre + torch.tensor(shift) * side
+        looks.append(torch.cat([middle - zoom * side / 2, middle + zoom * side / 2], 1))
+    patches = _patches(picture, torch.cat(looks), 48)
+    seen = (_judge(weights, "onet", each)[0] for each in (patches, patches.flip(-1)))
+    return torch.stack(list(seen)).view(2 * len(LOOKS), -1).mean(0)
 
 
 def _conv(weights: Weights, layer: str, x: torch.Tensor) -> torch.Tensor:

@@ -9,16 +9,19 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .crop import Box, resize
-from .detector import DetectedFace
+from .face import DetectedFace
 
 MAX_SIDE = 1024
-OTHER, USED, CROP = (255, 196, 0), (0, 220, 90), (0, 170, 255)
+OTHER, USED, DOUBTFUL, CROP = (255, 196, 0), (0, 220, 90), (255, 80, 60), (0, 170, 255)
 
 
-def draw_overview(photo: torch.Tensor, faces: Sequence[DetectedFace], used: int | None, crop: Box) -> torch.Tensor:
+def draw_overview(
+    photo: torch.Tensor, faces: Sequence[DetectedFace], used: int | None, crop: Box, note: str = ""
+) -> torch.Tensor:
     """IMAGE [1, h, w, 3], at most MAX_SIDE pixels: faces boxed and numbered in their order, `used` in green.
 
-    The crop is drawn in blue, as far as it lies in the photograph [3, H, W]; all boxes are in the photograph's pixels.
+    Doubtful ones are red with a question mark. The crop is drawn in blue, as far as it lies in the photograph
+    [3, H, W]; all boxes are in the photograph's pixels. note: a line along the lower edge.
     """
     height, width = photo.shape[-2:]
     scale = min(1.0, MAX_SIDE / max(height, width))
@@ -30,13 +33,25 @@ def draw_overview(photo: torch.Tensor, faces: Sequence[DetectedFace], used: int 
     seen = (max(0, crop[0]), max(0, crop[1]), min(width, crop[2]), min(height, crop[3]))
     _frame(draw, seen, scale, CROP, line)
     for index, face in enumerate(faces):
-        colour = USED if index == used else OTHER
+        colour = USED if index == used else OTHER if face.sure else DOUBTFUL
         _frame(draw, face.box, scale, colour, line * (2 if index == used else 1))
         corner = (max(0.0, face.box[0] * scale), max(0.0, face.box[1] * scale))
-        x0, y0, x1, y1 = draw.textbbox(corner, str(index), font=font)
-        draw.rectangle((*corner, x1 + x0 - corner[0], y1 + y0 - corner[1]), fill=colour)
-        draw.text(corner, str(index), fill=(0, 0, 0), font=font)
+        _label(draw, corner, str(index) if face.sure else f"{index}? doubtful", colour, font)
+    if note:
+        _label(draw, (0.0, max(0.0, picture.height - 1.5 * font.size)), note, CROP, font)
     return torch.from_numpy(np.array(picture)).float().div(255)[None]
+
+
+def _label(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[float, float],
+    text: str,
+    colour: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    x0, y0, x1, y1 = draw.textbbox(corner, text, font=font)
+    draw.rectangle((*corner, x1 + x0 - corner[0], y1 + y0 - corner[1]), fill=colour)
+    draw.text(corner, text, fill=(0, 0, 0), font=font)
 
 
 def _frame(draw: ImageDraw.ImageDraw, box: Box, scale: float, colour: tuple[int, int, int], line: int) -> None:

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare_photo(image: torch.Tensor) -> torch.Tensor:
-    """IMAGE [B, H, W, C] → photograph [3, H, W], float32 in 0..1 on the CPU; the first picture of a batch.
+    """IMAGE [B, H, W, C] → photograph [3, H, W], float32 in 0..1 on the CPU; one picture of a batch.
 
     Grey is expanded, transparency is laid over mid-grey, values outside of 0..1 are clipped.
     Raises ValueError for an empty or tiny picture, for NaN or Inf, and for more than four channels.
@@ -23,8 +23,6 @@ def prepare_photo(image: torch.Tensor) -> torch.Tensor:
             f"Face Reference needs one photograph, but the image is empty or has the shape "
             f"{tuple(image.shape)}; connect an IMAGE such as Load Image gives."
         )
-    if image.shape[0] > 1:
-        log.warning("Face Reference: %d pictures are connected; the first one is used.", image.shape[0])
     height, width, channels = image.shape[1:]
     if channels > 4:
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class FaceReference:
-    """One person's face, cropped square from a photograph.
+    """One person's face, cropped square from a photograph; `more` holds other photographs of them.
 
     crop: [1, S, S, 3] float32 in 0..1, CPU. Square, with margin around the face.
     mask: [1, S, S] float32 in 0..1, the face inside the crop; None means "ask the model's own attention".
@@ -19,6 +19,7 @@ class FaceReference:
     face_box: x0, y0, x1, y1 of the face in pixels of the crop; None where no face was found.
     landmarks: five (x, y) in pixels of the crop: eyes, nose, mouth corners, each pair from the picture's left; None
     without a face.
+    more: further photographs of the same person, whose features count with this one's.
     key: digest of all that consumers read, equal for equal content.
     """
 
@@ -28,6 +29,7 @@ class FaceReference:
     source: str
     face_box: tuple[float, float, float, float] | None = None
     landmarks: tuple[tuple[float, float], ...] | None = None
+    more: tuple[FaceReference, ...] = ()
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -35,4 +37,6 @@ class FaceReference:
         if self.mask is not None:
             digest.update(self.mask.contiguous().numpy().tobytes())
         digest.update(repr((tuple(self.crop.shape), self.face_box, self.landmarks)).encode())
+        for other in self.more:
+            digest.update(other.key.encode())
         object.__setattr__(self, "key", digest.hexdigest())

@@ -27,7 +27,8 @@ class PivotHandle:
     patcher: ModelPatcher
 
     def pivot(self, face: FaceReference) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The function from e_txt [N, D] to e_mix [N, D] for one face, which is encoded once; float32 on the CPU."""
+        """The function from e_txt [N, D] to e_mix [N, D] for one person, whose photographs are encoded once; float32 on
+        the CPU."""
         reference = self.encode(face)
 
         def mix(text: torch.Tensor) -> torch.Tensor:
@@ -39,17 +40,20 @@ class PivotHandle:
         return mix
 
     def encode(self, face: FaceReference) -> torch.Tensor:
-        """e_ref of a face, [1, D] float32 on the CPU. ValueError if it is not finite, as half precision may make it."""
+        """e_ref of a person, [1, D] float32 on the CPU: of several photographs the fused one.
+
+        ValueError if it is not finite, as half precision may make it.
+        """
         encoder = self._loaded()
         size = self.header.config.tower.image_size
-        pixels = prepare_face(face.crop, size, face.mask, face.face_box)
+        pixels = torch.cat([prepare_face(f.crop, size, f.mask, f.face_box) for f in (face, *face.more)])
         reference = encoder.reference(pixels.to(self.patcher.load_device)).cpu()
         if not torch.isfinite(reference).all():
             raise ValueError(
                 f"The pivot encoder {self.name} gave numbers that are not finite for this face: use another encoder "
                 "file, or start ComfyUI with --fp32-text-enc."
             )
-        return reference
+        return fused(reference)
 
     def _loaded(self):
         import comfy.model_management
@@ -64,6 +68,17 @@ class PivotHandle:
                 f"The pivot encoder {self.name} was made for {config.family} (text width {config.text_width}), but "
                 f"this CLIP's is {width}: choose the encoder and the checkpoint of one family."
             )
+
+
+def fused(references: torch.Tensor) -> torch.Tensor:
+    """One e_ref [1, D] of the K photographs' [K, D]: the mean of their directions, at their mean length.
+
+    So a photograph whose features are large does not outweigh the others, and the fusion sees a length that it knows.
+    """
+    length = references.norm(dim=1, keepdim=True)
+    direction = (references / length.clamp(min=1e-12)).mean(0, keepdim=True)
+    mean = direction / direction.norm().clamp(min=1e-12) * length.mean()
+    return references if len(references) == 1 else mean
 
 
 def load_handle(path: str) -> PivotHandle:

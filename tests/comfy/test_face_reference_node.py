@@ -67,8 +67,11 @@ def save_random(folder, name: str, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 def run_node(node, image, **inputs):
+    """The outputs for one photograph, or batch; ComfyUI gives the node lists, and takes lists."""
     with torch.inference_mode():
-        return node.execute(image=image, **{**DEFAULTS, **inputs}).result
+        lists = node.execute(image=[image], **{name: [value] for name, value in {**DEFAULTS, **inputs}.items()}).result
+    assert [len(values) for values in lists] == [1] * 6
+    return tuple(values[0] for values in lists)
 
 
 def test_schema_says_everything_that_people_need(node):
@@ -77,21 +80,43 @@ def test_schema_says_everything_that_people_need(node):
     assert schema.category == "OmniPortrait" and schema.description
     assert [entry.id for entry in schema.inputs] == ["image", *DEFAULTS, "mask"]
     assert all(entry.tooltip for entry in schema.inputs) and all(entry.tooltip for entry in schema.outputs)
-    assert [entry.get_io_type() for entry in schema.outputs] == ["FACE_REFERENCE", "IMAGE", "MASK", "IMAGE"]
+    assert [entry.get_io_type() for entry in schema.outputs] == [
+        "FACE_REFERENCE",
+        "IMAGE",
+        "MASK",
+        "IMAGE",
+        "MASK",
+        "BBOX",
+    ]
     assert {entry.id: entry.default for entry in schema.inputs if entry.id in DEFAULTS} == DEFAULTS
 
 
 def test_execute_gives_the_face_the_crop_the_mask_and_the_overview(node, astronaut, facexlib_folder):
     torch.manual_seed(0)
     random_state = torch.get_rng_state()
-    reference, crop, mask, overview = run_node(node, astronaut)
+    reference, crop, mask, overview, photo_mask, boxes = run_node(node, astronaut)
     assert reference.source == "built-in, landmarks"
     assert torch.equal(crop, reference.crop) and torch.equal(mask, reference.mask)
     assert crop.shape == (1, 256, 256, 3) and overview.shape == (1, 512, 512, 3)
     assert 0.1 < float(mask.mean()) < 0.3
+    ((x, y, width, height),) = boxes
+    assert x < 203.8 < 246.6 < x + width and y < 101 < 141 < y + height
+    assert photo_mask.shape == (1, 512, 512) and float(photo_mask[0, 126, 223]) > 0.99 and 0 < width < 120
     x0, y0, x1, y1 = reference.box
     assert x0 < 203.8 < 246.6 < x1 and y0 < 101 < 141 < y1  # the pupils and the mouth, read off the photograph by eye
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_list_of_photographs_keeps_its_order_and_skips_what_has_no_face(node, astronaut, facexlib_folder, caplog):
+    """Two settings for three photographs: the last one of a shorter list counts on, as in ComfyUI."""
+    inputs = {name: [value] for name, value in DEFAULTS.items()} | {"no_face": ["skip"], "crop_factor": [2.0, 3.0]}
+    empty = torch.full((1, 64, 64, 3), 0.5)
+    with torch.inference_mode():
+        references, crops, *others = node.execute(image=[astronaut, empty, astronaut], **inputs).result
+    assert len(references) == 2 and {len(values) for values in (crops, *others)} == {2}
+    sides = [reference.box[2] - reference.box[0] for reference in references]
+    assert sides[1] / sides[0] == pytest.approx(1.5, rel=0.05)
+    assert "Entry 2 of 3 in the list: No face was found" in caplog.text
 
 
 def test_the_folder_is_registered_beside_those_already_known(node, astronaut, facexlib_folder, tmp_path):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib.cbook
 import numpy as np
 import pytest
 import skimage.data
 import torch
+import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 from omniportrait.models.faces import mtcnn
-from omniportrait.models.faces.detector import find_faces
+from omniportrait.models.faces.detector import ORDERS, arrange, find_faces
 from omniportrait.models.faces.mtcnn import BuiltInDetector, load_weights, moved, pyramid, squared, without_nested
 from PIL import Image
 
@@ -124,6 +127,25 @@ def test_pyramid_reaches_from_the_smallest_face_to_the_whole_picture(height, wid
     assert min(height, width) * scales[-1] >= 12 > min(height, width) * scales[-1] * 0.709
 
 
+def test_the_second_look_is_a_mean_over_shifted_zoomed_and_mirrored_frames():
+    """Frames cut and averaged down by NumPy, judged by the networks above."""
+    weights = load_weights()
+    picture = torch.rand(3, 200, 200, generator=torch.Generator().manual_seed(8)) * 2 - 1
+    boxes = torch.tensor([[80.0, 60.0, 120.0, 100.0], [70.0, 90.0, 118.0, 122.0]])
+    looks = ((0, 0), (0, 0), (0, 0), (0, 0), (0.08, 0), (-0.08, 0), (0, 0.08), (0, -0.08))
+    zooms = (1, 0.85, 1.2, 1.4, 1.1, 1.1, 1.1, 1.1)
+    for box, trust in zip(boxes.tolist(), mtcnn.second_look(weights, picture, boxes).tolist(), strict=True):
+        side = max(box[2] - box[0], box[3] - box[1])
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        seen = []
+        for zoom, (dx, dy) in zip(zooms, looks, strict=True):
+            left, top = x + dx * side - zoom * side / 2, y + dy * side - zoom * side / 2
+            x0, y0, x1, y1 = (round(v) for v in (left, top, left + zoom * side, top + zoom * side))
+            patch = F.adaptive_avg_pool2d(picture[:, y0:y1, x0:x1], 48).double().numpy()
+            seen += [refined(weights, "onet", patch)[0], refined(weights, "onet", patch[..., ::-1])[0]]
+        assert trust == pytest.approx(sum(seen) / 16, abs=1e-5)
+
+
 def test_boxes_are_moved_and_squared():
     boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
     assert moved(boxes, torch.tensor([[0.5, -0.25, 0.1, 0.05]])).tolist() == [[20.0, 10.0, 32.0, 62.0]]
@@ -166,12 +188,47 @@ def test_eyes_nose_and_mouth_lie_where_a_person_sees_them(name, points, size, re
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_a_turned_photograph_is_turned_back(astronaut, turns, caplog):
-    (upright,), _ = find_faces(BuiltInDetector(), astronaut)
-    (face,), back = find_faces(BuiltInDetector(), torch.rot90(astronaut, turns, (-2, -1)))
+@pytest.mark.parametrize("name", ["astronaut", "grace_hopper", "grace_hopper mirrored"])
+def test_a_turned_photograph_is_turned_back(name, turns, request, caplog):
+    """Grace Hopper's lying head has an upright find of 0.90."""
+    photo = request.getfixturevalue(name.split()[0])
+    photo = photo.flip(-1) if "mirrored" in name else photo
+    (upright,), _ = find_faces(BuiltInDetector(), photo)
+    (face,), back = find_faces(BuiltInDetector(), torch.rot90(photo, turns, (-2, -1)))
     assert (turns + back) % 4 == 0
     assert face.box == pytest.approx(upright.box, abs=2)
     assert "not upright" in caplog.text
+
+
+def motorcycle() -> torch.Tensor:
+    return photograph(np.asarray(Image.open(Path(skimage.__file__).parent / "data" / "motorcycle_left.png")))
+
+
+def test_a_wheel_is_doubtful_and_a_small_face_beside_it_is_sure(astronaut):
+    scene = motorcycle()
+    assert not any(face.sure for face in find_faces(BuiltInDetector(), scene)[0])
+    head = F.interpolate(astronaut[None, :, 0:320, 90:370], (248, 217), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    scene[:, 10:258, 20:237] = head
+    faces, turns = find_faces(BuiltInDetector(), scene)
+    assert turns == 0 and len(faces) > 1
+    assert [20 < face.centre[0] < 237 and 10 < face.centre[1] < 258 for face in faces if face.sure] == [True]
+    for order in ORDERS:
+        assert arrange(faces, order, *scene.shape[-2:])[0].sure
+
+
+@pytest.mark.parametrize("size", [18, 24, 40])
+def test_tiny_faces_of_a_group_are_sure(astronaut, grace_hopper, size):
+    scene = F.interpolate(motorcycle()[None], (691, 1024), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    heads = [(astronaut[:, 0:320, 90:370], 116), (grace_hopper[:, 20:480, 80:460], 226)]
+    for number in range(6):
+        head, face = heads[number % 2]
+        head = head.flip(-1) if number > 2 else head
+        height, width = (round(side * size / face) for side in head.shape[-2:])
+        small = F.interpolate(head[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
+        scene[:, 40 : 40 + height, 20 + 160 * number : 20 + 160 * number + width] = small
+    faces, _ = find_faces(BuiltInDetector(), scene)
+    sure = sorted(face.centre[0] for face in faces if face.sure)
+    assert len(sure) == 6 and all(20 + 160 * n < x < 20 + 160 * n + 2 * size for n, x in enumerate(sure))
 
 
 def test_a_photograph_cut_to_the_face_is_framed_first(grace_hopper, caplog):

@@ -10,18 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omniportrait.models.faces import build as build_module
-from omniportrait.models.faces.build import FaceOptions, make_reference
-from omniportrait.models.faces.detector import ORDERS, Backend, DetectedFace, arrange
+from omniportrait.models.faces.build import FaceOptions, NoFaceError, make_reference, make_references
+from omniportrait.models.faces.detector import ORDERS, Backend, arrange, find_faces
+from omniportrait.models.faces.face import DetectedFace
 from omniportrait.models.faces.mask import face_oval, near_face
 
 
-def face_at(x: float, y: float, size: float, score: float = 0.99) -> DetectedFace:
-    """A frontal face whose box is 0.8 size x size around (x, y)."""
+def face_at(x: float, y: float, size: float, score: float = 0.99, trust: float = 0.97) -> DetectedFace:
+    """A frontal face whose box is 0.8 size x size around (x, y); doubtful below a trust of 0.65."""
     marks = ((-0.2, -0.12), (0.2, -0.12), (0.0, 0.08), (-0.16, 0.27), (0.16, 0.27))
     return DetectedFace(
         (x - 0.4 * size, y - size / 2, x + 0.4 * size, y + size / 2),
         tuple((x + dx * size, y + dy * size) for dx, dy in marks),
         score,
+        trust,
+        trust >= 0.65,
     )
 
 
@@ -269,13 +272,61 @@ def test_a_connected_mask_wins_and_points_at_its_face(told, size):
     assert float((row * weight).sum()) * scale + y0 == pytest.approx(120, abs=1.5)
 
 
-def test_a_mask_away_from_every_face_is_cropped_around(told, caplog):
+WHEEL = face_at(320, 330, 280, 0.97, 0.5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_sure_face_comes_before_a_doubtful_one_in_every_order(told, order):
+    """Whichever place, size and score the doubtful find has."""
+    for x, y, size in ((20, 20, 400), (600, 460, 20), (320, 240, 90)):
+        doubtful = face_at(x, y, size, 1.0, 0.6)
+        assert not arrange([doubtful, *FACES], order, 480, 640)[-1].sure
+        told(doubtful, FACES[0])
+        reference = make_reference(grey(), None, FaceOptions(order=order)).reference
+        assert (reference.box[0] + reference.box[2]) / 2 == pytest.approx(FACES[0].centre[0], abs=0.5)
+
+
+def test_a_doubtful_find_alone_is_no_face(told, caplog):
+    told(WHEEL)
+    with pytest.raises(NoFaceError, match=r"No face was found for certain .* only 1 doubtful \(0\.50 of 1\)"):
+        make_reference(grey(), None, FaceOptions(no_face="stop"))
+    result = make_reference(grey(), None, FaceOptions(no_face="whole image"))
+    assert result.reference.box == (0, -80, 640, 560) and result.reference.face_box is None
+    assert "only 1 doubtful" in caplog.text and "whole image is used" in caplog.text
+    assert [round(255 * v) for v in result.overview[0, 300, 208].tolist()] == [255, 80, 60]  # its box, in red
+
+
+def test_a_doubtful_find_is_taken_where_it_is_pointed_at(told, caplog):
+    told(FACES[0], WHEEL)
+    by_index = make_reference(grey(), None, FaceOptions(index=1)).reference
+    assert (by_index.box[0] + by_index.box[2]) / 2 == pytest.approx(320) and "is doubtful (0.50)" in caplog.text
+    told(WHEEL)
+    mask = torch.zeros(480, 640)
+    mask[280:380, 280:360] = 1
+    by_mask = make_reference(grey(), mask, FaceOptions()).reference
+    assert (by_mask.box[0] + by_mask.box[2]) / 2 == pytest.approx(320) and by_mask.face_box is not None
+
+
+def test_a_mask_that_leaves_out_every_face_says_what_to_do(told):
+    mask = torch.zeros(480, 640)
+    mask[400:440, 200:260] = 1
     told(*FACES)
+    with pytest.raises(ValueError, match="3 faces were found, but the connected mask covers none .* order and index"):
+        make_reference(grey(), mask, FaceOptions(crop_factor=2.0))
+    told(FACES[0], WHEEL)
+    mask[330, 320] = 1  # hardly any of the doubtful one
+    with pytest.raises(ValueError, match="1 face was found, but the connected mask does not cover it"):
+        make_reference(grey(), mask, FaceOptions(no_face="whole image"))
+
+
+@pytest.mark.parametrize("found", [(), (face_at(500, 100, 90, 0.99, 0.4),)])
+def test_without_a_sure_face_the_crop_is_made_around_the_mask(told, caplog, found):
+    told(*found)
     mask = torch.zeros(480, 640)
     mask[400:440, 200:260] = 1
     reference = make_reference(grey(), mask, FaceOptions(crop_factor=2.0)).reference
     assert reference.box == (170, 360, 290, 480) and reference.face_box is None
-    assert "none under the connected mask" in caplog.text and "around the connected mask" in caplog.text
+    assert "around the connected mask" in caplog.text
 
 
 def test_a_connected_mask_ends_at_the_photograph(told):
@@ -338,8 +389,128 @@ def test_key_is_the_content(told):
     assert len({first.key, *(other.key for other in others)}) == 6
 
 
-def test_the_first_of_a_batch_is_used(told, caplog):
-    told(FACES[0])
-    of_batch = make_reference(torch.cat([grey(), grey(value=0.9)]), None, FaceOptions()).reference
-    assert of_batch.key == make_reference(grey(), None, FaceOptions()).reference.key
-    assert "2 pictures" in caplog.text
+class Bright:
+    """A detector that finds a face around the brightest pixel; none in an even picture."""
+
+    name = "bright"
+
+    def __init__(self, trusts: tuple[float, ...] = (0.97,)) -> None:
+        self.trusts = trusts  # by quarter turn
+
+    def detect(self, picture: torch.Tensor) -> list[DetectedFace]:
+        value, at = picture[0].flatten().max(0)
+        if float(value - picture.min()) < 0.1:
+            return []
+        y, x = divmod(int(at), picture.shape[-1])
+        corner = picture[2, [0, 0, -1, -1], [0, -1, -1, 0]]  # 1 in the upright picture's upper left corner
+        return [face_at(x + 0.5, y + 0.5, 80, 0.99, self.trusts[-int(corner.argmax()) % len(self.trusts)])]
+
+
+def marked(x: int, y: int, height: int = 480, width: int = 640) -> torch.Tensor:
+    """A photograph in which `Bright` finds a face, and whose upper left corner is known."""
+    photo = grey(height, width, 0.0)
+    photo[0, y, x, 0] = photo[0, 0, 0, 2] = 1.0
+    return photo
+
+
+@pytest.fixture
+def bright(monkeypatch):
+    def tell(*trusts: float) -> None:
+        monkeypatch.setattr(build_module, "choose_backend", lambda name, folders: Backend(Bright(trusts), None))
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("trusts", "turns"),
+    [
+        ((0.97,), 0),
+        ((0.5, 0.3, 0.97, 0.6), 2),
+        ((0.55, 0.95, 0.4, 0.6), 1),
+        ((0.55, 0.6, 0.4, 0.95), 3),
+        ((0.89, 0.5, 0.5, 0.96), 3),
+        ((0.89, 0.5, 0.93, 0.5), 0),  # not by the margin
+        ((0.92, 0.99, 0.99, 0.99), 0),  # certain as it stands
+        ((0.0, 0.34, 0.75, 0.6), 0),  # nothing that is to be trusted
+    ],
+)
+def test_all_turns_compete_with_a_margin_for_upright(trusts, turns):
+    faces, taken = find_faces(Bright(trusts), marked(100, 150)[0].movedim(-1, 0))
+    assert taken == turns and faces[0].trust == trusts[turns]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_box_and_mask_lie_in_the_photograph_as_it_came(bright, turns):
+    """The face is found in a turned copy; both outputs are for the photograph that is connected."""
+    bright(*(0.97 if each == turns else 0.1 for each in range(4)))
+    result = make_reference(marked(200, 150), None, FaceOptions(mask_source="landmarks"))
+    ((x, y, width, height),) = result.boxes
+    assert (width, height) == ((64, 80) if turns % 2 == 0 else (80, 64))
+    assert abs(x + width / 2 - 200) <= 1 and abs(y + height / 2 - 150) <= 1
+    assert result.photo_mask.shape == (1, 480, 640)
+    rows, columns = torch.nonzero(result.photo_mask[0] > 0.5, as_tuple=True)
+    assert abs(float(columns.float().mean()) - 200) < 12 and abs(float(rows.float().mean()) - 150) < 12
+    assert 0.3 < len(rows) / (width * height) < 1.5
+    turned = any(float(pixel) != 0 for pixel in result.overview[0, -8, :8].flatten())  # a note on the lower edge
+    assert turned == bool(turns)
+
+
+def test_a_whole_image_has_a_box_and_a_mask_too(told):
+    told()
+    result = make_reference(grey(), None, FaceOptions(no_face="whole image"))
+    assert result.boxes == ((0, 0, 640, 480),) and float(result.photo_mask.min()) == 1
+
+
+def test_a_batch_is_one_person(bright):
+    bright(0.97)
+    photos = torch.cat([marked(100, 150), marked(300, 200), marked(500, 300)])
+    result = make_reference(photos, None, FaceOptions())
+    singles = [make_reference(photo[None], None, FaceOptions()).reference for photo in photos]
+    assert result.reference.crop.equal(singles[0].crop)
+    assert [each.key for each in result.reference.more] == [single.key for single in singles[1:]]
+    assert len({result.reference.key, *(single.key for single in singles)}) == 4
+    assert result.crop.shape[0] == result.mask.shape[0] == result.overview.shape[0] == 3 == len(result.boxes)
+    for number, (x, y) in enumerate([(100, 150), (300, 200), (500, 300)]):
+        left, top, width, height = result.boxes[number]
+        assert left < x < left + width and top < y < top + height
+        assert float(result.photo_mask[number, y, x]) == 1
+
+
+def test_each_photograph_of_a_batch_has_its_own_mask_or_the_only_one(bright):
+    bright(0.97)
+    photos = torch.cat([marked(100, 150), marked(300, 200)])
+    masks = torch.zeros(2, 480, 640)
+    masks[0, 130:170, 80:120] = masks[1, 180:220, 280:320] = 1
+    result = make_reference(photos, masks, FaceOptions())
+    assert [int(mask.sum() / 100) for mask in result.photo_mask] == [16, 16]
+    with pytest.raises(ValueError, match="does not cover it"):
+        make_reference(photos, masks[:1], FaceOptions())
+
+
+def test_one_without_a_face_stops_or_is_skipped_and_is_named(bright, caplog):
+    bright(0.97)
+    photos = torch.cat([marked(100, 150), grey(), marked(500, 300)])
+    with pytest.raises(NoFaceError, match="Photograph 2 of 3: No face was found"):
+        make_reference(photos, None, FaceOptions(no_face="stop"))
+    result = make_reference(photos, None, FaceOptions(no_face="skip"))
+    assert len(result.reference.more) == 1 and result.crop.shape[0] == 2
+    assert "skips one. Photograph 2 of 3: No face was found" in caplog.text
+    assert [float(mask.max()) for mask in result.photo_mask] == [1, 0, 1]
+    with pytest.raises(NoFaceError, match="any of the 2 photographs"):
+        make_reference(torch.cat([grey(), grey()]), None, FaceOptions(no_face="skip"))
+    with pytest.raises(NoFaceError, match="^No face was found"):
+        make_reference(grey(), None, FaceOptions(no_face="skip"))
+
+
+def test_a_list_is_several_people_and_one_without_a_face_does_not_stop_the_others(bright, caplog):
+    bright(0.97)
+    images = [marked(100, 150), grey(), torch.cat([marked(500, 300), grey()])]
+    with pytest.raises(NoFaceError, match="^Entry 2 of 3 in the list: No face was found"):
+        make_references(images, [None] * 3, [FaceOptions()] * 3)
+    first, third = make_references(images, [None] * 3, [FaceOptions(no_face="skip")] * 3)
+    assert first.reference.key == make_reference(images[0], None, FaceOptions()).reference.key
+    assert third.reference.key == make_reference(images[2][:1], None, FaceOptions()).reference.key
+    for place in ("Entry 2 of 3 in the list: No face", "Entry 3 of 3 in the list, photograph 2 of 2: No face"):
+        assert place in caplog.text
+    with pytest.raises(NoFaceError, match="any of the 2 photographs"):
+        make_references([grey(), grey()], [None] * 2, [FaceOptions(no_face="skip")] * 2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from omniportrait.models.pivot.encoder import CLIP_MEAN, CLIP_STD, PivotConfig, PivotEncoder, TowerConfig, prepare_face
+from omniportrait.models.pivot.handle import fused
 
 TOWER = TowerConfig(image_size=28, patch_size=14, width=32, layers=3, head_width=8, mlp_ratio=2.0)
 FAMILIES = {"sd15": (768,), "sdxl": (768, 1280)}
@@ -241,3 +243,15 @@ def test_the_gradient_reaches_the_seen_square_and_nothing_else():
     inside = torch.zeros(100, 100, dtype=torch.bool)
     inside[12:68, 12:68] = True
     assert torch.equal(touched, inside)
+
+
+def test_several_photographs_are_one_direction_at_their_mean_length():
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(4, 12, generator=generator) * torch.tensor([[1.0], [5.0], [0.2], [30.0]])
+    values = rows.double().numpy()
+    lengths = np.sqrt((values**2).sum(1))
+    expected = sum(row / length for row, length in zip(values, lengths, strict=True))
+    expected *= lengths.mean() / np.sqrt((expected**2).sum())
+    np.testing.assert_allclose(fused(rows)[0].numpy(), expected, rtol=1e-5)
+    assert torch.equal(fused(rows[:1]), rows[:1])
+    assert bool(fused(torch.zeros(3, 5)).isfinite().all())
