@@ -95,13 +95,15 @@ def link_models(base: Path) -> None:
 
 
 def save_photo(photo: Path, target: Path) -> None:
-    """A picture as PNG, upright. SystemExit with one sentence if it is no picture."""
-    from PIL import Image, ImageOps
+    """A picture as PNG, upright, in 8 bits and without transparency. SystemExit with one sentence if it is none."""
+    from ..models.faces.file import open_picture
 
     try:
-        picture = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
+        picture, note = open_picture(photo)
+    except Exception as error:  # whatever Pillow's readers come upon
         raise SystemExit(f"{photo} cannot be read as a picture ({error}); give a JPEG, PNG or WebP file.") from None
+    if note:
+        print(f"{photo}: {note}.", flush=True)
     picture.save(target)
 
 

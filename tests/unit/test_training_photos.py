@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omniportrait.models.faces.detector import Backend, DetectedFace
-from omniportrait.training.data import index, photos
+from omniportrait.models.faces.detector import Backend
+from omniportrait.models.faces.face import DetectedFace
+from omniportrait.training.data import folder, index, photos
 from omniportrait.training.data.samples import Samples
 from omniportrait.training.settings import Data
 from PIL import Image
@@ -26,6 +27,7 @@ class OneFace:
     name = "told"
 
     def __init__(self, *boxes):
+        """boxes: x0, y0, x1, y1, and False behind them for a doubtful find."""
         self.boxes = boxes
 
     def detect(self, picture: torch.Tensor) -> list[DetectedFace]:
@@ -33,17 +35,17 @@ class OneFace:
         return [
             DetectedFace(
                 (x0, y0, x1, y1), ((x0 + 20, y0 + 30), (x1 - 20, y0 + 30), (x0 + 40, y0 + 50), (x0 + 25, y0 + 75),
-                                   (x1 - 25, y0 + 75)), 0.99,
+                                   (x1 - 25, y0 + 75)), 0.99, 0.5 if doubtful else 0.97, not doubtful,
             ).mapped(scale)
-            for x0, y0, x1, y1 in self.boxes
+            for x0, y0, x1, y1, *doubtful in self.boxes
         ]  # fmt: skip
 
 
 FACE = (100, 80, 180, 180)
 
 
-def photo(folder: Path, name: str, caption: str | None = "a woman, smiling (in red)", pixels=None) -> Path:
-    path = folder / f"{name}.png"
+def photo(root: Path, name: str, caption: str | None = "a woman, smiling (in red)", pixels=None) -> Path:
+    path = root / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise(3) if pixels is None else pixels).save(path)
     if caption is not None:
@@ -51,9 +53,9 @@ def photo(folder: Path, name: str, caption: str | None = "a woman, smiling (in r
     return path
 
 
-def make(folder: Path, monkeypatch, *boxes, **options):
+def make(root: Path, monkeypatch, *boxes, **options):
     monkeypatch.setattr(photos, "choose_backend", lambda *_: Backend(OneFace(*boxes), None))
-    return photos.make_shards(photos.Options(folder / "in", folder / "out", workers=1, **options))
+    return photos.make_shards(photos.Options(root / "in", root / "out", workers=1, **options))
 
 
 def test_folder_of_photographs_becomes_shards_that_training_reads(tmp_path, monkeypatch):
@@ -65,7 +67,7 @@ def test_folder_of_photographs_becomes_shards_that_training_reads(tmp_path, monk
     (tmp_path / "in" / "e.txt").write_text("a man")
     made = make(tmp_path, monkeypatch, FACE, size=3, people=True)
     assert (made.shards, made.kept, made.before) == (1, 3, 0)
-    assert made.reasons == {photos.NO_CAPTION: 1, index.NO_NOUN: 1, index.BROKEN_PICTURE: 1}
+    assert made.reasons == {folder.NO_CAPTION: 1, index.NO_NOUN: 1, index.BROKEN_PICTURE: 1}
     entries = [e for shard in index.expand((str(tmp_path / "out"),)) for e in index.load(shard, tmp_path / "cache")]
     assert [(e.problem, e.width, e.height, e.identity) for e in entries] == [("", 320, 240, who) for who in "aab"]
     described = entries[0].description()
@@ -82,18 +84,28 @@ def test_folder_of_photographs_becomes_shards_that_training_reads(tmp_path, monk
     [
         ((), photos.NO_FACE),
         ((FACE, (200, 80, 260, 160)), index.TWO_FACES),
+        (((100, 80, 180, 180, False),), photos.DOUBTFUL_FACE),
         (((100, 80, 130, 120),), photos.SMALL_FACE),
     ],
 )
 def test_photographs_without_one_clear_face_are_left_out(tmp_path, monkeypatch, boxes, reason):
     photo(tmp_path / "in", "a")
     made = make(tmp_path, monkeypatch, *boxes)
-    assert made.kept == 0 and made.reasons == {reason: 1} and not list((tmp_path / "out").iterdir())
+    assert made.kept == 0 and made.reasons == {reason: 1}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [photos.LEFT_OUT]
 
 
 def test_faces_far_behind_do_not_count(tmp_path, monkeypatch):
     photo(tmp_path / "in", "a")
     assert make(tmp_path, monkeypatch, FACE, (240, 10, 255, 30)).kept == 1
+
+
+def test_a_doubtful_find_is_neither_the_face_nor_a_second_one(tmp_path, monkeypatch):
+    photo(tmp_path / "in", "a")
+    assert make(tmp_path, monkeypatch, (10, 10, 300, 220, False), FACE).kept == 1
+    (shard,) = index.expand((str(tmp_path / "out"),))
+    (entry,) = index.load(shard, tmp_path / "cache")
+    assert entry.description()["face_box"] == pytest.approx(FACE, abs=1)
 
 
 def test_captions_may_come_from_one_file(tmp_path, monkeypatch):
@@ -121,7 +133,7 @@ def test_caption_files_in_other_encodings_are_named_and_counted(tmp_path, monkey
     photo(tmp_path / "in", "a")
     photo(tmp_path / "in", "b", caption=None).with_suffix(".txt").write_bytes("a woman in a café".encode(encoding))
     made = make(tmp_path, monkeypatch, FACE)
-    assert made.kept == 1 and made.reasons == {photos.NOT_TEXT: 1}
+    assert made.kept == 1 and made.reasons == {folder.NOT_TEXT: 1}
     assert str(Path("in", "b.txt")) in caplog.text
 
 
@@ -135,15 +147,15 @@ def test_bad_lines_of_the_captions_file_are_named_and_counted(tmp_path, monkeypa
         photo(tmp_path / "in", name, caption=None)
     (tmp_path / "in" / "captions.jsonl").write_bytes(b"\n".join([good, b"", *bad]))
     made = make(tmp_path, monkeypatch, FACE)
-    assert made.kept == 1 and made.reasons == {photos.BAD_LINE: len(bad), photos.NO_CAPTION: 1}
+    assert made.kept == 1 and made.reasons == {folder.BAD_LINE: len(bad), folder.NO_CAPTION: 1}
     assert all(f"line {number} is not" in caplog.text for number in range(3, 3 + len(bad)))
 
 
-def contents(folder: Path) -> dict[str, list[str]]:
+def contents(root: Path) -> dict[str, list[str]]:
     """Keys and captions of every shard."""
-    shards = index.expand((str(folder / "out"),))
+    shards = index.expand((str(root / "out"),))
     return {
-        Path(shard).name: [(e.key, e.description()["caption"]) for e in index.load(shard, folder / "cache")]
+        Path(shard).name: [(e.key, e.description()["caption"]) for e in index.load(shard, root / "cache")]
         for shard in shards
     }
 

@@ -1,6 +1,6 @@
 """`python run.py train shards PHOTOS --out FOLDER`: a folder of captioned photographs into training shards.
 
-Each photograph has a text file of the same name with its caption, or a line in captions.jsonl:
+Each photograph has a text file of the same name with its caption (.txt or .caption), or a line in captions.jsonl:
 {"file": "a/1.jpg", "caption": "a woman in a forest", "subject": "woman"}. The pack's own face finder makes box and
 mask. Shards that are there are left as they are, and their photographs out: so an interrupted command goes on, and
 photographs that came later get new shards. Delete the folder to make all anew.
@@ -14,8 +14,7 @@ from pathlib import Path
 
 
 def main(words: list[str]) -> None:
-    from ..data.dataset import skip_table
-    from ..data.photos import make_shards, options_of
+    from ..data.photos import LEFT_OUT, make_shards, options_of
 
     summary = __doc__.split("\n")[0]
     parser = argparse.ArgumentParser(prog="run.py train shards", description=summary, allow_abbrev=False)
@@ -33,6 +32,9 @@ def main(words: list[str]) -> None:
         made = make_shards(options_of(given))
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    print(skip_table(made.reasons))
+    if made.left.names:
+        print("Left out:", *made.left.lines(), f"All of them are listed in {given.out / LEFT_OUT}.", sep="\n")
+    if not made.kept and not made.before:
+        raise SystemExit(f"None of the photographs in {given.photos} can be used, for the reasons above.")
     before = f"; {made.before} were in older shards already, which stay as they are" if made.before else ""
     print(f"{made.kept} photographs in {made.shards} new shards in {given.out}{before}: train with --data {given.out}")

@@ -14,22 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 
-from ...models.faces.crop import crop_square, square_around
-from ...models.faces.detector import AUTO, Backend, DetectedFace, choose_backend, find_faces
+from ...models.faces.crop import crop_square, paste, square_around
+from ...models.faces.detector import AUTO, Backend, choose_backend, find_faces
+from ...models.faces.face import DetectedFace
+from ...models.faces.file import open_picture
 from ...models.faces.mask import face_oval, near_face
 from ...sampling.words import SUBJECTS, find_noun, has_word
 from ..files import whole, write_whole
+from .folder import FOREIGN, NO_CAPTION, LeftOut, Photo, list_photos
 from .index import BROKEN_PICTURE, NO_NOUN, TWO_FACES, BadSample
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-NO_CAPTION = "no caption"
-NOT_TEXT = "the caption is not UTF-8 text"
-BAD_LINE = "a line of captions.jsonl that cannot be used"
+FOREIGN_FORMAT = "a kind of file that cannot be read here: save it as JPEG or PNG"
 NO_FACE = "no face found"
+DOUBTFUL_FACE = "no face found for certain, only a doubtful one"
 NOT_UPRIGHT = "the face is not upright"
 SMALL_FACE = "the face is too small"
 
@@ -38,18 +39,8 @@ LEAST_FACE = 48
 SECOND_FACE = 0.1
 """Another face counts when its box has this share of the largest one's area: smaller ones are in the background."""
 CROP = 2.0
-
-
-@dataclass(frozen=True)
-class Photo:
-    """name: its path in the folder. caption, subject: as given, or None. problem: why it is of no use, or ""."""
-
-    path: Path
-    name: str
-    caption: str | None
-    subject: str | None
-    identity: str
-    problem: str = ""
+LEFT_OUT = "left-out.tsv"
+"""Beside the shards: every photograph and caption that is not in them, and why."""
 
 
 @dataclass(frozen=True)
@@ -70,45 +61,6 @@ def options_of(given: argparse.Namespace) -> Options:
     subjects = tuple(given.subject or SUBJECTS)
     facexlib = tuple(given.facexlib)
     return Options(given.photos, given.out, subjects, given.people, given.size, given.max_side, facexlib, given.workers)
-
-
-def list_photos(options: Options, reasons: Counter[str]) -> list[Photo]:
-    """Every photograph under the folder, in order, with its caption. ValueError if there is none."""
-    root = options.photos
-    told = read_table(root / "captions.jsonl", reasons)
-    photos = []
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
-        name, text, problem = path.relative_to(root).as_posix(), path.with_suffix(".txt"), ""
-        caption, subject = told.get(name, (None, None))
-        if not caption and text.is_file():
-            try:
-                caption = text.read_bytes().decode("utf-8-sig").strip()
-            except UnicodeDecodeError:
-                problem = NOT_TEXT
-                log.warning("%s is not UTF-8 text: save it as UTF-8.", text)
-        identity = path.parent.relative_to(root).as_posix() if options.people and path.parent != root else ""
-        photos.append(Photo(path, name, caption or None, subject, identity, problem))
-    if not photos:
-        raise ValueError(f"There are no photographs in {root}: give a folder with jpg, png or webp files.")
-    return photos
-
-
-def read_table(table: Path, reasons: Counter[str]) -> dict[str, tuple[str, str | None]]:
-    """Captions and subjects of captions.jsonl by file, if there is one. Lines of no use are named and counted."""
-    told: dict[str, tuple[str, str | None]] = {}
-    for number, line in enumerate(table.read_bytes().split(b"\n") if table.is_file() else [], 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line.decode("utf-8-sig"))
-            file, caption, subject = entry["file"], entry["caption"], entry.get("subject")
-            if not all(isinstance(each, str) for each in (file, caption, subject or "")):
-                raise TypeError
-            told[file] = (caption, subject)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            reasons[BAD_LINE] += 1
-            log.warning('%s, line %d is not {"file": …, "caption": …} in UTF-8.', table, number)
-    return told
 
 
 def made_before(out: Path) -> tuple[set[str], int]:
@@ -132,7 +84,11 @@ class Made:
     shards: int
     kept: int
     before: int
-    reasons: Counter[str]
+    left: LeftOut
+
+    @property
+    def reasons(self) -> Counter[str]:
+        return self.left.reasons
 
 
 def make_shards(options: Options) -> Made:
@@ -140,8 +96,8 @@ def make_shards(options: Options) -> Made:
 
     So an interrupted command goes on, and photographs that came later get shards of their own.
     """
-    reasons: Counter[str] = Counter()
-    photos = list_photos(options, reasons)
+    left = LeftOut()
+    photos = list_photos(options.photos, options.people, left)
     before, number = made_before(options.out)
     new = [photo for photo in photos if photo.name not in before]
     backend = choose_backend(AUTO, options.facexlib)
@@ -150,9 +106,11 @@ def make_shards(options: Options) -> Made:
         for start in range(0, len(new), options.size):
             part = new[start : start + options.size]
             path = options.out / f"train-{number + made:06d}.tar"
-            names = write_shard(path, part, _bounded_map(pool, part, options, backend), reasons)
+            names = write_shard(path, part, _bounded_map(pool, part, options, backend), left)
             kept, made = kept + len(names), made + bool(names)
-    return Made(made, kept, len(photos) - len(new), reasons)
+    if left.names:
+        left.write(options.out / LEFT_OUT)
+    return Made(made, kept, len(photos) - len(new), left)
 
 
 def _bounded_map(pool: ThreadPoolExecutor, photos: Sequence[Photo], options: Options, backend: Backend) -> Iterator:
@@ -169,7 +127,7 @@ def attempt(photo: Photo, options: Options, backend: Backend) -> dict | str:
         return str(bad)
 
 
-def write_shard(path: Path, photos: Sequence[Photo], samples: Iterable[dict | str], reasons: Counter[str]) -> list[str]:
+def write_shard(path: Path, photos: Sequence[Photo], samples: Iterable[dict | str], left: LeftOut) -> list[str]:
     """A shard as a whole or not at all, and beside it the names of the photographs in it, which are returned."""
     import webdataset
 
@@ -178,7 +136,7 @@ def write_shard(path: Path, photos: Sequence[Photo], samples: Iterable[dict | st
         with webdataset.TarWriter(str(part)) as tar:
             for photo, sample in zip(photos, samples, strict=True):
                 if isinstance(sample, str):
-                    reasons[sample] += 1
+                    left.add(sample, photo.name)
                     continue
                 tar.write({"__key__": f"{path.stem[6:]}{len(names):06d}"} | sample)
                 names.append(photo.name)
@@ -214,22 +172,22 @@ def sample_of(photo: Photo, options: Options, backend: Backend) -> dict:
 
 def open_photo(path: Path, max_side: int) -> torch.Tensor:
     """[3, H, W] in 0..1, upright as its EXIF says, bounded in size. What else EXIF holds goes no further."""
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
+        picture, note = open_picture(path)
     except Exception:  # whatever Pillow's readers come upon
-        raise BadSample(BROKEN_PICTURE) from None
+        raise BadSample(FOREIGN_FORMAT if path.suffix.lower() in FOREIGN else BROKEN_PICTURE) from None
+    if note:
+        log.warning("%s: %s.", path, note)
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255
 
 
 def only_face(picture: torch.Tensor, backend: Backend) -> DetectedFace:
-    """The one face of a photograph."""
-    faces, turns = find_faces(backend.detector, picture)
+    """The one sure face of a photograph; doubtful finds beside it do not count."""
+    found, turns = find_faces(backend.detector, picture)
+    faces = [face for face in found if face.sure]
     if not faces:
-        raise BadSample(NO_FACE)
+        raise BadSample(DOUBTFUL_FACE if found else NO_FACE)
     if turns:
         raise BadSample(NOT_UPRIGHT)
     faces = sorted(faces, key=lambda face: -face.area)
@@ -253,16 +211,10 @@ def face_mask(picture: torch.Tensor, face: DetectedFace, backend: Backend) -> to
         mask = face_oval(inside, side)
     else:
         mask = near_face(backend.parser.parse(crop), inside)
-    mask = F.interpolate(mask[None, None].float(), (y1 - y0, x1 - x0), mode="bilinear", antialias=True)[0, 0]
-    whole = torch.zeros(height, width)
-    top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)
-    whole[top:bottom, left:right] = mask[top - y0 : bottom - y0, left - x0 : right - x0].clamp(0, 1)
-    return whole
+    return paste(mask, (x0, y0, x1, y1), height, width)
 
 
 def _encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
-    from PIL import Image
-
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
