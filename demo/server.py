@@ -96,6 +96,7 @@ class ComfyServer:
         self.log = base / "server.log"
         self.process: subprocess.Popen | None = None
         self.client_id = uuid.uuid4().hex
+        self._given: dict[str, dict] = {}
 
     @property
     def host(self) -> str:
@@ -196,7 +197,14 @@ class ComfyServer:
                 report(progress)
         if problem := _node_error(answer):  # ComfyUI leaves out what does not validate and runs the rest
             raise PromptError(problem)
-        return self.history(prompt_id)["outputs"]
+        return self._with_cached(prompt, self.history(prompt_id)["outputs"])
+
+    def _with_cached(self, prompt: dict, outputs: dict) -> dict:
+        """The outputs of a prompt, with those of nodes that ComfyUI skipped because their results were in its cache: it
+        leaves them out, so they are what the same nodes gave this client when they last ran."""
+        keys = {node_id: json.dumps(_chain(prompt, node_id), sort_keys=True) for node_id in prompt}
+        self._given |= {keys[node_id]: given for node_id, given in outputs.items() if node_id in keys}
+        return {node_id: self._given[key] for node_id, key in keys.items() if key in self._given} | outputs
 
     def listening(self, client_id: str | None = None, seconds: float = 60) -> contextlib.closing:
         """A connection for the server's events to a client. It has to be there before a prompt is queued, or its end
@@ -266,6 +274,17 @@ class ComfyServer:
                 raise PromptError(f"{self.log_tail()}\nComfyUI ended while it was working, as its log above says.")
             if isinstance(message, str):
                 return json.loads(message)
+
+
+def _chain(prompt: dict, node_id: str) -> list:
+    """A node and all that it depends on: equal for nodes that ComfyUI's cache takes for the same."""
+
+    def part(value: object) -> object:
+        linked = isinstance(value, list) and len(value) == 2 and str(value[0]) in prompt
+        return [_chain(prompt, str(value[0])), value[1]] if linked else value
+
+    node = prompt[node_id]
+    return [node["class_type"], {name: part(value) for name, value in node["inputs"].items()}]
 
 
 def _title(node: dict) -> str:
