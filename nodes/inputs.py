@@ -157,7 +157,7 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
             meaning="Side of the square crop, in multiples of the longer side of the face's box. 2 leaves room for "
             "hair and chin. Beyond the photograph's border its edge is repeated."),
         Parameter("no_face", "COMBO", NO_FACE_POLICIES[0], options=NO_FACE_POLICIES,
-            meaning="What to do when no face is found for certain and no mask is connected: stop with an error, use "
+            meaning="What to do when no face is certain and no mask is connected: stop with an error, use "
             "the whole image, or skip that photograph of a list or batch."),
         Parameter("mask_source", "COMBO", MASK_SOURCES[0], options=MASK_SOURCES, advanced=True,
             meaning="Where the face mask comes from. auto: facexlib's parser if its file is installed, else landmarks. "

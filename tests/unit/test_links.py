@@ -34,6 +34,10 @@ def test_no_link_of_a_page_is_dead(page):
         assert not anchor or anchor in anchors(target), f"{link}: there is no such heading"
 
 
+def test_no_page_holds_both_sides_of_a_merge():
+    assert [page for page in PAGES if re.search("^(<{7}|>{7}) ", page.read_text("utf-8"), re.MULTILINE)] == []
+
+
 def test_the_code_names_pages_that_exist():
     named = {(path, name) for path in CODE for name in re.findall(r"\bdocs/[\w/]+\.md", path.read_text("utf-8"))}
     assert named
