@@ -51,3 +51,12 @@ def test_nothing_that_is_shipped_imports_what_is_not():
                 folder = Path(file).parents[node.level - 1] / (node.module or "").replace(".", "/")
                 names = {folder.with_suffix(".py").as_posix(), (folder / "__init__.py").as_posix()}
                 assert names & files, f"{file} imports {node.module} of {folder}, which is not shipped"
+
+
+def test_the_readme_stays_short():
+    """What does not fit is a page under docs/; and no command clones the history, which carries 200 MB of old weights."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 1300
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        clones = [line for line in page.read_text(encoding="utf-8").splitlines() if "git clone" in line]
+        assert all("git clone --depth 1" in line for line in clones), page
