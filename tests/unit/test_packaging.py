@@ -54,7 +54,7 @@ def test_nothing_that_is_shipped_imports_what_is_not():
 
 
 def test_the_readme_stays_short():
-    """What does not fit is a page under docs/; and no command clones the history, which carries 200 MB of old weights."""
+    """What does not fit is a page under docs/. No command clones the history, which carries old weights."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= 1300
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
