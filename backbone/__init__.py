@@ -1,1 +1,2 @@
-"""A loaded diffusion model: the facts of its family, its attention, and a private twin of it that has gradients."""
+"""A diffusion model that ComfyUI has loaded, seen by a method: the facts of its family (family.py, and one file a
+family), gradients through it that leave it untouched (private.py), its attention (attention.py), its clock."""

@@ -1,13 +1,10 @@
-"""A gradient through the first part of a UNet that ComfyUI has loaded, with nothing copied and nothing changed on the
-model.
+"""A gradient through a network that ComfyUI has loaded, with nothing copied and nothing changed on the model.
 
 Weights that nodes load are inference tensors, which autograd refuses to save. A view of the same storage made outside
-inference
-mode is an ordinary tensor and costs no memory. The pass therefore runs on a private tree: shallow copies of the modules
-whose
-parameters are such views. The loaded model is not touched even for the duration of the call (as
-`torch.func.functional_call`
-would do), an exception leaves nothing to restore, and checkpointing may wrap the private forwards.
+inference mode is an ordinary tensor and costs no memory. The pass therefore runs on a private tree: shallow copies of
+the modules whose parameters are such views. The loaded model is not touched even for the duration of the call (as
+`torch.func.functional_call` would do), an exception leaves nothing to restore, and checkpointing may wrap the private
+forwards.
 """
 
 from __future__ import annotations
@@ -15,40 +12,45 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .attention import AttentionSites, choose_sites
 from .checkpointing import checkpoint_forward
+from .conditions import Conditions
+from .family import Family
 from .foreign import NEEDS
 from .saved import Copies
 from .tensors import map_tensors
 
 
-class FeaturesReady(Exception):
-    """Leaves the UNet right after the feature block."""
+class _Left(Exception):
+    """The network was left after the feature block."""
 
 
-class _Exit(torch.nn.Module):
-    """Appended to the feature block: the rest of the UNet is not needed, or (`go_on`) needs no gradient."""
+class _Tap(torch.nn.Module):
+    """A last layer of the feature block that keeps what it is given: the rest of the network is not needed, or
+    (`go_on`) needs no gradient."""
 
     def __init__(self, go_on: bool) -> None:
         super().__init__()
         self._go_on = go_on
-        self._features: torch.Tensor | None = None
+        self.features: torch.Tensor | None = None
 
     def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
-        self._features = h
+        self.features = h
         if not self._go_on:
-            raise FeaturesReady
-        torch.set_grad_enabled(False)  # for the rest of the call; PrivatePass._run puts it back
+            raise _Left
+        torch.set_grad_enabled(False)  # for the rest of the call; PrivateTwin._call puts it back
         return h.detach()
 
-    def take(self) -> torch.Tensor | None:
-        """The features, or None of a call that did not come here; nothing stays here."""
-        features, self._features = self._features, None
-        return features
+
+class Tapped(NamedTuple):
+    """features: [B, C, h, w] of the feature block. denoised: [B, C, H, W] without gradient where the pass went on."""
+
+    features: torch.Tensor
+    denoised: torch.Tensor | None
 
 
 def storage_view(tensor: torch.Tensor) -> torch.Tensor:
@@ -148,70 +150,64 @@ class PlainTensors(TorchFunctionMode):
             return func(*(plain(arg) for arg in args), **{name: plain(arg) for name, arg in (kwargs or {}).items()})
 
 
-class PrivatePass:
-    """The first part of one loaded model, ready to be run with gradients. Lives for one sampling run; `close` it.
+class PrivateTwin:
+    """A twin of one loaded model, ready to be run with gradients. Lives for one sampling run; `close` it.
 
-    base: ComfyUI's BaseModel. exit_block: the output block whose result is the feature. device: where it computes.
-    go_on: run the rest of the UNet too and keep its prediction. copying: autograd keeps copies, for patches that write
-    in place. Make it outside inference mode.
+    device: where it computes. conditions: how it is run. Make it outside inference mode. Its passes are given what
+    ComfyUI gives apply_model, and called outside inference mode: x [B, C, H, W] noisy at sigma [B], arguments
+    (c_crossattn, c_concat, control, y, …), transformer_options.
     """
 
-    def __init__(
-        self,
-        base: torch.nn.Module,
-        exit_block: int,
-        checkpointing: bool,
-        device: torch.device,
-        go_on: bool = False,
-        copying: bool = False,
-    ) -> None:
-        self._alias_everything = False
-        self._block = exit_block
-        self._sites: dict[tuple[int, int], AttentionSites] = {}
-        self.prediction: torch.Tensor | None = None
-        """[B, C, H, W] denoised of the last call, with `go_on`."""
+    def __init__(self, family: Family, device: torch.device, conditions: Conditions | None = None) -> None:
+        conditions = conditions or Conditions()
+        self.family = family
+        self._plain = conditions.plain
+        self._copies = Copies(family.net) if conditions.copying else None
         own_copy = _copier(device)
-        unet = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)  # without torch.compile
-        self._copies = Copies(unet) if copying else None
 
         def wrap(module: torch.nn.Module) -> None:
             _plain_product(module)
             _own_casts(module, device, own_copy)
-            if checkpointing:
+            if conditions.checkpointing and type(module).__name__ in family.recomputed:
                 checkpoint_forward(module, self.guard, self._copies)
 
-        tree = self.unet = private_tree(unet, wrap)
-        self._exit = _Exit(go_on)
-        _append(tree.output_blocks, exit_block, self._exit)
+        base = family.base
+        self.net = private_tree(family.net, wrap)
         self.base = base.__class__.__new__(base.__class__)
         self.base.__dict__.update(base.__dict__)
-        self.base.__dict__["_modules"] = {**base._modules, "diffusion_model": tree}
-        self.quantised = next((type(p).__name__ for p in tree.parameters() if _subclass(p)), None)
-        """Class of weights that are not plain tensors, for the message when they turn out to have no gradient."""
+        self.base.__dict__["_modules"] = {**base._modules, "diffusion_model": self.net}
 
-    def features(
-        self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict
-    ) -> torch.Tensor:
-        """[B, C, h, w] output of the feature block for ComfyUI's noisy x [B, C, H, W] at sigma [B].
+    def tap(
+        self,
+        block: int,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        arguments: dict,
+        transformer_options: dict,
+        go_on: bool = False,
+    ) -> Tapped:
+        """The features of a block, which ends the pass. go_on: only the gradient ends there, and the pass gives the
+        prediction too."""
+        layers, tap, denoised = self.family.layers_of(self.net, block), _Tap(go_on), None
+        layers["tap"] = tap
+        try:
+            denoised = self._call(x, sigma, arguments, transformer_options)
+        except _Left:
+            pass
+        finally:
+            features, tap.features = tap.features, None  # memory may have run out after it: activations hang on it
+            del layers["tap"]
+        if features is None:
+            raise RuntimeError("The UNet ended without passing its feature block.")
+        return Tapped(features, denoised)
 
-        arguments: what ComfyUI passes to apply_model (c_crossattn, c_concat, control, y, …). Call outside inference
-        mode.
-        """
-        if not self._alias_everything:
-            try:
-                return self._run(x, sigma, arguments, dict(transformer_options))
-            except RuntimeError as error:
-                if "nference tensor" not in str(error):
-                    raise
-        # Outside of the handler, whose traceback would keep the failed pass and its checkpoints open.
-        self._alias_everything = True
-        return self._run(x, sigma, arguments, transformer_options)
+    def whole(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
+        """[B, C, H, W] denoised, with gradients all the way."""
+        return self._call(x, sigma, arguments, transformer_options)
 
-    def sites(self, latent_size: tuple[int, int]) -> AttentionSites:
-        """Which blocks of this pass give the maps of a latent of this size."""
-        if latent_size not in self._sites:
-            self._sites[latent_size] = choose_sites(self.unet, self._block, latent_size)
-        return self._sites[latent_size]
+    def guard(self) -> contextlib.AbstractContextManager:
+        """Context in which to take the gradient of a pass."""
+        return PlainTensors() if self._plain else contextlib.nullcontext()
 
     def explain(self, error: RuntimeError) -> None:
         """Raises: ValueError in one sentence for the user where autograd says that something has no gradient."""
@@ -221,48 +217,27 @@ class PrivatePass:
                 f"{NEEDS} attention patch has none in this ComfyUI; start it without --use-flash-attention, or bypass "
                 "that node."
             ) from error
+        quantised = next((type(p).__name__ for p in self.net.parameters() if _subclass(p)), None)
         words = ("derivative", "require grad", "requires grad", "not implemented")
-        if self.quantised is not None and any(each in text for each in words):
+        if quantised is not None and any(each in text for each in words):
             raise ValueError(
-                f"RB-Guidance needs a gradient through the model, and its {self.quantised} weights have none; load the "
+                f"RB-Guidance needs a gradient through the model, and its {quantised} weights have none; load the "
                 "model in fp16, bf16 or plain fp8 instead."
             ) from error
 
     def close(self) -> None:
         """Let go of the weights at once: views keep their memory when ComfyUI unloads the model, and the patched
         forwards lead back to their modules, so Python would only find them at its next collection."""
-        self._exit.take()
-        for module in self.unet.modules():
+        for module in self.net.modules():
             module._parameters.clear()
             module._buffers.clear()
             module.__dict__.pop("forward", None)
 
-    def guard(self) -> contextlib.AbstractContextManager:
-        """Context in which to take the gradient of a pass; a no-op unless foreign inference tensors have been met."""
-        return PlainTensors() if self._alias_everything else contextlib.nullcontext()
-
-    def _run(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
+    def _call(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
         arguments = map_tensors(arguments, _fresh)
         saving = self._copies.saving() if self._copies else contextlib.nullcontext()
-        try:
-            with self.guard(), saving, torch.set_grad_enabled(torch.is_grad_enabled()):
-                self.prediction = self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
-        except FeaturesReady:
-            pass
-        finally:
-            features = self._exit.take()  # also where memory has run out after it: all activations hang on it
-        if features is None:
-            raise RuntimeError("The UNet ended without passing its feature block.")
-        return features
-
-
-def _append(blocks: torch.nn.Module, number: int, last: torch.nn.Module) -> None:
-    """Put a module at the end of one block of a private tree, on a copy of that block."""
-    block = blocks._modules[str(number)]
-    twin = block.__class__.__new__(block.__class__)
-    twin.__dict__.update(block.__dict__)
-    twin.__dict__["_modules"] = {**block._modules, "tap": last}
-    blocks.__dict__["_modules"] = {**blocks._modules, str(number): twin}
+        with self.guard(), saving, torch.set_grad_enabled(torch.is_grad_enabled()):
+            return self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
 
 
 def _fresh(tensor: torch.Tensor) -> torch.Tensor:

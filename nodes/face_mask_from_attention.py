@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..guidance.omniportrait.settings import Settings
-from ..sampling.face_mask import find_faces, sigma_at
 from ..sampling.heat_map import heat_map, of_person
+from ..sampling.single_call import find_faces, sigma_at
 from .schema import schema_of
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..sampling.annotation import Person, annotate
+from ..sampling.annotation import Annotation, annotate
 from .schema import schema_of
 
 
@@ -25,7 +25,7 @@ class PivotConditioning(io.ComfyNode):
         cls, clip, face_reference, text, subject, occurrence, strength,
         pivot_encoder=None, base_conditioning=None, region=None,
     ) -> io.NodeOutput:  # fmt: skip
-        person = Person(
+        annotation = Annotation(
             face=face_reference,
             subject=subject,
             occurrence=occurrence - 1,
@@ -33,4 +33,4 @@ class PivotConditioning(io.ComfyNode):
             pivot=None if pivot_encoder is None else pivot_encoder.pivot(face_reference),
             region=region,
         )
-        return io.NodeOutput(annotate(clip, text, person, base_conditioning))
+        return io.NodeOutput(annotate(clip, text, annotation, base_conditioning))

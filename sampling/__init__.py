@@ -1,1 +1,2 @@
-"""How a method enters a run of ComfyUI's sampling, and what a conditioning says about its people."""
+"""How a method enters ComfyUI: patches on a clone of the model, the session of one sampling run, whose rows of a call
+are whose, and what a conditioning carries."""

@@ -12,15 +12,15 @@ from .record import RECORDS_KEY, IdentityRecord, records_of
 from .tokens import check_clip, clean_subject, find_subject, read_layouts, tokenisations
 
 Pivot = Callable[[torch.Tensor], torch.Tensor]
-"""[N, D] text rows to [N, D] pivots (e_mix), for one face."""
+"""[N, D] text states to [N, D] pivots (e_mix), for one face."""
 
 _SAME_ROW = 0.02
 _SAME_SHARE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class Person:
-    """Who is to be written where.
+class Annotation:
+    """Who is to be written where in a conditioning.
 
     occurrence: which repetition of the subject in the text, 0 is the first.
     strength: 0 leaves the row as it is, 1 is the pivot.
@@ -35,66 +35,67 @@ class Person:
     region: torch.Tensor | None = None
 
 
-def annotate(clip, text: str, person: Person, base: list | None = None) -> list:
-    """CONDITIONING of `text` with `person` in it; of `base` where one is given, whose other entries stay as they are.
+def annotate(clip, text: str, annotation: Annotation, base: list | None = None) -> list:
+    """CONDITIONING of `text` with the annotation's person in it; of `base` where one is given, whose other entries stay
+    as they are.
 
     The inputs are never written to. ValueError, in one sentence for people, for whatever does not fit.
     """
     check_clip(clip)
     if not text.strip():
         raise ValueError("The text is empty: write the prompt, with the word that names the person in it.")
-    if not person.subject.strip():
+    if not annotation.subject.strip():
         raise ValueError('The subject is empty: enter the word of the text that names the person, such as "woman".')
-    subject = clean_subject(clip, person.subject)
-    region = None if person.region is None else _region(person.region)
+    subject = clean_subject(clip, annotation.subject)
+    region = None if annotation.region is None else _region(annotation.region)
 
     if base is None:
         tokens = clip.tokenize(text)
-        column = find_subject(clip, tokens, subject, person.occurrence)
+        column = find_subject(clip, tokens, subject, annotation.occurrence)
         entries = clip.encode_from_tokens_scheduled(tokens)
         chosen = [True] * len(entries)
     else:
         entries = base
-        column, chosen = _match_base(clip, text, subject, person.occurrence, base)
+        column, chosen = _match_base(clip, text, subject, annotation.occurrence, base)
 
     reference_tokens = clip.tokenize(f"a photo of a {subject}")
     reference_column = find_subject(clip, reference_tokens, subject, -1)
     reference = [
-        [_with_pivot(rows, reference_column, person), dict(options)]
-        for rows, options in clip.encode_from_tokens_scheduled(reference_tokens)
+        [_with_pivot(states, reference_column, annotation), dict(options)]
+        for states, options in clip.encode_from_tokens_scheduled(reference_tokens)
     ]
 
-    def write(rows: torch.Tensor, options: dict) -> list:
+    def write(states: torch.Tensor, options: dict) -> list:
         records = records_of(options)
         if any(record.token_index == column for record in records):
             raise ValueError(
-                f'The base conditioning already has a person at occurrence {person.occurrence + 1} of "{subject}": '
+                f'The base conditioning already has a person at occurrence {annotation.occurrence + 1} of "{subject}": '
                 "give this person another word of the text or another occurrence."
             )
         record = IdentityRecord(
             text=text,
             subject=subject,
-            occurrence=person.occurrence,
+            occurrence=annotation.occurrence,
             token_index=column,
-            token_count=rows.shape[1],
-            face=person.face,
+            token_count=states.shape[1],
+            face=annotation.face,
             region=region,
             reference_conditioning=reference,
             reference_token_index=reference_column,
         )
-        return [_with_pivot(rows, column, person), {**options, RECORDS_KEY: (*records, record)}]
+        return [_with_pivot(states, column, annotation), {**options, RECORDS_KEY: (*records, record)}]
 
     return [write(*entry) if mine else list(entry) for entry, mine in zip(entries, chosen, strict=True)]
 
 
-def _with_pivot(rows: torch.Tensor, column: int, person: Person) -> torch.Tensor:
-    """A copy of `rows` [B, T, D] with e_txt + strength * (e_mix - e_txt) at `column`, in float32 between."""
-    rows = rows.clone()
-    if person.pivot is not None and person.strength != 0:
-        text = rows[:, column].float()
-        mixed = person.pivot(text).to(text)
-        rows[:, column] = (text + person.strength * (mixed - text)).to(rows)
-    return rows
+def _with_pivot(states: torch.Tensor, column: int, annotation: Annotation) -> torch.Tensor:
+    """A copy of `states` [B, T, D] with e_txt + strength * (e_mix - e_txt) at `column`, in float32 between."""
+    states = states.clone()
+    if annotation.pivot is not None and annotation.strength != 0:
+        text = states[:, column].float()
+        mixed = annotation.pivot(text).to(text)
+        states[:, column] = (text + annotation.strength * (mixed - text)).to(states)
+    return states
 
 
 def _region(mask: torch.Tensor) -> torch.Tensor:
@@ -116,7 +117,7 @@ def _match_base(clip, text: str, subject: str, occurrence: int, base: list) -> t
     for tokens in tokenisations(clip, text):
         ends = sorted({end for layout in read_layouts(clip, tokens).values() for end in layout.ends})
         own = [entry[0] for entry in clip.encode_from_tokens_scheduled(tokens)]
-        chosen = [any(_same_text(rows, entry[0], entry[1], ends) for rows in own) for entry in base]
+        chosen = [any(_same_text(states, entry[0], entry[1], ends) for states in own) for entry in base]
         if any(chosen):
             try:
                 return find_subject(clip, tokens, subject, occurrence), chosen
@@ -132,7 +133,7 @@ def _match_base(clip, text: str, subject: str, occurrence: int, base: list) -> t
 
 
 def _same_text(own: torch.Tensor, base: torch.Tensor | None, options: dict, ends: list[int]) -> bool:
-    """Whether `base` [1, T', D] begins with the rows of `own` [1, T, D], apart from the few that carry an identity.
+    """Whether `base` [1, T', D] begins with the states of `own` [1, T, D], apart from the few that carry an identity.
 
     An end token has seen all of its chunk, and neither PhotoMaker nor a pivot touches it: so every one of them must
     agree.

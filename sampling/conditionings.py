@@ -5,16 +5,42 @@ ComfyUI copies each area to the guider's other lists, under its own uuid, with t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 
 from .people import People, Person, positive_keys
 
+Lists = dict[str, list[tuple[dict, tuple[Person, ...]]]]
+"""By key of the guider's, the conditionings of a list that carries people, and whom each carries itself (nobody,
+often)."""
 
-def carriers(conds: dict[str, list[dict]], people: People) -> dict[str, list[tuple[dict, tuple[Person, ...]]]]:
-    """By key, each conditioning of a list that carries people, and whom it carries itself (nobody, often). conds: the
-    guider's, processed."""
+
+class Carrier(NamedTuple):
+    """A conditioning that carries people; what ComfyUI makes of it at a sigma (get_area_and_mult), or None where it
+    does not apply; the people; the share [B, C, H, W] of its list's prediction that is its own."""
+
+    cond: dict
+    part: object | None
+    people: tuple[Person, ...]
+    share: torch.Tensor
+
+
+def lists_with_people(conds: dict[str, list[dict]], people: People) -> Lists:
+    """conds: the guider's, processed."""
     found = {key: [(cond, people.get((key, cond["uuid"]), ())) for cond in conds[key]] for key in positive_keys(conds)}
-    return {key: each for key, each in found.items() if any(whom for _, whom in each)}
+    return {key: each for key, each in found.items() if any(own for _, own in each)}
+
+
+def carriers(lists: Lists, x: torch.Tensor, sigma: float) -> Iterator[Carrier]:
+    """The conditionings that carry people, at a sigma. x: [B, C, H, W]."""
+    when = torch.full((len(x),), sigma)  # on the CPU
+    for each in lists.values():
+        parts, shares = weighted_parts([cond for cond, _ in each], x, when)
+        for (cond, people), part, share in zip(each, parts, shares, strict=True):
+            if people:
+                yield Carrier(cond, part, people, share)
 
 
 def ambiguous(conds: dict[str, list[dict]]) -> set:

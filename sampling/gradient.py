@@ -1,88 +1,148 @@
-"""The gradient of one conditioning's rows: Eq. 7 to 10 for each of its people, kept inside their own mask (Eq. 9)."""
+"""The gradient of one call: Eq. 7 to 10 for each person of each conditioning, kept inside their own mask (Eq. 9).
+
+What is OmniPortrait's own here is `add_people`. Another method that guides by an energy would give its own.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from ..backbone.memory import upload
-from ..guidance.omniportrait import mask as region
-from ..guidance.omniportrait.guide import feature_energy
+from ..guidance.omniportrait.guide import energy, masked
+from ..guidance.omniportrait.mask import resize_mask
+from ..guidance.omniportrait.match import nearest, similarity
 from ..guidance.omniportrait.settings import Settings
-from .people import Person
-from .rows import Rows, face_maps, failed
+from .conditionings import Carrier
+from .rows import Rows, face_maps, failure
 
 NO_LATENT = "the VAE makes NaN of the reference face (start ComfyUI with --fp32-vae)"
 
 
 @dataclass(frozen=True, eq=False)
-class RowsGradient:
-    """gradient: dE/dz_t, the sum over the people, float32 [B, C, h, w] of the rows' area. mask: boolean [B, 1, h, w],
-    CPU, the union of the M_gen that were used. found: of all that were found. similarities: a picture's
-    number and its mean S of Eq. 8, for each person guided there. reasons: a picture's number, and why it was left
-    unguided for a person."""
+class CallGradient:
+    """gradient: dE/dz_t [B, C, H, W] of one call before gain and cap, the sum over all people, float32.
+
+    mask, found: boolean [B, 1, H, W], CPU, where it guides, and where a face was found. inside: float, on the device,
+    the face, also where all the picture is guided. finite: boolean [B]. similarities: a picture's number and its mean S
+    of Eq. 8, for each person guided there. reasons: a picture's number, and why it was left unguided for a person;
+    without a number it is every picture's. present: which of the people's conditionings applied.
+    """
 
     gradient: torch.Tensor
     mask: torch.Tensor
     found: torch.Tensor
+    inside: torch.Tensor | None = None
+    finite: torch.Tensor | None = None
     similarities: list[tuple[int, torch.Tensor]] = field(default_factory=list)
-    reasons: list[tuple[int, str]] = field(default_factory=list)
+    reasons: list[tuple[int | None, str]] = field(default_factory=list)
+    present: list[bool] = field(default_factory=list)
+
+    @classmethod
+    def nothing(cls, x: torch.Tensor, present: list[bool]) -> CallGradient:
+        """For a latent [B, C, H, W], before anybody's rows are added. Masks live on the CPU, where parts are
+        labelled."""
+        mask = torch.zeros(x[:, :1].shape, dtype=torch.bool)
+        return cls(torch.zeros_like(x), mask, mask.clone(), present=present)
+
+    @property
+    def guided(self) -> set[int]:
+        """Pictures in which somebody was guided."""
+        return {number for number, _ in self.similarities}
+
+    @property
+    def complete(self) -> bool:
+        """Whether somebody was guided in every picture."""
+        return len(self.guided) == len(self.mask)
+
+    def finished(self) -> CallGradient:
+        """The same without NaN: zeros for pictures whose gradient is not finite."""
+        gradient, finite = finite_pictures(self.gradient)
+        inside = upload((self.mask & self.found).float(), gradient.device)
+        return replace(self, gradient=gradient, finite=finite, inside=inside)
+
+    def keeping(self, held: CallGradient) -> CallGradient:
+        """The same, but for the pictures that `held` guides: those keep it, so that no picture of a batch depends on
+        whether the others' faces were found."""
+        old = held.guided
+        kept = torch.tensor([number in old for number in range(len(self.mask))]).view(-1, 1, 1, 1)
+        on_device = upload(kept, self.gradient.device)
+        return replace(
+            self,
+            gradient=torch.where(on_device, held.gradient, self.gradient),
+            inside=torch.where(on_device, held.inside, self.inside),
+            finite=torch.where(on_device.flatten(), held.finite, self.finite),
+            mask=torch.where(kept, held.mask, self.mask),
+            found=torch.where(kept, held.found, self.found),
+            similarities=_of(held.similarities, old) + _of(self.similarities, set(range(len(kept))) - old),
+            reasons=_of(held.reasons, old) + _of(self.reasons, {None, *range(len(kept))} - old),
+        )
 
 
-def people_gradient(
+def _of(numbered: list[tuple], numbers: set) -> list[tuple]:
+    return [each for each in numbered if each[0] in numbers]
+
+
+def finite_pictures(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, C, H, W] with zeros for each picture that is not finite everywhere, and [B] which are."""
+    finite = values.isfinite().flatten(1).all(dim=1)
+    return torch.where(finite.view(-1, 1, 1, 1), values, 0.0), finite
+
+
+def add_people(
+    total: CallGradient,
+    carrier: Carrier,
     rows: Rows,
-    people: tuple[Person, ...],
     references: list[torch.Tensor | None],
     c_in: torch.Tensor,
     settings: Settings,
-) -> RowsGradient:
-    """Sum over people of gradient_k inside M_k (Eq. 9: the background's gradient is filtered out).
+) -> None:
+    """Add the people of one conditioning, weighted as ComfyUI weights its rows' prediction.
 
-    references: [N, C] features of each person's face, or None where there are none. c_in: [B, 1, 1, 1], what ComfyUI
-    multiplies x by before the UNet, so that the gradient is that of z_t.
+    references: [N, C] points of each person's face, or None where there are none. c_in: [B, 1, 1, 1], what ComfyUI
+    multiplies x by before the network, so that the gradient is that of z_t.
     """
-    _, masks = face_maps(rows, people, settings)
+    _, masks = face_maps(rows, carrier.people, settings)
     latent_size, feature_size = tuple(rows.x.shape[-2:]), tuple(rows.features.shape[-2:])
     everywhere = not settings.background_masking
-    nowhere = torch.zeros(rows.x[:, :1].shape, dtype=torch.bool)
-    found = region.resize_mask(masks.any(dim=0), latent_size)[:, None]
-    total = RowsGradient(torch.zeros_like(rows.x), nowhere, found)
-    for k, person in enumerate(people):
-        if references[k] is None:
+    rows.window(total.found).logical_or_(resize_mask(masks.any(dim=0), latent_size)[:, None])
+    gradient = torch.zeros_like(rows.x)
+    for k, (person, reference) in enumerate(zip(carrier.people, references, strict=True)):
+        if reference is None:
             total.reasons.extend((b, NO_LATENT) for b in range(len(rows.x)))
             continue
-        reasons = {b: reason for b, mask in enumerate(masks[k]) if (reason := failed(mask, person, rows))}
+        reasons = {b: reason for b, mask in enumerate(masks[k]) if (reason := failure(mask, person, rows))}
         total.reasons.extend(reasons.items())
         usable = [b for b in range(len(rows.x)) if b not in reasons]
         if not usable:
             continue
-        at_features = region.resize_mask(masks[k], feature_size) | everywhere
-        at_latent = (region.resize_mask(masks[k], latent_size) | everywhere)[:, None].clone()
+        at_features = resize_mask(masks[k], feature_size) | everywhere
+        leaf = rows.features.detach().float().requires_grad_(True)
+        energies = []
+        for b in usable:
+            points = _points(leaf[b], at_features[b])
+            match = nearest(reference, points.detach())
+            energies.append(energy(similarity(reference, points, match, settings.reduction), settings.p))
+            total.similarities.append((b, similarity(reference, points.detach(), match, "mean")))
+        at_h = torch.autograd.grad(torch.stack(energies).sum(), leaf)[0]
+        at_z = _at_input(rows, at_h, keep_graph=k + 1 < len(references)) / c_in
+        at_latent = (resize_mask(masks[k], latent_size) | everywhere)[:, None].clone()
         at_latent[list(reasons)] = False
-        inside = upload(at_latent, rows.x.device)
-        at_h, similarities = _at_features(rows.features, references[k], at_features, usable, settings)
-        own = _at_input(rows, at_h, keep_graph=k + 1 < len(people)) / c_in
-        # A product alone would let NaN out of pictures that are not guided.
-        total.gradient.add_(torch.where(inside, own, 0.0))
-        total.mask.logical_or_(at_latent)
-        total.similarities.extend(zip(usable, similarities, strict=True))
-    return total
+        gradient.add_(masked(at_z, upload(at_latent, rows.x.device)))
+        rows.window(total.mask).logical_or_(at_latent)
+    rows.paste(gradient * rows.window(carrier.share), total.gradient)
 
 
-def _at_features(
-    features: torch.Tensor, reference: torch.Tensor, masks: torch.Tensor, usable: list[int], settings: Settings
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """dE/dh of one person, float32 [B, C, h, w] on the detached features, and S of each usable picture."""
-    leaf = features.detach().float().requires_grad_(True)
-    pairs = [feature_energy(reference, leaf[b], masks[b], settings.p, settings.reduction) for b in usable]
-    energies, similarities = zip(*pairs, strict=True)
-    at_h = torch.autograd.grad(torch.stack(energies).sum(), leaf)[0]
-    return at_h, [each.detach() for each in similarities]
+def _points(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[N, C] of features [C, h, w] inside a mask [h, w], which is on the CPU: there its points are counted, so that no
+    GPU is waited for."""
+    inside = upload(mask.flatten().nonzero()[:, 0], features.device)
+    return features.flatten(1).T.index_select(0, inside)
 
 
 def _at_input(rows: Rows, at_h: torch.Tensor, keep_graph: bool) -> torch.Tensor:
-    """dE/dx of the rows' input, float32 [B, C, h, w], by the UNet's way back.
+    """dE/dx of the rows' input, float32 [B, C, h, w], by the network's way back from dE/dh.
 
     dE/dh goes in scaled to 1, because half precision would flush it to zero (cosine 0.69 to the true gradient instead
     of 0.999996).

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..backbone.family import picture_size
+
 STOPS = ((0, 0, 20), (70, 10, 110), (190, 50, 80), (250, 150, 30), (255, 255, 190))
 """Dark to bright, evenly spaced; lightness rises all the way, so that it also reads in grey."""
 
@@ -20,8 +22,7 @@ def of_person(maps: torch.Tensor, person: int, mode: str) -> torch.Tensor:
             "everyone."
         )
     chosen = maps if person == 0 else maps[person - 1 : person]
-    size = (maps.shape[-2] * 8, maps.shape[-1] * 8)
-    return F.interpolate(chosen.amax(dim=0)[:, None], size=size, mode=mode)[:, 0]
+    return F.interpolate(chosen.amax(dim=0)[:, None], size=picture_size(maps), mode=mode)[:, 0]
 
 
 def heat_map(maps: torch.Tensor) -> torch.Tensor:

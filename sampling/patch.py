@@ -1,15 +1,15 @@
-"""Where RB-Guidance enters ComfyUI: closures on a clone of the model, none of which holds anything between runs."""
+"""Where RB-Guidance enters ComfyUI: functions on a clone of the model, none of which holds anything between runs."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
 
-from ..backbone.unet import check_supported
+from ..backbone.family import family_of
 from ..guidance.omniportrait.settings import Settings
 from .people import ByHand
-from .recorder import RUN_KEY, install, run_of, uninstall
-from .session import GuidedRun
+from .recorder import SESSION_KEY, install, uninstall
+from .session import Session, predict_noise
 from .trace import Trace
 
 
@@ -24,10 +24,9 @@ def patch(
     model.
 
     A second RB-Guidance on the same model replaces the first: guiding twice is never meant. observe is called with the
-    trace when
-    a run ends. Raises: ValueError for models of other families.
+    trace when a run ends. Raises: ValueError for models of other families.
     """
-    check_supported(model)
+    family_of(model)
     patched = (model if settings.off else classic(model)).clone()
     uninstall(patched)
     if settings.off:
@@ -40,25 +39,15 @@ def patch(
     def outer_sample(executor: Callable, noise: object, *args: object, **kwargs: object) -> object:
         guider = executor.class_obj
         options = guider.model_options["transformer_options"]
-        with contextlib.closing(GuidedRun(guider, vae, settings, by_hand, noise)) as run:
-            options[RUN_KEY] = run
+        with contextlib.closing(Session(guider, vae, settings, by_hand, noise)) as session:
+            options[SESSION_KEY] = session
             try:
                 return executor(noise, *args, **kwargs)
             finally:
-                options.pop(RUN_KEY, None)
-                run.report()
+                options.pop(SESSION_KEY, None)
+                trace = session.report()
                 if observe is not None:
-                    observe(run.trace)
-
-    def predict_noise(
-        executor: Callable, x: object, sigma: object, model_options: dict | None = None, *args, **kwargs
-    ) -> object:
-        guider, run = executor.class_obj, run_of(model_options)
-        if run is None or not run.wants(sigma):
-            return executor(x, sigma, model_options or {}, *args, **kwargs)
-        with run.predicting(guider, x, sigma):
-            denoised = executor(x, sigma, model_options, *args, **kwargs)
-        return run.guide(guider, x, sigma, denoised)
+                    observe(trace)
 
     install(patched, outer_sample, predict_noise)
     return patched

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..backbone.attention import install_recorders
-from ..backbone.clock import sigma_of
-from ..backbone.private import PrivatePass
+from ..backbone.attention import private_options, record_attention
+from ..backbone.family import LATENT_SCALE
+from ..backbone.private import PrivateTwin
 from ..guidance.omniportrait.mask import cover, min_max, refine, resize_mask, threshold
 from ..guidance.omniportrait.settings import Settings
 from ..models.faces import FaceReference
 from .people import Person
-from .rows import plain_attention, private_options
 
 CACHE_FACES = 2
 """A double portrait's."""
+CELLS = 8
+"""A reference's latent has sides of so many cells or a multiple: networks halve it three times."""
 _cache: OrderedDict[tuple, ReferenceFeatures] = OrderedDict()
 
 
@@ -51,27 +52,25 @@ class References:
         patcher: object,
         vae: object,
         block: int,
+        sigma: float,
         settings: Settings,
         noise: torch.Tensor,
     ) -> None:
-        self._settings = settings
-        self._sigma = sigma_of(patcher.get_model_object("model_sampling"), settings.t0)
+        self._settings, self._block, self._sigma = settings, block, sigma
         self._keys: dict[Person, tuple] = {}
         self._latents: dict[tuple, torch.Tensor] = {}
         self._features: dict[tuple, ReferenceFeatures] = {}
         self._points: dict[Person, torch.Tensor] = {}
-        side = max(min(noise.shape[-2:]) // 8 * 8, 8)
-        for person in set(people):
-            key = self._keys[person] = cache_key(patcher, vae, person, block, side, self._sigma, settings)
+        cells = max(min(noise.shape[-2:]) // CELLS * CELLS, CELLS)
+        for person in people:
+            key = self._keys[person] = cache_key(patcher, vae, person, block, cells, sigma, settings)
             known = cached(key)
             if known is not None:
                 self._features[key] = known
             elif key not in self._latents:
-                self._latents[key] = encode_reference(vae, person.face, side * 8, noise.shape[1])
+                self._latents[key] = encode_reference(vae, person.face, cells * LATENT_SCALE, noise.shape[1])
 
-    def points(
-        self, private: PrivatePass, base: torch.nn.Module, person: Person, device: torch.device
-    ) -> torch.Tensor | None:
+    def points(self, twin: PrivateTwin, person: Person, device: torch.device) -> torch.Tensor | None:
         """[N, C] features inside a person's reference face; None where the VAE made no finite latent of it."""
         key = self._keys[person]
         if key not in self._features:
@@ -79,8 +78,7 @@ class References:
             if not latent.isfinite().all():
                 return None
             latent = latent.clone().to(device)  # the original is kept: memory may run out below
-            arguments = reference_arguments(base, person.conditioning, latent)
-            result = cached(key) or compute(private, latent, self._sigma, person, arguments, self._settings)
+            result = cached(key) or compute(twin, self._block, latent, self._sigma, person, self._settings)
             if result.features.isfinite().all():
                 remember(key, result)
             self._features[key] = result
@@ -109,7 +107,7 @@ def forget_all() -> None:
 
 
 def cache_key(
-    patcher: object, vae: object, person: Person, block: int, side: int, sigma: float, settings: Settings
+    patcher: object, vae: object, person: Person, block: int, cells: int, sigma: float, settings: Settings
 ) -> tuple:
     """Everything that a face's features depend on, by content; models by weak reference, so that none is kept alive."""
     context = hashlib.sha256()
@@ -129,7 +127,7 @@ def cache_key(
         context.hexdigest(),
         person.token,
         block,
-        side,
+        cells,
         sigma,
         tuple(kind.__name__ for kind in type(sampling).__mro__),
         (s.ensemble, s.reference_seed, s.alpha, s.beta, s.gamma, s.refinement),
@@ -138,7 +136,7 @@ def cache_key(
 
 
 def encode_reference(vae: object, face: FaceReference, side: int, channels: int) -> torch.Tensor:
-    """[1, C, side / 8, side / 8] latent of the crop, resized to `side` pixels so that faces of both pictures are of
+    """[1, C, h, w] latent of the crop, resized to `side` pixels so that faces of both pictures are of
     like size. Called before sampling: loading the VAE in the middle of it could push the UNet out of memory.
 
     Raises: ValueError when the latent has other channels than the model's.
@@ -167,7 +165,7 @@ def reference_arguments(base: torch.nn.Module, conditioning: list, latent: torch
 
 
 def compute(
-    private: PrivatePass, latent: torch.Tensor, sigma: float, person: Person, arguments: dict, settings: Settings
+    twin: PrivateTwin, block: int, latent: torch.Tensor, sigma: float, person: Person, settings: Settings
 ) -> ReferenceFeatures:
     """Noise the latent to sigma with `ensemble` fixed noises and average the features (and, where the face has no mask,
     the attention) of the passes.
@@ -175,7 +173,8 @@ def compute(
     latent: [1, C, h, w] on the model's device, before process_latent_in. Call outside inference mode.
     Raises: ValueError when the face mask is empty.
     """
-    base, face, s = private.base, person.face, settings
+    base, face, s = twin.base, person.face, settings
+    arguments = reference_arguments(base, person.conditioning, latent)
     latent = base.process_latent_in(latent.clone()).float()
     sigmas = torch.full((1,), sigma, device=latent.device)
     features, maps = 0.0, 0.0
@@ -186,8 +185,8 @@ def compute(
             x = base.model_sampling.noise_scaling(sigmas.view(-1, 1, 1, 1), noise, latent.clone())
             options, recording = private_options({}), None
             if face.mask is None and person.token is not None:
-                recording = install_recorders(options, private.sites(tuple(x.shape[-2:])), plain_attention)
-            features = features + private.features(x, sigmas, arguments, options).float() / s.ensemble
+                recording = record_attention(options, twin.family.sites(block, tuple(x.shape[-2:])))
+            features = features + twin.tap(block, x, sigmas, arguments, options).features.float() / s.ensemble
             if recording is not None:
                 token_map = recording.token_map(person.token, arguments["c_crossattn"].shape[1])
                 maps = maps + refine(token_map, recording.smooth, s.alpha, s.gamma, s.refinement)

@@ -77,7 +77,7 @@ def _without_word(chunk: list[tuple], word_id: int) -> list[tuple]:
 def read_layouts(clip, tokens: dict) -> dict[str, Layout]:
     """The words and end tokens of clip.tokenize's dictionary for each text encoder, by core's key ("l", "g", "h").
 
-    ValueError for text encoders other than CLIP, which share rows between words or put several behind one another.
+    ValueError for text encoders other than CLIP, which share columns between words or put several behind one another.
     """
     if not tokens or not set(tokens) <= set(_ENCODERS):
         raise ValueError(
@@ -105,9 +105,9 @@ def _layout(tokenizer, width: int | None, chunks: list[list[tuple]]) -> Layout:
         column = start
         for token, *_ in chunk:
             if not isinstance(token, numbers.Integral):
-                rows, kept = _embedding_rows(token, width)
+                columns, kept = _embedding_columns(token, width)
                 if kept:
-                    column += rows
+                    column += columns
                     words.append(Word("", (), column - 1))
                 continue
             token = int(token)
@@ -123,11 +123,11 @@ def _layout(tokenizer, width: int | None, chunks: list[list[tuple]]) -> Layout:
                     words.append(Word(text, tuple(pending), column, tuple(pieces)))
                     pending, pieces = [], []
             column += 1
-        start += sum(_embedding_rows(token, width)[0] for token, *_ in chunk)
+        start += sum(_embedding_columns(token, width)[0] for token, *_ in chunk)
     return Layout(tuple(words), tuple(ends))
 
 
-def _embedding_rows(token: object, width: int | None) -> tuple[int, bool]:
+def _embedding_columns(token: object, width: int | None) -> tuple[int, bool]:
     """How many columns a token takes, and whether core keeps it: an embedding of another width becomes padding."""
     data = token.get("data") if isinstance(token, dict) else token
     if not isinstance(data, torch.Tensor):

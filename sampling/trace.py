@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
+from ..backbone.clock import Clock
+from ..backbone.family import picture_size
+from .gradient import CallGradient
+
+log = logging.getLogger("omniportrait")
 
 WIDTH, HEIGHT, THUMBNAIL = 960, 540, 72
 INK, GRID, SCORE, SHARE, REFUSED = (35, 35, 40), (225, 225, 230), (31, 119, 180), (214, 100, 30), (150, 60, 30)
@@ -17,11 +24,9 @@ INK, GRID, SCORE, SHARE, REFUSED = (35, 35, 40), (225, 225, 230), (31, 119, 180)
 class Step:
     """One guided call of the model.
 
-    similarity: mean S of Eq. 8 over the people and pictures guided (NaN if none); share: RMS of the gradient over the
-    RMS of the
+    similarity: mean S over the people and pictures guided (NaN if none); share: RMS of the gradient over the RMS of the
     noise prediction inside the mask. mask: boolean [h, w] of the batch's first picture, CPU, where it was guided;
-    found: the same
-    before masks that cannot be used (too large, say) were dropped.
+    found: the same before masks that cannot be used (too large, say) were dropped.
     """
 
     t: float
@@ -30,28 +35,6 @@ class Step:
     share: float
     mask: torch.Tensor
     found: torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Unread:
-    """A guided call whose numbers may still be on their way: asking a GPU for one makes the whole step wait.
-
-    similarities: S of Eq. 8, one a person and picture. share, finite: scalars. mask, found: as in Step.
-    """
-
-    sigma: float
-    similarities: list[torch.Tensor]
-    share: torch.Tensor
-    finite: torch.Tensor
-    mask: torch.Tensor
-    found: torch.Tensor
-
-    def read(self, t: float) -> Step:
-        """The same as numbers; waits for them."""
-        count = len(self.similarities)
-        mean = sum(map(float, self.similarities)) / count if count else float("nan")
-        share = float(self.share) if count else float("nan")
-        return Step(t, self.sigma, mean, share, self.mask, self.found)
 
 
 @dataclass
@@ -67,7 +50,7 @@ class Trace:
         """The last M_gen, or an empty mask at the picture's size of [B, C, h, w] samples when no step was guided."""
         if self.mask is not None:
             return self.mask
-        return torch.zeros(len(samples), samples.shape[-2] * 8, samples.shape[-1] * 8)
+        return torch.zeros(len(samples), *picture_size(samples))
 
     def summary(self) -> str:
         """One line for the log."""
@@ -100,6 +83,43 @@ class Trace:
             draw.text((corner[0], corner[1] + THUMBNAIL + 2), f"t {self.steps[i].t:.0f}", fill=INK)
         draw.text((14, 430), "M_gen", fill=INK)
         return torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255)[None]
+
+
+class Notes:
+    """The trace while it is written. Numbers may still be on their way, and asking a GPU for one makes the whole step
+    wait, so they are read all at the end."""
+
+    def __init__(self) -> None:
+        self._trace = Trace()
+        self._unread: list[tuple] = []
+
+    def guided(self, sigma: float, gradient: CallGradient, share: torch.Tensor, finite: torch.Tensor) -> None:
+        """A call with this gradient; share: a scalar, as in Step; finite: a scalar, whether all that was guided is."""
+        self._trace.skipped.update(reason for _, reason in gradient.reasons)
+        self._trace.mask = gradient.mask
+        similarities = [each for _, each in gradient.similarities]
+        self._unread.append((sigma, similarities, share, finite, gradient.mask[0, 0], gradient.found[0, 0]))
+
+    def unguided(self, sigma: float, shape: torch.Size, reason: str) -> None:
+        """A call for a latent of this shape [B, C, H, W] that could not be guided at all."""
+        nothing = CallGradient.nothing(torch.zeros(shape), [])  # on the CPU: the device may have no memory left
+        nothing.reasons.append((None, reason))
+        self.guided(sigma, nothing, torch.tensor(0.0), torch.tensor(True))
+
+    def read(self, clock: Clock) -> Trace:
+        """The trace; and one line in the log, a warning if any call stayed unguided."""
+        trace, nan = self._trace, float("nan")
+        for sigma, similarities, share, finite, mask, found in self._unread:
+            mean = sum(map(float, similarities)) / len(similarities) if similarities else nan
+            trace.steps.append(Step(clock.t(sigma), sigma, mean, float(share) if similarities else nan, mask, found))
+            if not finite:
+                trace.skipped["the gradient was not finite"] += 1
+        self._unread.clear()
+        if trace.mask is not None:
+            trace.mask = torch.nn.functional.interpolate(trace.mask.float(), size=picture_size(trace.mask))[:, 0]
+        if trace.steps or trace.skipped:
+            log.log(logging.WARNING if trace.skipped else logging.INFO, trace.summary())
+        return trace
 
 
 def _thumbnail(step: Step):

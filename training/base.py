@@ -1,24 +1,24 @@
 """The frozen base model, by ComfyUI's own loaders: text states, latents, and a prediction with the subject's attention.
 
-SD1.5, SDXL and the embedded model go one way. The UNet runs as a private tree (backbone/private.py) whose blocks
-can be recomputed on the way back; its attention is captured by the recorders of backbone/attention.py.
+SD1.5, SDXL and the embedded model go one way. The UNet runs as a private twin (backbone/private.py) whose blocks
+can be recomputed on the way back; its attention is recorded by backbone/attention.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..backbone.attention import Recording, choose_sites, install_recorders
-from ..backbone.private import PrivatePass
-from ..backbone.unet import check_supported, default_block
+from ..backbone.attention import private_options, record_attention
+from ..backbone.conditions import Conditions
+from ..backbone.family import LATENT_SCALE, family_of
+from ..backbone.private import PrivateTwin
 from ..guidance.omniportrait.objective import pooled
 from ..sampling.patch import classic
-from ..sampling.rows import plain_attention, private_options
 from ..sampling.tokens import check_clip, clean_subject, find_subject
 from ..sampling.words import escaped
 from .data.index import LATE_NOUN, NO_NOUN, TOKENS, BadSample
@@ -42,42 +42,29 @@ class Prediction:
     maps: torch.Tensor
 
 
-class WholePass(PrivatePass):
-    """The private pass to the UNet's end, with gradients to its text."""
-
-    def __init__(self, base: torch.nn.Module, checkpointing: bool, device: torch.device) -> None:
-        last = len(base.diffusion_model.output_blocks) - 1
-        super().__init__(base, last, checkpointing, device)
-        del self.base.diffusion_model.output_blocks[last]._modules["tap"]
-
-    def denoised(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, options: dict) -> torch.Tensor:
-        """[B, C, h, w] ComfyUI's prediction of the picture from noisy x [B, C, h, w] at sigma [B]."""
-        return self.base._apply_model(x, sigma, transformer_options=options, **arguments)
-
-
 class Base:
     """UNet, text encoders and VAE of one checkpoint, frozen and on their devices."""
 
     def __init__(self, model: object, clip: object, vae: object, config: Run) -> None:
-        check_supported(model)
         check_clip(clip)
         model = classic(model)
+        self.family = family_of(model)
         self.model, self.clip, self.vae = model, clip, vae
         self.net = model.model
         self.device = model.load_device
         self.checkpointing = config.checkpointing
         self.half = config.precision == "bf16"
-        self._unet: WholePass | None = None
+        self._unet: PrivateTwin | None = None
         self._empty: Text | None = None
 
-    def unet(self) -> WholePass:
+    def unet(self) -> PrivateTwin:
         """The UNet, on its device as a whole."""
         if self._unet is None:
             import comfy.model_management
 
             comfy.model_management.load_models_gpu([self.model], force_full_load=True)
             self.net.requires_grad_(False).eval()
-            self._unet = WholePass(self.net, self.checkpointing, self.device)
+            self._unet = PrivateTwin(self.family, self.device, Conditions(checkpointing=self.checkpointing))
         return self._unet
 
     def let_go(self) -> None:
@@ -98,7 +85,7 @@ class Base:
 
     @property
     def text_width(self) -> int:
-        return self.net.model_config.unet_config["context_dim"]
+        return self.family.text_width
 
     @property
     def channels(self) -> int:
@@ -177,56 +164,26 @@ class Base:
         latents, noise = latents.to(self.device), noise.to(self.device)
         sigma = self.sigma(timesteps)
         x = self.net.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise.clone(), latents)
-        height, width = (8 * side for side in latents.shape[-2:])
+        height, width = (LATENT_SCALE * side for side in latents.shape[-2:])
         given = {"pooled_output": vectors.to(self.device)} if vectors.shape[-1] else {}
         conditions = self.net.extra_conds(
             noise=x, device=self.device, cross_attn=rows.to(self.device), width=width, height=height, **given
         )
         arguments = {name: condition.cond for name, condition in conditions.items()}
         options = private_options({})
-        block = default_block(self.net.diffusion_model)
-        sites = choose_sites(self.net.diffusion_model, block, tuple(latents.shape[-2:]))
-        recording = install_recorders(options, sites, plain_attention)
-        keep_graph(recording, options, sites.cross)
+        sites = self.family.sites(self.family.feature_block(-1), tuple(latents.shape[-2:]))
+        recording = record_attention(options, sites, keep_graph=True)
         with self._autocast():
-            denoised = unet.denoised(x, sigma, arguments, options)
+            denoised = unet.whole(x, sigma, arguments, options)
         recording.close()
         predicted = (x - denoised) / sigma.view(-1, 1, 1, 1)  # the noise, however the model was taught
-        return Prediction(predicted, pooled(token_maps(recording, columns)))
+        return Prediction(predicted, pooled(recording.token_map(columns, TOKENS)))
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         """On a CPU ComfyUI keeps float32 weights; on GPUs the weights themselves are bf16."""
         if self.half and self.device.type == "cpu":
             return torch.autocast("cpu", torch.bfloat16)
         return contextlib.nullcontext()
-
-
-def keep_graph(recording: Recording, options: dict, keys: Sequence[tuple]) -> None:
-    """Let the recorders keep q and k with their gradients: guidance looks at attention, Eq. 5 is trained through it."""
-    table = options["patches_replace"]["attn2"]
-
-    def with_gradients(key: tuple, record: Callable) -> Callable:
-        def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict) -> torch.Tensor:
-            result = record(q, k, v, extra_options)
-            if key in recording.cross and not recording.closed:
-                recording.cross[key] = (q, k, recording.cross[key][2])
-            return result
-
-        return run
-
-    for key in keys:
-        table[key] = with_gradients(key, table[key])
-
-
-def token_maps(recording: Recording, columns: Sequence[int]) -> torch.Tensor:
-    """A_t(m) [B, h, w] with a token of its own for each sample."""
-    maps: dict[int, torch.Tensor] = {}
-    for column in sorted(set(columns)):
-        rows = [i for i, each in enumerate(columns) if each == column]
-        cross = {key: (q[rows], k[rows], heads) for key, (q, k, heads) in recording.cross.items()}
-        part = Recording(cross=cross, self_=recording.self_, sizes=recording.sizes)
-        maps |= dict(zip(rows, part.token_map(column, TOKENS), strict=True))
-    return torch.stack([maps[row] for row in range(len(columns))])
 
 
 def load_base(config: Run) -> Base:

@@ -1,50 +1,57 @@
-"""Eq. 9 to 11 of the OmniPortrait paper: the energy, its gradient with respect to the features, and the limit on its
-strength.
+"""The guided step: energy, masked gradient, the cap on its strength, and the window of timesteps.
 
 The sign is as printed: the coefficient of epsilon in the step to z_{t-1} is negative, so adding the gradient of E to
-the noise
-prediction walks down E, that is, up the similarity.
+the noise prediction walks down E, that is, up the similarity.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ...backbone.memory import upload
-from .match import Reduction, nearest, similarity
+from .settings import Settings
 
+TIMESTEPS = 1000
+"""T."""
 TINY = 1e-12
 
 
-def energy(similarity_value: torch.Tensor, p: float) -> torch.Tensor:
-    """Eq. 10: E = p / (1 + S)."""
-    return p / (1 + similarity_value)
+def masked(gradient: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Eq. 9: the gradient [B, C, h, w] of E inside M_gen, boolean [B, 1, h, w]; the background's is filtered out.
 
-
-def feature_energy(
-    reference: torch.Tensor,
-    features: torch.Tensor,
-    mask: torch.Tensor,
-    p: float,
-    reduction: Reduction,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """E (Eq. 7, 8, 10) of one picture and the mean similarity for people to read.
-
-    reference: [N, C] features of the reference's face, float32. features: [C, h, w] of the picture, differentiable.
-    mask: boolean [h, w], M_gen at the features' size, not empty; on the CPU, where its points are counted so that no
-    GPU is waited for.
+    As printed it multiplies E, a number, by the mask; what the text describes is this. No product, which would let NaN
+    out of pictures that are not guided.
     """
-    inside = upload(mask.flatten().nonzero()[:, 0], features.device)
-    points = features.flatten(1).T.index_select(0, inside).float()
-    match = nearest(reference, points.detach())
-    value = energy(similarity(reference, points, match, reduction), p)
-    return value, similarity(reference, points.detach(), match, "mean")
+    return torch.where(mask, gradient, 0.0)
 
 
-def masked_rms(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Root mean square of [B, C, h, w] inside a [B, 1, h, w] mask in 0..1, one number a picture: [B, 1, 1, 1]."""
-    weight = mask.sum(dim=(1, 2, 3), keepdim=True) * values.shape[1]
-    return ((values.square() * mask).sum(dim=(1, 2, 3), keepdim=True) / weight.clamp_min(TINY)).sqrt()
+def energy(similarity: torch.Tensor, p: float) -> torch.Tensor:
+    """Eq. 10: E = p / (1 + S)."""
+    return p / (1 + similarity)
+
+
+def step(denoised: torch.Tensor, sigma: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Eq. 11: epsilon + g, told of the predicted picture [B, C, H, W] at sigma [B].
+
+    ComfyUI's x = x0 + sigma epsilon, so that is denoised - sigma g, for eps, v and EDM models alike.
+    """
+    return denoised - sigma.view(-1, 1, 1, 1) * gradient
+
+
+def in_window(t: float, u: float) -> bool:
+    """Whether the gradient is added at timestep t: t <= u T, the low-noise end."""
+    return t <= u * TIMESTEPS
+
+
+def scaled(
+    gradient: torch.Tensor, sigma: torch.Tensor, yardstick: torch.Tensor, mask: torch.Tensor, settings: Settings
+) -> torch.Tensor:
+    """g of the guided step from the masked gradient [B, C, H, W]: gain, cap and strength, which the paper lacks.
+
+    yardstick, mask: as in `limit`. sigma: [B].
+    """
+    if settings.sigma_scale:
+        gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)  # sqrt(1 - abar_t)
+    return settings.strength * limit(gradient * settings.gain, yardstick, mask, settings.clip)
 
 
 def limit(gradient: torch.Tensor, yardstick: torch.Tensor, mask: torch.Tensor, share: float) -> torch.Tensor:
@@ -60,3 +67,9 @@ def limit(gradient: torch.Tensor, yardstick: torch.Tensor, mask: torch.Tensor, s
     factor = (allowed / masked_rms(gradient, mask).clamp_min(TINY)).clamp(max=1)
     limited = gradient * torch.where(allowed.isfinite(), factor, float("nan"))
     return torch.where(gradient == 0, gradient, limited)
+
+
+def masked_rms(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Root mean square of [B, C, h, w] inside a [B, 1, h, w] mask in 0..1, one number a picture: [B, 1, 1, 1]."""
+    weight = mask.sum(dim=(1, 2, 3), keepdim=True) * values.shape[1]
+    return ((values.square() * mask).sum(dim=(1, 2, 3), keepdim=True) / weight.clamp_min(TINY)).sqrt()

@@ -1,45 +1,43 @@
-"""Where the face is: Eq. 6 of the OmniPortrait paper, the threshold, and the split between several people.
+"""Where the face is: the map of a word, its threshold M_gen, and the split between several people.
 
-Maps are [B, h, w]. The self-attention of Eq. 6 comes in as a function `smooth(map) -> map` that multiplies by the row-
-stochastic
+Maps are [B, h, w]. Self-attention comes in as a function `smooth(map) -> map` that multiplies by the row-stochastic
 A_s, so that nobody has to hold its [hw, hw] matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-Refinement = Literal["outer", "inner"]
+from .settings import Refinement
+
 Smooth = Callable[[torch.Tensor], torch.Tensor]
 
 TINY = 1e-12
 
 
 def min_max(maps: torch.Tensor) -> torch.Tensor:
-    """norm of Eq. 6: each map to [0, 1]. A constant map becomes zeros: it says nothing about where the face is."""
+    """norm: each map to [0, 1]. A constant map becomes zeros: it says nothing about where the face is."""
     low = maps.amin(dim=(-2, -1), keepdim=True)
     span = maps.amax(dim=(-2, -1), keepdim=True) - low
     return torch.where(span > TINY, (maps - low) / span.clamp_min(TINY), torch.zeros_like(maps))
 
 
 def nested_norm(maps: torch.Tensor, alpha: float, gamma: int) -> torch.Tensor:
-    """The bracket of Eq. 6: x <- norm(x)^alpha, gamma times. Equal to norm(x)^(alpha^gamma), for powers keep [0, 1]."""
+    """x <- norm(x)^alpha, gamma times. Equal to norm(x)^(alpha^gamma), for powers keep [0, 1]."""
     for _ in range(gamma):
         maps = min_max(maps) ** alpha
     return maps
 
 
 def refine(maps: torch.Tensor, smooth: Smooth, alpha: float, gamma: int, form: Refinement = "outer") -> torch.Tensor:
-    """Eq. 6, and a last min-max so that the threshold beta has a meaning.
+    """Eq. 6: A_s . norm(..norm(A_c)^alpha..)^alpha, and a last min-max so that the threshold beta has a meaning.
 
-    outer: A_s . norm(..norm(A_c)^alpha..)^alpha, as printed.
-    inner: x <- norm(A_s x)^alpha, gamma times: the self-attention acts inside the loop, which makes the loop do
-    something.
+    outer: as printed. inner: x <- norm(A_s x)^alpha, gamma times: the self-attention acts inside the loop, which makes
+    the loop do something.
     """
     if form == "outer":
         return min_max(smooth(nested_norm(maps, alpha, gamma)))
@@ -47,7 +45,7 @@ def refine(maps: torch.Tensor, smooth: Smooth, alpha: float, gamma: int, form: R
         for _ in range(gamma):
             maps = min_max(smooth(maps)) ** alpha
         return min_max(maps)
-    raise ValueError(f"Eq. 6 has the forms 'outer' and 'inner', not {form!r}.")
+    raise ValueError(f"The mask has the refinements 'outer' and 'inner', not {form!r}.")
 
 
 def largest_component(mask: torch.Tensor) -> torch.Tensor:

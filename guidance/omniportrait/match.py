@@ -1,26 +1,23 @@
-"""Eq. 7 and 8 of the OmniPortrait paper: nearest diffusion features and how alike they are.
+"""Which points of two faces belong together, and how alike they are.
 
-Features are rows [N, C]. The search has no gradient; the cosine's gradient flows only into the features of the picture
-being made.
+Points are diffusion features [N, C]. The search has no gradient; the cosine's flows only into the features of the
+picture being made.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 
-Reduction = Literal["mean", "sum"]
+from .settings import Reduction
 
 
 @torch.no_grad()
 def nearest(reference: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
-    """Eq. 7: for each reference row the index of the generated row at the smallest Euclidean distance.
+    """Eq. 7: for each reference point the index of the generated point at the smallest Euclidean distance.
 
     The paper prints p in M^ref under the argmin but says that matches lie inside M_gen; `generated` holds the points of
-    M_gen.
-    |a - b|^2 = |a|^2 + |b|^2 - 2ab, and |a|^2 is the same for all candidates, so it is left out.
+    M_gen. |a - b|^2 = |a|^2 + |b|^2 - 2ab, and |a|^2 is the same for all candidates, so it is left out.
     """
     distance = generated.square().sum(dim=1)[None, :] - 2 * reference @ generated.T
     return distance.argmin(dim=1)
@@ -29,6 +26,6 @@ def nearest(reference: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
 def similarity(
     reference: torch.Tensor, generated: torch.Tensor, match: torch.Tensor, reduction: Reduction
 ) -> torch.Tensor:
-    """Eq. 8: the sum over reference points of (cos + 1) / 2 with their matches; `mean` divides by their number."""
+    """Eq. 8: S, the sum over reference points of (cos + 1) / 2 with their matches; `mean` divides by their number."""
     halves = (F.cosine_similarity(generated[match], reference, dim=1) + 1) / 2
     return halves.mean() if reduction == "mean" else halves.sum()

@@ -1,6 +1,6 @@
-"""Eq. 5 of the OmniPortrait paper:
+"""The training objective of the pivot encoder: the noise, and where the subject's word looks.
 
-L = |eps - eps_theta(z_t, t, C)|^2 + eta / (h w) sum_ij (A_t(m)[i, j] - M[i, j])^2
+Terms are told for each sample [B], so that a batch may leave some out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,11 @@ import torch
 import torch.nn.functional as F
 
 TINY = 1e-6
+
+
+def objective(denoising: torch.Tensor, localisation: torch.Tensor, eta: float) -> torch.Tensor:
+    """Eq. 5: |eps - eps_theta(z_t, t, C)|^2 + eta / (h w) sum_ij (A_t(m)[i, j] - M[i, j])^2, of its two terms."""
+    return denoising + eta * localisation
 
 
 def denoising(predicted: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -37,12 +42,12 @@ def localisation(maps: torch.Tensor, masks: torch.Tensor, normalisation: str) ->
     if normalisation == "max":
         maps = maps / (maps.amax((1, 2), keepdim=True) + TINY)
     elif normalisation != "none":
-        raise ValueError(f'Eq. 5\'s maps are normalised by "max", "none" or "ratio", not {normalisation!r}.')
+        raise ValueError(f'The localisation\'s maps are normalised by "max", "none" or "ratio", not {normalisation!r}.')
     return (maps - masks).square().mean((1, 2))
 
 
 def pooled(maps: torch.Tensor, side: int = 16) -> torch.Tensor:
-    """Maps [B, h, w] at Eq. 5's 16x16 or what is nearest: SDXL's 32x32 are averaged over 2x2."""
+    """Maps [B, h, w] at the paper's 16x16 or what is nearest: SDXL's 32x32 are averaged over 2x2."""
     while maps.shape[-2] * maps.shape[-1] >= 2 * side * side and not any(n % 2 for n in maps.shape[-2:]):
         maps = F.avg_pool2d(maps[:, None], 2)[:, 0]
     return maps

@@ -6,10 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from .mask import Refinement
-from .match import Reduction
-
 Mode = Literal["calibrated", "literal"]
+Refinement = Literal["outer", "inner"]
+Reduction = Literal["mean", "sum"]
 Checkpointing = Literal["auto", "on", "off"]
 GuidedPass = Literal["full", "shared"]
 """`full`: a pass of its own beside ComfyUI's call, which stays bit-equal. `shared`: in ComfyUI's call, equal up to
@@ -20,11 +19,11 @@ rounding."""
 class Settings:
     """Hyper-parameters of RB-Guidance.
 
-    strength: multiplies the final gradient; 0 is off. p: Eq. 10. u: guided while t <= u T (Eq. 11). t0: timestep of the
-    reference features (Eq. 7). gamma, alpha, beta: Eq. 6 and the threshold. refinement: where A_s acts in Eq. 6.
-    reduction, gain, clip: sum or mean in Eq. 8, a factor on the gradient, and its cap as a share of the CFG difference.
-    sigma_scale: multiply the gradient by sqrt(1 - abar_t), which the score identity has and Eq. 11 lacks.
-    background_masking: Eq. 9; off is the paper's ablation (match and guide over the whole picture).
+    strength: multiplies the final gradient; 0 is off. p: of the energy. u: guided while t <= u T. t0: timestep of the
+    reference features. gamma, alpha, beta: of the mask, and its threshold. refinement: where A_s acts in the mask.
+    reduction: sum or mean in the similarity. gain, clip: a factor on the gradient, and its cap as a share of the CFG
+    difference. sigma_scale: multiply the gradient by sqrt(1 - abar_t), which the score identity has and the paper's
+    step lacks. background_masking: off is the paper's ablation (match and guide over the whole picture).
     block: output block whose result is the feature; -1 chooses by the model. ensemble: noises averaged for the
     reference. reference_seed: seed of those noises. checkpointing: auto, on or off. every: the gradient is made at
     every so many sigmas and held in between; 1 is the paper's way. guided_pass: where the rows with a gradient run.
@@ -65,8 +64,8 @@ class Settings:
         return self.strength == 0 or self.u == 0
 
     def in_mode(self, mode: Mode) -> Settings:
-        """`literal` is Eq. 7 to 11 as printed: the sum, no factor, no cap, no sigma scale, a gradient at every step.
-        `calibrated` leaves the inputs be."""
+        """`literal` is the paper's equations as printed: the sum, no factor, no cap, no sigma scale, a gradient at
+        every step. `calibrated` leaves the inputs be."""
         _check("mode", mode, Mode)
         if mode == "literal":
             return replace(self, reduction="sum", gain=1.0, clip=0.0, sigma_scale=False, every=1)

@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from ...backbone.private import PrivatePass
+from ...backbone.private import PrivateTwin, Tapped
 from ...guidance.omniportrait.settings import Settings
 from ...sampling import reference as dift
-from ...sampling import session as guided_run
 from ...sampling.patch import patch
 from ...sampling.people import ByHand
 from ..testbed import small
@@ -31,36 +30,27 @@ WINDOW_SIGMA = 2.2851
 """Calls at or below it are those that u = 0.6 guides."""
 
 
-class Kept(torch.nn.Module):
-    """Takes the feature block's output and lets the UNet go on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features: torch.Tensor | None = None
-
-    def forward(self, h: torch.Tensor, *_: object) -> torch.Tensor:
-        self.features = h
-        return h
-
-
-class NaivePass(PrivatePass):
+def naive_tap(
+    twin: PrivateTwin, block: int, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, options: dict, *_: object
+) -> Tapped:
     """The straightforward way: a whole UNet forward of its own with autograd on, whatever the feature block."""
+    features: list[torch.Tensor] = []
 
-    def __init__(self, base: torch.nn.Module, exit_block: int, *rest: object) -> None:
-        super().__init__(base, exit_block, *rest)
-        self._kept = Kept()
-        block = self.base.diffusion_model.output_blocks._modules[str(exit_block)]
-        block.__dict__["_modules"] = {**block._modules, "tap": self._kept}
+    def keep(h: torch.Tensor, skip: torch.Tensor, options: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Runs before each output block, so that h is the one before's."""
+        if options["block"] == ("output", block + 1):
+            features.append(h)
+        return h, skip
 
-    def _run(self, x: torch.Tensor, sigma: torch.Tensor, arguments: dict, transformer_options: dict) -> torch.Tensor:
-        self.base._apply_model(x, sigma, transformer_options=transformer_options, **arguments)
-        features, self._kept.features = self._kept.features, None
-        return features
+    patches = options.get("patches", {})
+    own = {**patches, "output_block_patch": [keep, *patches.get("output_block_patch", [])]}
+    denoised = twin.whole(x, sigma, arguments, {**options, "patches": own})
+    return Tapped(features[0], denoised)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """name: as printed. prepare: (model, vae) to the model that is sampled. naive: swap the private pass. finds: the
+    """name: as printed. prepare: (model, vae) to the model that is sampled. naive: swap the twin's pass. finds: the
     face's place is not given by hand, but read off the attention of the person's word."""
 
     name: str
@@ -202,8 +192,8 @@ def _run(contender: Contender, model: object, vae: object, side: int, steps: int
     options = {"steps": steps, "size": (side, side), "cfg": CFG}
     with contextlib.ExitStack() as stack:
         if contender.naive:
-            stack.callback(setattr, guided_run, "PrivatePass", guided_run.PrivatePass)
-            guided_run.PrivatePass = NaivePass
+            stack.callback(setattr, PrivateTwin, "tap", PrivateTwin.tap)
+            PrivateTwin.tap = naive_tap
         stack.enter_context(metered(dift, "compute", add_reference, meter))
         used = reset_peak(device)
         start = meter()

@@ -32,7 +32,7 @@ import torch
 
 import nodes as core
 
-from ...backbone.clock import sigma_of
+from ...backbone.clock import Clock
 from ...guidance.omniportrait.mask import cover
 from ...models.pivot.handle import load_handle
 from ...sampling.patch import patch
@@ -151,7 +151,8 @@ class Probe:
         that."""
         guided = patch(self.model, self.vae, settings_of(inputs))
         sampling = self.model.get_model_object("model_sampling")
-        sigmas = torch.tensor([*(sigma_of(sampling, t) for t in TIMES), 0.0])
+        clock = Clock(sampling)
+        sigmas = torch.tensor([*(clock.sigma(t) for t in TIMES), 0.0])
         found: dict[object, torch.Tensor] = {}
 
         def ask(model, x, sigmas, extra_args, **_):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -16,7 +17,7 @@ from comfy.ops import disable_weight_init
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...backbone.checkpointing import checkpoint_forward
-from ...backbone.unet import default_block
+from ...backbone.unet import UNetFamily
 from ...guidance.omniportrait.settings import Settings
 from .contenders import ON_CPU
 from .live import LiveMemory
@@ -67,8 +68,14 @@ def meta_unet(shape: dict, checkpointing: bool = False) -> UNetModel:
     unet = UNetModel(**shape, dtype=torch.float16, device="meta", operations=disable_weight_init).requires_grad_(False)
     if checkpointing:
         for module in unet.modules():
-            checkpoint_forward(module, contextlib.nullcontext, None)
+            if type(module).__name__ in UNetFamily.recomputed:
+                checkpoint_forward(module, contextlib.nullcontext, None)
     return unet
+
+
+def family_of(unet: UNetModel) -> UNetFamily:
+    """The facts of a UNet alone."""
+    return UNetFamily(SimpleNamespace(diffusion_model=unet))
 
 
 def fused_attention(_own: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, **_: object):
@@ -127,7 +134,7 @@ def counted(*what: object, **how: object) -> Pass:
 def floors(shape: dict, side: int, lower: int) -> list[Floor]:
     """The ways of bench overhead whose count does not depend on where the face is. lower: the lower feature block."""
     unet = meta_unet(shape)
-    block = default_block(unet)
+    block = family_of(unet).feature_block()
     plain = counted(unet, shape, 2, side)
     row = counted(unet, shape, 1, side)
     full = counted(unet, shape, 1, side, block)

@@ -26,7 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import nodes as core
 
-from ...backbone.unet import default_block, feature_block
+from ...backbone.family import family_of
 from ...demo.architecture import register
 from ...demo.sampling import SAMPLING, workflow_inputs
 from ...guidance.omniportrait.settings import Settings
@@ -209,7 +209,7 @@ class Studio:
     @property
     def feature_block(self) -> int:
         """What the node's -1 stands for on this model."""
-        return default_block(self._loaded[0].model.diffusion_model)
+        return family_of(self._loaded[0]).feature_block(-1)
 
     def key(self, variant: Variant) -> str:
         """Equal for equal pictures: a digest of all that they depend on but the case."""
@@ -250,7 +250,7 @@ class Studio:
 
     def check(self, variant: Variant) -> None:
         """ValueError where this model cannot be guided so; a campaign asks before it begins."""
-        feature_block(self._loaded[0].model.diffusion_model, settings_of(self.inputs | dict(variant.inputs)).block)
+        family_of(self._loaded[0]).feature_block(settings_of(self.inputs | dict(variant.inputs)).block)
 
     def seconds(self, case: Case, variant: Variant) -> float:
         """Of sampling, now."""

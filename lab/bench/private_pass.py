@@ -18,8 +18,8 @@ import comfy.model_base
 import comfy.supported_models
 import torch
 
-from ...backbone.private import PrivatePass, storage_view
-from ...backbone.unet import default_block
+from ...backbone.private import PrivateTwin, storage_view
+from ...backbone.unet import UNetFamily
 from ..testbed import small
 
 REPEATS = 7
@@ -74,9 +74,8 @@ def measure(name: str, config: type, shape: dict) -> None:
     """Print one model's three rows."""
     base = load(config, shape)
     size = sum(p.numel() * p.element_size() for p in base.diffusion_model.parameters()) / 2**20
-    block = default_block(base.diffusion_model)
     with torch.inference_mode(False):
-        tree = median_ms(lambda: PrivatePass(base, block, False, torch.device("cpu")), REPEATS)
+        tree = median_ms(lambda: PrivateTwin(UNetFamily(base), torch.device("cpu")), REPEATS)
         swap = median_ms(lambda: through_functional_call(base), REPEATS)
         deep = median_ms(lambda: through_deep_copy(base), 1)
     print(f"{name:6} {'private tree, once a run':34} {tree:9.1f} {0:6.0f} MB  no")

@@ -6,9 +6,9 @@ import hashlib
 
 import torch
 
-from ...backbone.unet import feature_block
+from ...backbone.family import family_of
 from ...guidance.omniportrait.settings import Settings
-from ...sampling import session as run_module
+from ...sampling import passes
 from ...sampling.patch import patch
 from ...sampling.trace import Trace
 from . import small
@@ -83,7 +83,7 @@ def watched(
     A patch on the block after the feature block sees the main forward only, for the private pass leaves before it. So
     whatever is wrong with weights, control, patches or rows shows. tolerance: of the largest feature.
     """
-    block = feature_block(model.model.diffusion_model, (settings or {}).get("block", -1))
+    block = family_of(model).feature_block((settings or {}).get("block", -1))
     private, main = [], {}
 
     def tap(h, skip, transformer_options):
@@ -94,8 +94,8 @@ def watched(
                 main.setdefault((uuid, side, sigma), own)
         return h, skip
 
-    def spy(private_pass, part, call, place, canvas, sigma, *args):
-        rows = original(private_pass, part, call, place, canvas, sigma, *args)
+    def spy(twin, block, part, recorded, canvas, sigma, *args):
+        rows = original(twin, block, part, recorded, canvas, sigma, *args)
         # side 0: ComfyUI copies an area to the negative under the same uuid
         private.append((rows.features.detach().clone(), main[part.uuid, 0, float(sigma[0])]))
         return rows
@@ -103,11 +103,11 @@ def watched(
     tapped = model.clone()
     patches = tapped.model_options["transformer_options"].setdefault("patches", {})
     patches["output_block_patch"] = [tap, *patches.get("output_block_patch", [])]
-    original, run_module.run_rows = run_module.run_rows, spy
+    original, passes.run_rows = passes.run_rows, spy
     try:
         result = guided(tapped, vae, positive, settings=settings, by_hand=by_hand, **options)
     finally:
-        run_module.run_rows = original
+        passes.run_rows = original
     assert private
     for features, expected in private:
         expected = expected.float()

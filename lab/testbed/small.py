@@ -11,6 +11,9 @@ import comfy.supported_models
 import comfy.taesd.taesd
 import torch
 
+from ...backbone.conditions import Conditions
+from ...backbone.private import PrivateTwin
+from ...backbone.unet import UNetFamily
 from ...models.faces import FaceReference
 from ...sampling.record import RECORDS_KEY, IdentityRecord
 from ...training.random_weights import NARROW, UNETS
@@ -81,6 +84,11 @@ def vae(channels: int = 4):
         elif not name.startswith("vae_"):
             state[name] = torch.zeros_like(value)
     return comfy.sd.VAE(sd=state)
+
+
+def twin(model, device: str = "cpu", **conditions) -> PrivateTwin:
+    """A private twin of a model."""
+    return PrivateTwin(UNetFamily(model.model), torch.device(device), Conditions(**conditions))
 
 
 def width(model) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import comfy.supported_models
 import pytest
 import torch
-from omniportrait.backbone.attention import choose_sites
-from omniportrait.backbone.unet import default_block
+from omniportrait.backbone.family import family_of
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import ONE_CALL, assert_guided, guide
-from omniportrait.sampling import session as run_module
+from omniportrait.sampling import passes
 
 SIZE = (16, 16)
 FULL = {
@@ -28,21 +27,21 @@ def test_one_guided_step(vae, monkeypatch, name):
     unet = model.model.diffusion_model
     assert sum(p.numel() for p in unet.parameters()) == parameters
     assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
-    assert default_block(unet) == block
-    recordings, original = [], run_module.run_rows
+    assert family_of(model).feature_block(-1) == block
+    recordings, original = [], passes.run_rows
 
     def spy(*args):
         rows = original(*args)
         recordings.append(rows.recording)
         return rows
 
-    monkeypatch.setattr(run_module, "run_rows", spy)
+    monkeypatch.setattr(passes, "run_rows", spy)
     patched, traces = guide(model, vae, ensemble=1)
     predictions = []
     patched.set_model_sampler_post_cfg_function(lambda args: predictions.append(args["denoised"]) or args["denoised"])
     picture = small.sample(patched, small.annotated(model), size=SIZE, **ONE_CALL)
     assert_guided(traces[0], calls=1)
-    sites = choose_sites(unet, block, SIZE)
+    sites = family_of(model).sites(block, SIZE)
     wanted = {("attn2", key) for key in sites.cross} | {("attn1", key) for key in sites.self_}
     (recording,) = recordings
     assert wanted and recording.hits == dict.fromkeys(wanted, 1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import comfy.model_management
 import pytest
 import torch
 from omniportrait.backbone.memory import OUT_OF_MEMORY, out_of_memory
-from omniportrait.backbone.private import PrivatePass
+from omniportrait.backbone.private import PrivateTwin
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guide, guided
 from omniportrait.sampling import reference as features
@@ -192,7 +195,7 @@ WORDS = [
 def run_out(monkeypatch, times: float, error: Exception | None = None) -> list[bool]:
     """Raise out of memory in the first `times` passes with a gradient; returns the list of attempts."""
     error = error or OUT_OF_MEMORY("Tried to allocate 3.90 GiB.")
-    attempts, original = [], PrivatePass.features
+    attempts, original = [], PrivateTwin.tap
 
     def features_(self, *args, **kwargs):
         if torch.is_grad_enabled():
@@ -201,19 +204,19 @@ def run_out(monkeypatch, times: float, error: Exception | None = None) -> list[b
                 raise error
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(PrivatePass, "features", features_)
+    monkeypatch.setattr(PrivateTwin, "tap", features_)
     return attempts
 
 
 def opened(monkeypatch) -> list[bool]:
     """The checkpointing flag of each private pass that is made."""
-    flags, original = [], PrivatePass.__init__
+    flags, original = [], PrivateTwin.__init__
 
-    def init(self, base, exit_block, checkpointing, *rest):
-        flags.append(checkpointing)
-        original(self, base, exit_block, checkpointing, *rest)
+    def init(self, family, device, conditions):
+        flags.append(conditions.checkpointing)
+        original(self, family, device, conditions)
 
-    monkeypatch.setattr(PrivatePass, "__init__", init)
+    monkeypatch.setattr(PrivateTwin, "__init__", init)
     return flags
 
 
@@ -271,7 +274,42 @@ def test_other_errors_are_not_swallowed(sd15, vae, monkeypatch):
     def features_(self, *args, **kwargs):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(PrivatePass, "features", features_)
+    monkeypatch.setattr(PrivateTwin, "tap", features_)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         guided(sd15, vae, positive)
     assert torch.equal(small.sample(sd15, positive), plain)
+
+
+def test_a_failed_pass_is_let_go_before_the_next(sd15, vae, monkeypatch):
+    """Memory runs out on the way back, when all activations are there: none of them is left when it is tried again."""
+    graphs, left = [], []
+
+    class Mark(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q):
+            graphs.append(weakref.ref(ctx))
+            return q.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            if not left:
+                left.append(None)
+                raise OUT_OF_MEMORY("Tried to allocate 3.90 GiB.")
+            return gradient
+
+    model, original = sd15.clone(), PrivateTwin.tap
+
+    def tap(*args, **kwargs):
+        if left and torch.is_grad_enabled():
+            left.append(sum(graph() is not None for graph in graphs))
+        return original(*args, **kwargs)
+
+    model.set_model_attn2_patch(lambda q, k, v, extra: (Mark.apply(q) if torch.is_grad_enabled() else q, k, v))
+    monkeypatch.setattr(PrivateTwin, "tap", tap)
+    gc.disable()
+    try:
+        _, trace = guided(model, vae, small.annotated(model), settings={"checkpointing": "off"})
+    finally:
+        gc.enable()
+    assert_guided(trace)
+    assert graphs and left[1] == 0

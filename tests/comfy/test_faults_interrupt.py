@@ -11,17 +11,16 @@ import comfy.sampler_helpers
 import pytest
 import torch
 from omniportrait.backbone import checkpointing as recompute
-from omniportrait.backbone import private as private_pass
+from omniportrait.backbone import private
 from omniportrait.backbone.memory import OUT_OF_MEMORY
-from omniportrait.backbone.private import PrivatePass
-from omniportrait.guidance.omniportrait import mask as region
+from omniportrait.backbone.private import PrivateTwin
+from omniportrait.guidance.omniportrait import guide as guide_module
+from omniportrait.guidance.omniportrait import mask as mask_module
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import BETA, assert_effective, footprint, guide, guided
 from omniportrait.nodes.face_mask_from_attention import FaceMaskFromAttention
-from omniportrait.sampling import face_mask, rows
-from omniportrait.sampling import recorder as listener
+from omniportrait.sampling import passes, recorder, rows, shared_call, single_call
 from omniportrait.sampling import reference as features
-from omniportrait.sampling import session as run_module
 from omniportrait.sampling.trace import Trace
 
 INTERRUPTED = comfy.model_management.InterruptProcessingException
@@ -63,7 +62,7 @@ def held(monkeypatch) -> Counts:
 
 def with_gradient_again(monkeypatch) -> Counts:
     """Only what is called with a gradient after the first pass with one has run out of memory at its very end."""
-    original, failed = PrivatePass.features, []
+    original, failed = PrivateTwin.tap, []
 
     def runs_out(*args):
         made = original(*args)
@@ -72,7 +71,7 @@ def with_gradient_again(monkeypatch) -> Counts:
             raise OUT_OF_MEMORY("Tried to allocate 3.90 GiB.")
         return made
 
-    monkeypatch.setattr(PrivatePass, "features", runs_out)
+    monkeypatch.setattr(PrivateTwin, "tap", runs_out)
     return lambda *_, **__: bool(failed) and torch.is_grad_enabled()
 
 
@@ -89,39 +88,39 @@ class Phase:
 
 UNET = openaimodel, "apply_control"
 """What ComfyUI calls in every block of a UNet, whichever pass runs it."""
-GUIDED_ROWS = after(run_module, "run_rows")
+GUIDED_ROWS = after(passes, "run_rows")
 
 PHASES = {
     "the reference's way through the VAE": Phase(features, "encode_reference"),
     "ComfyUI's loading of the model": Phase(comfy.sampler_helpers, "prepare_sampling"),
-    "ComfyUI's own prediction of a guided step": Phase(*UNET, when=after(listener.Listener, "listening")),
-    "making the weights' views": Phase(PrivatePass, "__init__"),
+    "ComfyUI's own prediction of a guided step": Phase(*UNET, when=after(recorder.Recorder, "recording")),
+    "making the weights' views": Phase(PrivateTwin, "__init__"),
     "the reference's features": Phase(features, "compute"),
     "the UNet's first block in the reference's pass": Phase(*UNET, when=after(features, "compute")),
-    "the second of the reference's passes": Phase(PrivatePass, "features", 1, after(features, "compute")),
+    "the second of the reference's passes": Phase(PrivateTwin, "tap", 1, after(features, "compute")),
     "the UNet's first block in the guided pass": Phase(*UNET, when=GUIDED_ROWS),
     "a later block of the guided pass": Phase(*UNET, 5, GUIDED_ROWS),
-    "reading the attention": Phase(rows, "install_recorders"),
-    "finding the face in the maps": Phase(region, "largest_component", 1),
+    "reading the attention": Phase(rows, "record_attention"),
+    "finding the face in the maps": Phase(mask_module, "largest_component", 1),
     "computing again on the way back": Phase(recompute.Recomputed, "unpack", settings={"checkpointing": "on"}),
-    "a held step": Phase(run_module, "limit", when=held, settings={"every": 2}),
-    "ComfyUI's own prediction of a held step": Phase(*UNET, when=after(run_module, "limit"), settings={"every": 2}),
+    "a held step": Phase(guide_module, "limit", when=held, settings={"every": 2}),
+    "ComfyUI's own prediction of a held step": Phase(*UNET, when=after(guide_module, "limit"), settings={"every": 2}),
     "the retry after out of memory": Phase(*UNET, when=with_gradient_again),
     "the shared call, with a gradient": Phase(*UNET, when=GUIDED_ROWS, settings={"guided_pass": "shared"}),
     "the shared call, after the features": Phase(
-        *UNET, when=after(private_pass._Exit, "forward"), settings={"guided_pass": "shared"}
+        *UNET, when=after(private._Tap, "forward"), settings={"guided_pass": "shared"}
     ),
     "the shared call's other rows": Phase(
-        *UNET, when=after(run_module, "split_call"), settings={"guided_pass": "shared"}
+        *UNET, when=after(shared_call, "split_call"), settings={"guided_pass": "shared"}
     ),
     "writing the trace": Phase(Trace, "summary"),
 }
 FACE_SEARCH = {
     "ComfyUI's loading of the model": Phase(comfy.sampler_helpers, "prepare_sampling"),
-    "ComfyUI's own prediction": Phase(listener.Listener, "heard_call"),
-    "making the weights' views": Phase(PrivatePass, "__init__"),
-    "the UNet's first block in our pass": Phase(*UNET, when=after(face_mask, "run_rows")),
-    "finding the face in the maps": Phase(region, "largest_component"),
+    "ComfyUI's own prediction": Phase(recorder.Recorder, "record_call"),
+    "making the weights' views": Phase(PrivateTwin, "__init__"),
+    "the UNet's first block in our pass": Phase(*UNET, when=after(single_call, "run_rows")),
+    "finding the face in the maps": Phase(mask_module, "largest_component"),
 }
 
 
@@ -175,7 +174,7 @@ def test_interrupt(sd15, vae, monkeypatch, uninterrupted, name):
     left = footprint(patched)
     interrupt(monkeypatch, phase, lambda: small.sample(patched, positive, steps=3))
     assert footprint(sd15) == before and footprint(patched) == left
-    assert "omniportrait_run" not in patched.model_options["transformer_options"]
+    assert "omniportrait_session" not in patched.model_options["transformer_options"]
     assert torch.equal(small.sample(sd15, positive, steps=3), plain)
     assert torch.equal(small.sample(patched, positive, steps=3), expected)
 
@@ -200,6 +199,6 @@ def test_interrupt_of_the_face_mask_node(sd15, monkeypatch, name):
     before = footprint(sd15)
     interrupt(monkeypatch, FACE_SEARCH[name], lambda: look(sd15))
     assert footprint(sd15) == before
-    assert "omniportrait_run" not in sd15.model_options["transformer_options"]
+    assert "omniportrait_session" not in sd15.model_options["transformer_options"]
     assert all(map(torch.equal, look(sd15), expected))
     assert torch.equal(small.sample(sd15, small.annotated(sd15), steps=1), plain)

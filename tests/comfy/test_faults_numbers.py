@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from omniportrait.backbone.memory import OUT_OF_MEMORY
-from omniportrait.backbone.private import PrivatePass
+from omniportrait.backbone.private import PrivateTwin
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guide, guided
 from omniportrait.sampling import reference as features
@@ -111,7 +111,7 @@ def test_memory_that_runs_out_in_the_reference_features(family, vae, monkeypatch
     positive = small.annotated(family)
     expected, _ = guided(family, vae, positive, settings={"checkpointing": "on"})
     features.forget_all()
-    before, attempts, original = footprint(family), [], PrivatePass.features
+    before, attempts, original = footprint(family), [], PrivateTwin.tap
 
     def features_(self, *args, **kwargs):
         attempts.append(torch.is_grad_enabled())
@@ -119,7 +119,7 @@ def test_memory_that_runs_out_in_the_reference_features(family, vae, monkeypatch
             raise OUT_OF_MEMORY("Tried to allocate 1.20 GiB.")
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(PrivatePass, "features", features_)
+    monkeypatch.setattr(PrivateTwin, "tap", features_)
     picture, trace = guided(family, vae, positive)
     assert not any(attempts[:3])
     assert_guided(trace)

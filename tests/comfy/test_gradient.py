@@ -5,37 +5,36 @@ from __future__ import annotations
 import comfy.samplers
 import pytest
 import torch
-from omniportrait.backbone import private as private_pass
-from omniportrait.backbone.attention import choose_sites, install_recorders, transformer_sites
-from omniportrait.backbone.unet import default_block
-from omniportrait.guidance.omniportrait import mask as region
-from omniportrait.guidance.omniportrait.guide import feature_energy
+from omniportrait.backbone.attention import Recording, plain_attention, private_options, record_attention
+from omniportrait.backbone.family import family_of
+from omniportrait.guidance.omniportrait.guide import energy
+from omniportrait.guidance.omniportrait.mask import resize_mask
+from omniportrait.guidance.omniportrait.match import nearest, similarity
 from omniportrait.guidance.omniportrait.settings import Settings
 from omniportrait.lab.testbed import independent, small
 from omniportrait.lab.testbed.independent import arguments_of
-from omniportrait.sampling import session as run
+from omniportrait.sampling import passes
 from omniportrait.sampling.patch import patch
-from omniportrait.sampling.rows import plain_attention, private_options
 
 SIGMA = 1.5
 
 
-def reference_rows(channels):
+def reference_points(channels):
     return torch.randn(40, channels, generator=torch.Generator().manual_seed(9))
 
 
 def energy_at(features):
     mask = torch.zeros(features.shape[-2:], dtype=torch.bool)
     mask[1:-1, 2:-2] = True
-    return feature_energy(reference_rows(features.shape[1]), features[0], mask, 8.5, "mean")[0]
+    reference, points = reference_points(features.shape[1]), features[0].permute(1, 2, 0)[mask]
+    return energy(similarity(reference, points, nearest(reference, points), "mean"), 8.5)
 
 
 def private_gradient(model, x, arguments, checkpointing=False, options=None):
-    base = model.model
     with torch.inference_mode(False), torch.enable_grad():
-        private = private_pass.PrivatePass(base, default_block(base.diffusion_model), checkpointing, x.device)
-        leaf = x.clone().requires_grad_(True)
-        features = private.features(leaf, torch.full((1,), SIGMA), arguments, private_options(options or {}))
+        twin, leaf = small.twin(model, checkpointing=checkpointing), x.clone().requires_grad_(True)
+        block, sigma = twin.family.feature_block(-1), torch.full((1,), SIGMA)
+        features, _ = twin.tap(block, leaf, sigma, arguments, private_options(options or {}))
         return torch.autograd.grad(energy_at(features.float()), leaf)[0]
 
 
@@ -43,7 +42,7 @@ def deep_copy_gradient(model, x, arguments):
     """The independent way."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = x.clone().requires_grad_(True)
-        block = default_block(model.model.diffusion_model)
+        block = family_of(model).feature_block(-1)
         (features,) = independent.features(model, leaf, SIGMA, arguments, (block,))
         return torch.autograd.grad(energy_at(features.float()), leaf)[0]
 
@@ -64,7 +63,8 @@ def test_gradient_equals_autograd_through_a_deep_copy(case):
 def test_checkpointing_gives_the_same_gradient(case):
     """With attention patches in place: a recomputation that saw another block's number would silently skip them."""
     model, x, arguments = case
-    sites = transformer_sites(model.model.diffusion_model, default_block(model.model.diffusion_model))
+    family = family_of(model)
+    sites = list(family.transformer_sites(family.feature_block(-1)))
 
     def twist(q, k, v, extra):
         return plain_attention(q * 1.5, k, v, extra["n_heads"])
@@ -81,7 +81,7 @@ def test_checkpointing_gives_the_same_gradient(case):
 def test_no_weight_asks_for_a_gradient(family):
     """ComfyUI's own do on most cores; autograd would then keep the input of every layer, too."""
     with torch.inference_mode(False):
-        unet = private_pass.PrivatePass(family.model, 2, False, torch.device("cpu")).unet
+        unet = small.twin(family).net
     assert len(list(unet.parameters())) == len(list(family.model.diffusion_model.parameters()))
     assert not any(p.requires_grad for p in unet.parameters())
 
@@ -112,10 +112,10 @@ SDXL_DEEP = [("input", 7), ("input", 8), ("middle", 0), ("output", 0), ("output"
 )
 def test_sites_at_native_size(shape, cross, self_, block):
     """SD1.5 at 512 and SDXL at 1024, by hand from the architectures."""
-    unet = getattr(small, shape)().model.diffusion_model
+    family = family_of(getattr(small, shape)())
     size = (64, 64) if shape == "sd15" else (128, 128)
-    sites = choose_sites(unet, block, size)
-    assert default_block(unet) == block
+    sites = family.sites(block, size)
+    assert family.feature_block(-1) == block
     assert set(sites.cross) == cross and set(sites.self_) == self_
 
 
@@ -123,7 +123,7 @@ def one_step(model, vae, cfg=7.5, settings=None, sigma=SIGMA):
     """(plain denoised, gradient, recordings, prediction inside the guided call) of one guided call."""
     settings = settings or Settings(beta=0.3)
     seen = {"recordings": [], "rows": []}
-    original = run.run_rows
+    original = passes.run_rows
 
     def spy(*args, **kwargs):
         rows = original(*args, **kwargs)
@@ -153,14 +153,14 @@ def one_step(model, vae, cfg=7.5, settings=None, sigma=SIGMA):
         inner.append(args["denoised"].clone())
         return args["denoised"]
 
-    run.run_rows = spy
+    passes.run_rows = spy
     try:
         with torch.inference_mode():
             guided_model = patch(model, vae, settings, observe=lambda trace: seen.__setitem__("trace", trace))
         guided_model.set_model_sampler_post_cfg_function(tap)
         guided = call(guided_model)
     finally:
-        run.run_rows = original
+        passes.run_rows = original
     plain = call(model)
     assert len(seen["trace"].steps) == 1 and not seen["trace"].skipped, seen["trace"].summary()
     scale = model.model.latent_format.scale_factor
@@ -175,8 +175,8 @@ def test_prediction_of_a_guided_step_is_bit_equal(family, vae):
 
 def test_every_hook_is_hit_exactly_once(family, vae):
     seen = one_step(family, vae)[2]
-    unet = family.model.diffusion_model
-    sites = choose_sites(unet, default_block(unet), (32, 32))
+    facts = family_of(family)
+    sites = facts.sites(facts.feature_block(-1), (32, 32))
     wanted = {("attn2", key) for key in sites.cross} | {("attn1", key) for key in sites.self_}
     (recording,) = seen["recordings"]
     assert recording.hits == dict.fromkeys(wanted, 1)
@@ -214,7 +214,7 @@ def test_literal_is_equation_11(sd15, vae):
     (reference,) = features._cache.values()
     mask = seen["trace"].steps[0].mask
     x = seen["rows"][0].x.detach()
-    points = region.resize_mask(mask[None], tuple(seen["rows"][0].features.shape[-2:]))[0]
+    points = resize_mask(mask[None], tuple(seen["rows"][0].features.shape[-2:]))[0]
     captured = {}
 
     def literal(features_):
@@ -237,9 +237,7 @@ def test_literal_is_equation_11(sd15, vae):
 
 def test_self_attention_product_without_the_matrix(sd15):
     """A_s . m through SDPA with the map as value, against the explicit matrix, mean over heads."""
-    options: dict = {}
-    unet = sd15.model.diffusion_model
-    recording = install_recorders(options, choose_sites(unet, 5, (32, 32)), plain_attention)
+    recording = record_attention({}, family_of(sd15).sites(5, (32, 32)))
     key = ("input", 4, 0)
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 64, 24, generator=generator) for _ in range(2))
@@ -254,8 +252,6 @@ def test_self_attention_product_without_the_matrix(sd15):
 
 def test_repeated_columns_are_summed():
     """Conditionings padded by repetition split a token's attention over its copies."""
-    from omniportrait.backbone.attention import Recording
-
     generator = torch.Generator().manual_seed(1)
     q, k = torch.randn(1, 16, 8, generator=generator), torch.randn(1, 5, 8, generator=generator)
     once, twice = Recording(), Recording()
@@ -271,8 +267,6 @@ def test_repeated_columns_are_summed():
 def test_a_text_made_longer_reads_its_own_column_only(sd15, vae):
     """Conditioning (Concat) keeps the record and appends another text: the mask is the attention on the subject
     alone."""
-    from omniportrait.backbone.attention import Recording
-
     asked = []
     original = Recording.token_map
 

@@ -8,25 +8,26 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from omniportrait.guidance.omniportrait import guide as guide_module
 from omniportrait.guidance.omniportrait.settings import Settings
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guide, guided
 from omniportrait.sampling import gradient as gradient_module
-from omniportrait.sampling import session as run_module
-from omniportrait.sampling.rows import failed
+from omniportrait.sampling import passes as passes_module
+from omniportrait.sampling.rows import failure
 
 STEPS = {"steps": 8, "scheduler": "karras"}
 
 
 def counted(monkeypatch) -> list[float]:
     """The sigma of each private pass with a gradient."""
-    passes, original = [], run_module.run_rows
+    passes, original = [], passes_module.run_rows
 
-    def spy(private, cond, call, place, x, sigma, *rest):
+    def spy(twin, block, part, recorded, canvas, sigma, *rest):
         passes.append(float(sigma[0]))
-        return original(private, cond, call, place, x, sigma, *rest)
+        return original(twin, block, part, recorded, canvas, sigma, *rest)
 
-    monkeypatch.setattr(run_module, "run_rows", spy)
+    monkeypatch.setattr(passes_module, "run_rows", spy)
     return passes
 
 
@@ -54,16 +55,16 @@ def test_every_other_sigma(sd15, vae, monkeypatch, sampler):
 
 def test_a_held_gradient_is_capped_anew(sd15, vae, monkeypatch):
     """At each call the cap is a share of that call's own CFG difference."""
-    seen, original = [], run_module.limit
+    seen, original = [], guide_module.limit
 
     def spy(gradient, yardstick, inside, share):
         limited = original(gradient, yardstick, inside, share)
         seen.append(
-            (gradient.clone(), run_module.masked_rms(limited, inside), run_module.masked_rms(yardstick, inside))
+            (gradient.clone(), guide_module.masked_rms(limited, inside), guide_module.masked_rms(yardstick, inside))
         )
         return limited
 
-    monkeypatch.setattr(run_module, "limit", spy)
+    monkeypatch.setattr(guide_module, "limit", spy)
     settings = {"every": 100, "gain": 1e6, "clip": 0.2}
     _, trace = guided(sd15, vae, small.annotated(sd15), settings=settings, **STEPS)
     assert len(seen) == len(trace.steps) > 2
@@ -76,7 +77,7 @@ def test_a_held_gradient_is_capped_anew(sd15, vae, monkeypatch):
 def test_a_call_in_which_nobody_was_found_is_not_held(sd15, vae, monkeypatch):
     """The face is looked for again at the next sigma, and what is found there serves until the next that is due."""
     answers = itertools.chain(["no face found"], itertools.repeat(None))
-    monkeypatch.setattr(gradient_module, "failed", lambda *_: next(answers))
+    monkeypatch.setattr(gradient_module, "failure", lambda *_: next(answers))
     passes = counted(monkeypatch)
     _, trace = guided(sd15, vae, small.annotated(sd15), settings={"every": 4}, **STEPS)
     assert trace.skipped == {"no face found": 1} and len(trace.steps) > 4
@@ -163,7 +164,7 @@ def test_a_picture_of_a_batch_does_not_wait_for_the_others(sd15, vae, monkeypatc
     settings = {"every": 3, "guided_pass": guided_pass}
 
     def run(*pictures):
-        places, original = itertools.cycle(pictures), failed
+        places, original = itertools.cycle(pictures), failure
         first = set(pictures)
 
         def late(*args):
@@ -174,7 +175,7 @@ def test_a_picture_of_a_batch_does_not_wait_for_the_others(sd15, vae, monkeypatc
                     return "no face found"
             return original(*args)
 
-        monkeypatch.setattr(gradient_module, "failed", late)
+        monkeypatch.setattr(gradient_module, "failure", late)
         options = {"noise": noise[list(pictures)], "batch": len(pictures)}
         return guided(sd15, vae, small.annotated(sd15), settings=settings, **options, **STEPS)
 

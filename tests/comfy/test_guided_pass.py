@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from omniportrait.backbone import private as private_pass
+from omniportrait.backbone.attention import private_options
+from omniportrait.backbone.private import PrivateTwin
 from omniportrait.lab.testbed import independent, small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guided
-from omniportrait.sampling import session as run_module
-from omniportrait.sampling import shared_call as shared_pass
-from omniportrait.sampling.rows import private_options
+from omniportrait.sampling import passes
+from omniportrait.sampling.shared_call import may_split
 
 SIGMA = 1.5
 
@@ -24,38 +24,33 @@ def weighted(features: torch.Tensor) -> torch.Tensor:
     return (features * torch.randn(features.shape, generator=torch.Generator().manual_seed(8))).sum()
 
 
-def opened(model, go_on=False):
-    block = {"SD15": 5, "SDXL": 2}[type(model.model.model_config).__name__]
-    return private_pass.PrivatePass(model.model, block, False, torch.device("cpu"), go_on)
-
-
 def test_a_pass_that_goes_on_gives_the_same_and_the_prediction(family, noisy):
     """No gradient is kept after the feature block, and grad mode comes back."""
     with torch.inference_mode(False), torch.enable_grad():
         arguments = independent.arguments_of(family, noisy)
-        found, sigma = {}, torch.full((1,), SIGMA)
+        found, sigma, twin = {}, torch.full((1,), SIGMA), small.twin(family)
         for go_on in (False, True):
-            private = opened(family, go_on=go_on)
             leaf = noisy.clone().requires_grad_(True)
-            features = private.features(leaf, sigma, arguments, private_options({}))
+            block = twin.family.feature_block(-1)
+            features, denoised = twin.tap(block, leaf, sigma, arguments, private_options({}), go_on)
             assert torch.is_grad_enabled()
             found[go_on] = features.detach(), torch.autograd.grad(weighted(features), leaf)[0]
         assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
-        assert not private.prediction.requires_grad
+        assert not denoised.requires_grad
         with torch.no_grad():
             plain = family.model._apply_model(noisy, sigma, transformer_options=private_options({}), **arguments)
-    assert torch.equal(private.prediction, plain)
+    assert torch.equal(denoised, plain)
 
 
 def spied(monkeypatch) -> list:
     """The rows of each private pass."""
-    rows, original = [], run_module.run_rows
+    rows, original = [], passes.run_rows
 
     def spy(*args):
         rows.append(original(*args))
         return rows[-1]
 
-    monkeypatch.setattr(run_module, "run_rows", spy)
+    monkeypatch.setattr(passes, "run_rows", spy)
     return rows
 
 
@@ -66,13 +61,13 @@ def test_sharing_gives_the_full_passes_picture(family, vae, monkeypatch, sampler
     positive, options = small.annotated(family), {"steps": 5, "sampler": sampler, "batch": batch, "scheduler": "karras"}
     whole, trace = guided(family, vae, positive, **options)
     before, rows = footprint(family), spied(monkeypatch)
-    passes_run, original = [], private_pass.PrivatePass.features
+    passes_run, original = [], PrivateTwin.tap
 
     def count(self, *args):
         passes_run.append(self)
         return original(self, *args)
 
-    monkeypatch.setattr(private_pass.PrivatePass, "features", count)
+    monkeypatch.setattr(PrivateTwin, "tap", count)
     shared, shared_trace = guided(family, vae, positive, settings={"guided_pass": "shared"}, **options)
     assert_guided(shared_trace, len(trace.steps))
     assert len(rows) == len(trace.steps) == len(passes_run)
@@ -98,8 +93,8 @@ def test_sharing_when_memory_lets_no_two_conditionings_run_together(sd15, vae, m
 def test_work_of_several_cards_is_not_split():
     """MultiGPU Work Units: a call may be on another card than the guided rows."""
     options = {"uuids": [1]}
-    assert shared_pass.may_split({"transformer_options": options}, "own")
-    assert not shared_pass.may_split({"transformer_options": options | {"multigpu_thread_device": "cpu"}}, "own")
+    assert may_split({"transformer_options": options})
+    assert not may_split({"transformer_options": options | {"multigpu_thread_device": "cpu"}})
 
 
 def test_sharing_steps_back_for_other_packs(sd15, vae):

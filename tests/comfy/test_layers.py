@@ -7,10 +7,10 @@ import logging
 import comfy.ops
 import pytest
 import torch
-from omniportrait.backbone.private import PrivatePass, private_tree
+from omniportrait.backbone.attention import private_options
+from omniportrait.backbone.private import private_tree
 from omniportrait.lab.testbed import independent, small
 from omniportrait.lab.testbed.guiding import footprint
-from omniportrait.sampling.rows import private_options
 
 SIGMA = 1.5
 FP8 = {"fast fp8": comfy.ops.fp8_ops}
@@ -22,10 +22,10 @@ if hasattr(comfy.ops, "scaled_fp8_ops"):  # newer cores quantise such checkpoint
 
 def gradient(model, x, checkpointing) -> torch.Tensor:
     with torch.inference_mode(False), torch.enable_grad():
-        private = PrivatePass(model.model, 5, checkpointing, x.device)
+        twin = small.twin(model, checkpointing=checkpointing)
         leaf = x.clone().requires_grad_(True)
         arguments = independent.arguments_of(model, x)
-        features = private.features(leaf, torch.full((1,), SIGMA), arguments, private_options({}))
+        features, _ = twin.tap(5, leaf, torch.full((1,), SIGMA), arguments, private_options({}))
         return torch.autograd.grad(features.square().sum(), leaf)[0]
 
 

@@ -11,13 +11,13 @@ import comfy.model_management
 import pytest
 import torch
 from omniportrait.backbone.memory import OUT_OF_MEMORY
-from omniportrait.backbone.private import PrivatePass
+from omniportrait.backbone.private import PrivateTwin
 from omniportrait.guidance.omniportrait.settings import Settings
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import BETA, assert_guided, guided
-from omniportrait.sampling import session as run_module
-from omniportrait.sampling.face_mask import Search, find_faces
-from omniportrait.sampling.session import GuidedRun
+from omniportrait.sampling import passes
+from omniportrait.sampling.session import Session
+from omniportrait.sampling.single_call import FaceSearch, find_faces
 
 INTERRUPTED = comfy.model_management.InterruptProcessingException
 
@@ -34,7 +34,7 @@ def uncollected():
 def left(monkeypatch):
     """Names of what is still there of the runs and of the private passes' weights that were made."""
     made: list[tuple[str, weakref.ref]] = []
-    build = PrivatePass.__init__
+    build = PrivateTwin.__init__
 
     def remember(kind):
         start = kind.__init__
@@ -47,14 +47,14 @@ def left(monkeypatch):
 
     def init_pass(self, *args, **kwargs):
         build(self, *args, **kwargs)
-        made.extend((name, weakref.ref(p)) for name, p in self.unet.named_parameters())
+        made.extend((name, weakref.ref(p)) for name, p in self.net.named_parameters())
 
-    remember(GuidedRun)
-    remember(Search)
-    monkeypatch.setattr(PrivatePass, "__init__", init_pass)
+    remember(Session)
+    remember(FaceSearch)
+    monkeypatch.setattr(PrivateTwin, "__init__", init_pass)
 
     def names() -> list[str]:
-        assert len(made) > 100 and {"GuidedRun", "Search"} & {name for name, _ in made}  # and the weights of a pass
+        assert len(made) > 100 and {"Session", "FaceSearch"} & {name for name, _ in made}  # and the weights of a pass
         return [name for name, reference in made if reference() is not None]
 
     return names
@@ -149,18 +149,18 @@ def test_memory_that_runs_out_in_the_shared_pass(sd15, vae, monkeypatch, block):
             raise OUT_OF_MEMORY("Tried to allocate 3.90 GiB.")
         return h, skip
 
-    original, sharing = run_module.run_rows, []
+    original, sharing = passes.run_rows, []
 
-    def spy(private, *args):
+    def spy(twin, block, part, recorded, canvas, sigma, go_on=False):
         found.append(sum(graph() is not None for graph in graphs))
-        sharing[:] = [True] * private._exit._go_on
-        return original(private, *args)
+        sharing[:] = [True] * go_on
+        return original(twin, block, part, recorded, canvas, sigma, go_on)
 
     model.set_model_attn2_patch(mark)
     model.set_model_output_block_patch(run_out)
     positive, settings = small.annotated(model), {"checkpointing": "off"}
     whole, _ = guided(model, vae, positive, settings=settings)
-    monkeypatch.setattr(run_module, "run_rows", spy)
+    monkeypatch.setattr(passes, "run_rows", spy)
     picture, trace = guided(model, vae, positive, settings=settings | {"guided_pass": "shared"})
     assert_guided(trace)
     assert len(found) == 2 * len(trace.steps) and len(graphs) > len(found)

@@ -149,5 +149,5 @@ def test_the_run_is_dropped_with_the_run(sd15, vae):
     model, traces = guide(sd15, vae)
     small.sample(model, small.annotated(sd15))
     assert_guided(traces[0])
-    assert "omniportrait_run" not in model.model_options["transformer_options"]
-    assert "omniportrait_run" not in sd15.model_options["transformer_options"]
+    assert "omniportrait_session" not in model.model_options["transformer_options"]
+    assert "omniportrait_session" not in sd15.model_options["transformer_options"]

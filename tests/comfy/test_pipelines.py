@@ -22,10 +22,10 @@ from omniportrait.lab.testbed.guiding import (
     guided,
     watched,
 )
+from omniportrait.sampling import passes
 from omniportrait.sampling import reference as features
-from omniportrait.sampling import session as run_module
-from omniportrait.sampling.face_mask import find_faces
 from omniportrait.sampling.people import ByHand
+from omniportrait.sampling.single_call import find_faces
 
 import nodes
 
@@ -199,8 +199,8 @@ def test_controlnet_that_ends_before_the_window(sd15, vae, controlnet):
 
 def assert_only_guided(guider, model, traces, conditioning, monkeypatch) -> None:
     """Each call of a run guides the rows of this conditioning and no others."""
-    parts, original = [], run_module.run_rows
-    monkeypatch.setattr(run_module, "run_rows", lambda *args: parts.append(args[1]) or original(*args))
+    parts, original = [], passes.run_rows
+    monkeypatch.setattr(passes, "run_rows", lambda *args: parts.append(args[2]) or original(*args))
     sampled_by(guider, model=model)
     assert_guided(traces[0])
     assert len(parts) == len(traces[0].steps)

@@ -6,7 +6,6 @@ import comfy.ldm.modules.attention
 import pytest
 import torch
 from comfy_extras import nodes_freelunch, nodes_model_advanced, nodes_pag, nodes_sag
-from omniportrait.backbone.private import PrivatePass
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import (
     assert_checkpointing_keeps_the_gradient,
@@ -127,8 +126,7 @@ def test_offloaded_weights_end_their_cast_with_a_copy(sd15):
     """Newer cores cast them into one reused buffer; weights that are where the pass computes are left alone."""
     base = sd15.model
     with torch.inference_mode(False):
-        here = PrivatePass(base, 5, False, torch.device("cpu")).base.diffusion_model
-        elsewhere = PrivatePass(base, 5, False, torch.device("meta")).base.diffusion_model
+        here, elsewhere = small.twin(sd15).net, small.twin(sd15, "meta").net
     for name, loaded in base.diffusion_model.named_modules():
         if getattr(loaded, "weight", None) is None:
             continue

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, guided
-from omniportrait.sampling.recorder import Listener
+from omniportrait.sampling.recorder import Recorder
 
 pytest.importorskip("comfy.multigpu", reason="this core knows no work units")
 
@@ -26,9 +26,9 @@ def test_a_guided_run(sd15, vae, monkeypatch, first, guided_pass):
     """The same picture as of one card, whichever card the person's rows were on."""
     person, others = small.annotated(sd15), small.conditioning(sd15, 4) + small.conditioning(sd15, 6)
     positive = person + others if first else others + person  # with the negative four, two to a card
-    model, cards, original = on_two_cards(sd15), set(), Listener.heard_call
+    model, cards, original = on_two_cards(sd15), set(), Recorder.record_call
 
-    def heard_call(self, text, control, transformer_options):
+    def record_call(self, text, control, transformer_options):
         ours = original(self, text, control, transformer_options)
         if ours:
             cards.add(transformer_options["multigpu_thread_device"])
@@ -36,7 +36,7 @@ def test_a_guided_run(sd15, vae, monkeypatch, first, guided_pass):
 
     plain = small.sample(sd15, positive)
     expected, _ = guided(sd15, vae, positive)
-    monkeypatch.setattr(Listener, "heard_call", heard_call)
+    monkeypatch.setattr(Recorder, "record_call", record_call)
     picture, trace = guided(model, vae, positive, settings={"guided_pass": guided_pass})
     assert_guided(trace)
     assert cards == {torch.device("cpu") if first else torch.device("cpu", 0)}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import comfy.model_management
 import pytest
 import torch
-from omniportrait.backbone.attention import choose_sites
-from omniportrait.backbone.unet import default_block
 from omniportrait.guidance.omniportrait.objective import pooled
 from omniportrait.lab.testbed import small, texts
 from omniportrait.training.base import TOKENS, Base, load_base
@@ -76,7 +74,7 @@ def test_attention_is_the_softmax_over_the_text_for_each_samples_own_token(base)
         hooks.append(layer.register_forward_pre_hook(look, with_kwargs=True))
 
     hooks: list = []
-    sites = choose_sites(unet, default_block(unet), (SIDE, SIDE)).cross
+    sites = base.family.sites(base.family.feature_block(-1), (SIDE, SIDE)).cross
     blocks = {"input": unet.input_blocks, "output": unet.output_blocks, "middle": [unet.middle_block]}
     for name, number, inner in sites:
         (transformer,) = [layer for layer in blocks[name][number] if hasattr(layer, "transformer_blocks")]
@@ -101,7 +99,7 @@ def test_weights_that_comfyui_moves_for_another_model_are_let_go_and_found_again
     base = make_base("sd15", vae, checkpointing=checkpointing)
     given = inputs(base)
     before = base.predict(**given).noise
-    tree = base.unet().unet
+    tree = base.unet().net
     base.latents(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert not list(tree.parameters()) and list(base.net.diffusion_model.parameters())
     with torch.no_grad():  # off the device and back to it: the same numbers in another place

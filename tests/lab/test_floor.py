@@ -5,14 +5,12 @@ import statistics
 import comfy.supported_models
 import pytest
 import torch
-from omniportrait.backbone.private import PrivatePass
-from omniportrait.backbone.unet import activation_bytes, default_block
+from omniportrait.backbone.attention import private_options
 from omniportrait.lab.bench.contenders import WINDOW_SIGMA, contenders, counted_run
-from omniportrait.lab.bench.floor import counted, floors, meta_unet
+from omniportrait.lab.bench.floor import counted, family_of, floors, meta_unet
 from omniportrait.lab.bench.live import LiveMemory
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.independent import arguments_of
-from omniportrait.sampling.rows import private_options
 
 SIDE, STEPS = 16, 4
 """Two of the steps are guided."""
@@ -61,15 +59,14 @@ def test_memory_is_what_somebody_holds():
 def test_the_memory_is_that_of_a_real_pass(kind, shape, checkpointing):
     """But for what the count leaves out: a latent in float32, and the model's own embedding of the timestep."""
     model = small.unet(getattr(comfy.supported_models, kind), shape, dtype=torch.float16)
-    base, side = model.model, 32
-    block = default_block(base.diffusion_model)
+    side, block = 32, family_of(model.model.diffusion_model).feature_block()
     told = counted(meta_unet(shape, checkpointing), shape, 1, side, block)
     x = torch.randn(1, 4, side, side)
     arguments = arguments_of(model, x)
     with torch.inference_mode(False), torch.enable_grad():
-        private, leaf = PrivatePass(base, block, checkpointing, x.device), x.clone().requires_grad_(True)
+        twin, leaf = small.twin(model, checkpointing=checkpointing), x.clone().requires_grad_(True)
         with LiveMemory() as memory:
-            features = private.features(leaf, torch.ones(1), arguments, private_options({}))
+            features, _ = twin.tap(block, leaf, torch.ones(1), arguments, private_options({}))
             held = memory.now
             features.backward(torch.ones_like(features))
     assert held == pytest.approx(told.held, rel=0.1) and memory.peak == pytest.approx(told.peak, rel=0.1)
@@ -79,6 +76,7 @@ def test_the_memory_is_that_of_a_real_pass(kind, shape, checkpointing):
 def test_what_a_pass_is_expected_to_hold_is_within_a_fifth(shape, side):
     """What chooses checkpointing, at the sizes that people use."""
     unet = meta_unet(shape)
-    block = default_block(unet)
-    expected = activation_bytes(unet, block, 1, (side, side), torch.float16.itemsize)
+    family = family_of(unet)
+    block = family.feature_block()
+    expected = family.activation_bytes(block, 1, (side, side), torch.float16.itemsize)
     assert expected == pytest.approx(counted(unet, shape, 1, side, block).held, rel=0.2)

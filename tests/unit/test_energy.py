@@ -3,6 +3,7 @@
 import pytest
 import torch
 from omniportrait.guidance.omniportrait import guide as E
+from omniportrait.guidance.omniportrait.match import nearest, similarity
 from omniportrait.guidance.omniportrait.settings import Settings
 
 P = 8.5
@@ -31,8 +32,14 @@ def world():
     return Net(), z, reference, mask
 
 
+def feature_energy(reference, features, mask, reduction="mean"):
+    """The same by the functions under test."""
+    points = features.permute(1, 2, 0)[mask]
+    return E.energy(similarity(reference, points, nearest(reference, points), reduction), P)
+
+
 def double_energy(reference, features, mask, reduction="mean"):
-    """Eq. 7 to 10 in float64, written out: what feature_energy computes in float32 for half-precision features."""
+    """Eq. 7 to 10 in float64, written out."""
     points = features.permute(1, 2, 0)[mask]
     match = torch.cdist(reference, points.detach()).argmin(dim=1)
     halves = (torch.nn.functional.cosine_similarity(points[match], reference) + 1) / 2
@@ -40,11 +47,10 @@ def double_energy(reference, features, mask, reduction="mean"):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_gradient_against_finite_differences(world, reduction, monkeypatch):
+def test_gradient_against_finite_differences(world, reduction):
     net, z, reference, mask = world
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # stay in float64 for the differences
     leaf = z.clone().requires_grad_(True)
-    value, _ = E.feature_energy(reference, net(leaf)[0], mask, P, reduction)
+    value = feature_energy(reference, net(leaf)[0], mask, reduction)
     gradient = torch.autograd.grad(value, leaf)[0]
     assert float(value.detach()) == pytest.approx(
         float(double_energy(reference, net(z)[0], mask, reduction)), rel=1e-12
@@ -76,21 +82,29 @@ def test_adding_the_gradient_raises_the_similarity(world, sign, rises):
     assert bool(guided < plain) == rises  # lower energy is higher S
 
 
-def test_reported_similarity_is_the_mean_even_for_the_sum(world):
-    net, z, reference, mask = world
-    value, mean = E.feature_energy(reference.float(), net(z)[0].float(), mask, P, "sum")
-    value_mean, mean_again = E.feature_energy(reference.float(), net(z)[0].float(), mask, P, "mean")
-    assert float(mean) == float(mean_again)
-    assert float(value_mean) == pytest.approx(P / (1 + float(mean)), rel=1e-6)
-    assert float(value) == pytest.approx(P / (1 + len(reference) * float(mean)), rel=1e-5)
+def test_masking_the_background_lets_nothing_out():
+    """Eq. 9: outside of the mask there is 0, also where the gradient is not finite."""
+    gradient = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(6))
+    gradient[1, :, 0] = float("nan")
+    mask = torch.zeros(2, 1, 4, 5, dtype=torch.bool)
+    mask[:, :, 2:, 1:4] = True
+    expected = torch.zeros_like(gradient)
+    expected[:, :, 2:, 1:4] = gradient[:, :, 2:, 1:4]
+    assert torch.equal(E.masked(gradient, mask), expected)
 
 
-def test_only_points_of_the_mask_are_matched(world):
-    net, z, reference, mask = world
-    leaf = net(z)[0].float().requires_grad_(True)
-    value, _ = E.feature_energy(reference.float(), leaf, mask, P, "mean")
-    gradient = torch.autograd.grad(value, leaf)[0]
-    assert gradient[:, ~mask].eq(0).all() and gradient[:, mask].abs().sum() > 0
+def test_the_step_adds_the_gradient_to_the_noise_prediction():
+    """Eq. 11, from x = x0 + sigma epsilon."""
+    x, noise, gradient = torch.randn(3, 2, 4, 3, 3, dtype=torch.float64)
+    sigma = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    per_picture = sigma.view(-1, 1, 1, 1)
+    guided = E.step(x - per_picture * noise, sigma, gradient)
+    torch.testing.assert_close((x - guided) / per_picture, noise + gradient)
+
+
+def test_the_window_is_the_low_noise_end():
+    assert [E.in_window(t, 0.6) for t in (999, 601, 600, 599, 0)] == [False, False, True, True, True]
+    assert not E.in_window(600, 0.0)
 
 
 def test_masked_rms_against_a_loop():

@@ -144,4 +144,4 @@ def losses(encoder: Encoder, inputs: Inputs, base: Base, objective: Objective, s
     located = (loss.localisation(result.maps, masks, objective.maps) * with_id).sum()
     denoising = (denoising * weights).sum()
     parts = {"denoising": (denoising, weights.sum()), "localisation": (located, with_id.sum())}
-    return Losses(denoising + objective.eta * located, parts)
+    return Losses(loss.objective(denoising, located, objective.eta), parts)

@@ -11,57 +11,53 @@ from collections.abc import Callable
 
 import torch
 
-from ..backbone.private import PrivatePass
-from ..backbone.unet import check_supported, default_block
-from ..guidance.omniportrait import mask as region
+from ..backbone.conditions import Conditions
+from ..backbone.family import Family, family_of
+from ..backbone.private import PrivateTwin
+from ..guidance.omniportrait.mask import resize_map, resize_mask
 from ..guidance.omniportrait.settings import Settings
+from .conditionings import carriers, lists_with_people
 from .patch import classic
-from .people import assign_people, positive_keys
-from .recorder import RUN_KEY, Listener, install, run_of, uninstall
+from .people import assign_people
+from .recorder import SESSION_KEY, Recorder, install, session_of, uninstall
 from .rows import face_maps, run_rows
 
 
-class Search:
+class FaceSearch:
     """One look at one latent. maps, masks: [K, B, h, w] per person, on the latent's grid, after the call."""
 
-    def __init__(self, guider: object, settings: Settings) -> None:
+    def __init__(self, guider: object, family: Family, settings: Settings) -> None:
         self.people = assign_people(guider.conds, None)
-        self.listener = Listener({uuid for _, uuid in self.people})
-        self.settings = settings
+        self.recorder = Recorder({uuid for _, uuid in self.people})
         self.maps: list[torch.Tensor] = []
         self.masks: list[torch.Tensor] = []
+        self._family, self._settings = family, settings
 
-    def __deepcopy__(self, memo: dict) -> Search:
+    def __deepcopy__(self, memo: dict) -> FaceSearch:
         return self
 
-    def look(self, guider: object, x: torch.Tensor, sigma: torch.Tensor) -> None:
-        """Run each conditioning that carries people through the private pass and keep Eq. 6's maps."""
-        import comfy.samplers
-
-        base = guider.inner_model
-        block = default_block(base.diffusion_model)
-        hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
+    def look(self, conds: dict[str, list[dict]], x: torch.Tensor, sigma: torch.Tensor) -> None:
+        """Run each conditioning that carries people through the private twin and keep Eq. 6's maps. conds: the
+        guider's, processed."""
+        base, block = self._family.base, self._family.feature_block(-1)
+        hooked = any(cond.get("hooks") is not None for each in conds.values() for cond in each)
         with torch.inference_mode(False), torch.no_grad():
             x, sigma = x.clone(), sigma.clone()
-            for key in positive_keys(guider.conds):
-                for cond in guider.conds[key]:
-                    people = self.people.get((key, cond["uuid"]))
-                    heard = people and self.listener.call_of(cond)
-                    part = heard and comfy.samplers.get_area_and_mult(cond, x, sigma)
-                    if not part:
-                        continue
-                    if hooked:  # the weights are those of ComfyUI's last call, which may have been another's
-                        base.current_patcher.apply_hooks(hooks=cond.get("hooks"))
-                    with contextlib.closing(PrivatePass(base, block, False, x.device)) as private:
-                        rows = run_rows(private, part, *heard, x.shape[-2:], sigma, (RUN_KEY,))
-                    for map_, mask in zip(*face_maps(rows, people, self.settings), strict=True):
-                        size = tuple(rows.x.shape[-2:])
-                        canvas = torch.zeros(x[:, 0].shape)
-                        rows.paste(region.resize_map(map_, size), canvas)
-                        whole = torch.zeros_like(canvas)
-                        rows.paste(region.resize_mask(mask, size).float(), whole)
-                        self.maps.append(canvas)
-                        self.masks.append(whole)
+            for carrier in carriers(lists_with_people(conds, self.people), x, float(sigma[0])):
+                recorded = self.recorder.rows_of(carrier.cond)
+                if carrier.part is None or recorded is None:
+                    continue
+                if hooked:  # the weights are those of ComfyUI's last call, which may have been another's
+                    base.current_patcher.apply_hooks(hooks=carrier.cond.get("hooks"))
+                # One call, so what a plain view of every foreign tensor costs is no matter.
+                with contextlib.closing(PrivateTwin(self._family, x.device, Conditions(plain=True))) as twin:
+                    rows = run_rows(twin, block, carrier.part, recorded, x.shape[-2:], sigma)
+                for map_, mask in zip(*face_maps(rows, carrier.people, self._settings), strict=True):
+                    size, canvas = tuple(rows.x.shape[-2:]), torch.zeros(x[:, 0].shape)
+                    self.maps.append(canvas)
+                    self.masks.append(canvas.clone())
+                    rows.paste(resize_map(map_, size), self.maps[-1])
+                    rows.paste(resize_mask(mask, size).float(), self.masks[-1])
 
 
 def sigma_at(model: object, percent: float) -> float:
@@ -82,7 +78,7 @@ def find_faces(
     """
     import comfy.samplers
 
-    check_supported(model)
+    family = family_of(model)
     channels = model.model.latent_format.latent_channels
     if latent.ndim != 4 or latent.shape[1] != channels:
         raise ValueError(
@@ -91,7 +87,7 @@ def find_faces(
         )
     patched = classic(model).clone()
     uninstall(patched)
-    found: list[Search] = []
+    found: list[FaceSearch] = []
 
     class OneCall(comfy.samplers.Sampler):
         """Looks once and hands the latent back."""
@@ -117,20 +113,20 @@ def find_faces(
     def outer_sample(executor: Callable, *args: object, **kwargs: object) -> object:
         guider = executor.class_obj
         options = guider.model_options["transformer_options"]
-        search = options[RUN_KEY] = Search(guider, settings)
+        search = options[SESSION_KEY] = FaceSearch(guider, family, settings)
         try:
             result = executor(*args, **kwargs)
             found.append(search)
             return result
         finally:
-            options.pop(RUN_KEY, None)
-            search.listener.forget()
+            options.pop(SESSION_KEY, None)
+            search.recorder.forget()
 
     def predict_noise(executor: Callable, x, sigma, model_options=None, *args, **kwargs):
-        guider, search = executor.class_obj, run_of(model_options)
-        with search.listener.listening():
+        search = session_of(model_options)
+        with search.recorder.recording():
             denoised = executor(x, sigma, model_options, *args, **kwargs)
-        search.look(guider, x, sigma)
+        search.look(executor.class_obj.conds, x, sigma)
         return denoised
 
     install(patched, outer_sample, predict_noise)
@@ -145,7 +141,6 @@ def find_faces(
     if not found or not found[0].maps:
         raise ValueError(
             "The model was not asked about the conditioning at this point of the sampling, because its timestep range "
-            "ends before; "
-            "choose another percent or sigma."
+            "ends before; choose another percent or sigma."
         )
     return torch.stack(found[0].maps), torch.stack(found[0].masks)
