@@ -15,7 +15,8 @@ from pathlib import Path
 from ...nodes.inputs import INPUTS, OUTPUTS, Output, Parameter
 
 ROOT = Path(__file__).parents[2]
-HEAD = "| Input | What it does | Values |\n|---|---|---|"
+HEAD = "| Input | What it does |\n|---|---|"
+"""Two columns: the page shows help in a narrow panel."""
 
 
 def main(words: list[str]) -> None:
@@ -58,7 +59,7 @@ def with_tables(text: str, node_id: str) -> str:
 def input_tables(rows: Iterable[Parameter]) -> str:
     """The inputs as people see them, then what the node folds away."""
     shown, folded = (
-        [f"| {_title(row)} | {row.tooltip} | {_values(row)} |" for row in rows if row.advanced == advanced]
+        [f"| {_title(row)} | {row.tooltip}<br>*{_values(row)}* |" for row in rows if row.advanced == advanced]
         for advanced in (False, True)
     )
     parts = ["\n".join((HEAD, *shown))]
@@ -68,9 +69,8 @@ def input_tables(rows: Iterable[Parameter]) -> str:
 
 
 def output_table(rows: Iterable[Output]) -> str:
-    return "\n".join(
-        ("| Output | What it is | Type |", "|---|---|---|", *(f"| `{r.name}` | {r.meaning} | {r.kind} |" for r in rows))
-    )
+    lines = (f"| `{row.name}` | {row.meaning}<br>*{row.kind}* |" for row in rows)
+    return "\n".join(("| Output | What it is |", "|---|---|", *lines))
 
 
 def _title(row: Parameter) -> str:
