@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
-from ..guidance.omniportrait.settings import Checkpointing, GuidedPass, Mode, Settings
+from ..guidance.omniportrait.settings import (
+    Checkpointing,
+    GuidedPass,
+    Mode,
+    Reduction,
+    Refinement,
+    Settings,
+)
 from ..models.faces.build import MASK_SOURCES, MAX_CROP_FACTOR, NO_FACE_POLICIES
 from ..models.faces.detector import DETECTORS, ORDERS
 
@@ -101,10 +108,10 @@ ALPHA = Parameter("alpha", "FLOAT", DEFAULT.alpha, 0.5, 8.0, 0.1, label="mask po
 BETA = Parameter("beta", "FLOAT", DEFAULT.beta, 0.01, 0.99, 0.01, label="mask threshold", equation="β, after Eq. 6",
     advanced=True, meaning="Where the refined map is cut into face and not face. Lower it when the mask misses part of "
     "the face.")
-REFINEMENT = Parameter("refinement", "COMBO", DEFAULT.refinement, options=("outer", "inner"), equation="A_s in Eq. 6",
+REFINEMENT = Parameter("refinement", "COMBO", DEFAULT.refinement, options=get_args(Refinement), equation="A_s in Eq. 6",
     advanced=True, meaning="Where self-attention spreads the map. outer: once, after all rounds, as printed. inner: in "
     "every round.")
-REDUCTION = Parameter("reduction", "COMBO", DEFAULT.reduction, options=("mean", "sum"), equation="S in Eq. 8",
+REDUCTION = Parameter("reduction", "COMBO", DEFAULT.reduction, options=get_args(Reduction), equation="S in Eq. 8",
     advanced=True, meaning="Mean or sum of the similarity over the points of the reference. The paper prints the sum, "
     "whose gradient shrinks as the face grows. Mode literal uses the sum.")
 GAIN = Parameter("gain", "FLOAT", DEFAULT.gain, 0.0, 100000.0, 1.0, advanced=True,
