@@ -29,7 +29,7 @@ COMMANDS = {
         "sweeps": "lab.bench.sweeps",
     },
     "train": {
-        "evaluate": "training.commands.evaluate",
+        "evaluate": "lab.bench.evaluate",
         "pivot-encoder": "training.commands.pivot_encoder",
         "random-checkpoint": "training.commands.random_checkpoint",
         "shards": "training.commands.shards",

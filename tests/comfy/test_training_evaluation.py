@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from omniportrait.demo import architecture
+from omniportrait.lab.bench import evaluation
+from omniportrait.lab.bench.evaluation import Evaluation, iou, lines, plain
 from omniportrait.lab.testbed import checkpoints
 from omniportrait.lab.world.shards import Shard
 from omniportrait.lab.world.shards import write as render
 from omniportrait.models.pivot import file as pivot_checkpoint
 from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig
 from omniportrait.training.files import write_tensors
-from omniportrait.training.pivot import evaluation
-from omniportrait.training.pivot.evaluation import Evaluation, iou, lines, plain
 
 TOWER = TowerConfig(image_size=16, patch_size=8, width=16, layers=1, head_width=8)
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+from omniportrait.lab.bench.stranger import TIMESTEPS, Pair, by_person, excess, percent
 from omniportrait.training.base import Prediction, Text
 from omniportrait.training.data.plan import Slot
 from omniportrait.training.loop import seeded
 from omniportrait.training.pivot.step import Inputs, gather
-from omniportrait.training.pivot.stranger import TIMESTEPS, Pair, by_person, excess, percent
 from omniportrait.training.pivot.task import open_data
 from training_world import config_of
 

@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from omniportrait.lab.bench import soak
-from omniportrait.lab.bench import trend as _trend
+from omniportrait.lab.bench import soak, soak_report, trend
 
 LEVELS = {"plain": 1105.0, "guided, crop 1.6": 1106.0, "guided, crop 2.0": 1109.0, "guided, crop 2.6": 1116.0}
 SEEDS = range(20)
@@ -18,7 +17,7 @@ def name_of(number: int) -> str:
     return "plain" if crop is None else f"guided, crop {crop}"
 
 
-def run_of(seed: int, leak: float, prompts: int = soak.PROMPTS, step: float = 0.0) -> list[soak.Asked]:
+def run_of(seed: int, leak: float, prompts: int = soak.PROMPTS, step: float = 0.0) -> list[soak_report.Asked]:
     """Readings like those of a real run of 200: models loaded in the first, a level for each kind of prompt, half of
     the readings on it, most others some MiB off, one in ten 10 to 28 MiB below. leak: MiB a prompt; step: MiB that come
     at once in the middle."""
@@ -29,15 +28,15 @@ def run_of(seed: int, leak: float, prompts: int = soak.PROMPTS, step: float = 0.
     numbers = np.arange(prompts)
     grown = leak * numbers + step * (numbers > prompts // 2)
     return [
-        soak.Asked(name, name, 2.0 * k, 2.0 * k + 1.5, int((LEVELS[name] + change) * soak.MIB), 0)
+        soak_report.Asked(name, name, 2.0 * k, 2.0 * k + 1.5, int((LEVELS[name] + change) * soak_report.MIB), 0)
         for k, (name, change) in enumerate(zip(map(name_of, numbers), grown + noise - loading, strict=True))
     ]
 
 
-def faults(asked: list[soak.Asked]) -> list[str]:
+def faults(asked: list[soak_report.Asked]) -> list[str]:
     """With the limits that a call without options has."""
     options = soak.options_of([])
-    return soak.faults(asked, options.allowed, options.allowed_slope)
+    return soak_report.faults(asked, options.allowed, options.allowed_slope)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -46,7 +45,7 @@ def test_a_leak_of_a_tenth_of_a_mib_a_prompt_is_found_and_noise_is_not_one(seed)
     leaking = run_of(seed, leak=0.1)
     (found,) = faults(leaking)
     assert found.startswith("resident set: a slope of ")
-    memory = soak.trends(leaking)["resident set"]
+    memory = soak_report.trends(leaking)["resident set"]
     assert memory.low < 10 < memory.high and memory.high - memory.low < 3
     assert not faults(run_of(seed, leak=0.0))
 
@@ -65,13 +64,13 @@ def test_too_few_prompts_are_no_pass():
 
 
 def test_loading_at_the_start_is_no_growth():
-    asked = [soak.Asked("plain", "a", k, k + 1, min(100 * k, 2000) * soak.MIB, 0) for k in range(100)]
-    memory = soak.trends(asked)["resident set"]
+    asked = [soak_report.Asked("plain", "a", k, k + 1, min(100 * k, 2000) * soak_report.MIB, 0) for k in range(100)]
+    memory = soak_report.trends(asked)["resident set"]
     assert memory.growth == memory.slope == memory.low == memory.high == 0 and not faults(asked)
 
 
 def test_device_memory_is_judged_where_there_is_a_device():
-    asked = [soak.Asked("plain", "a", k, k + 1, 0, (1000 + k) * soak.MIB) for k in range(100)]
+    asked = [soak_report.Asked("plain", "a", k, k + 1, 0, (1000 + k) * soak_report.MIB) for k in range(100)]
     grown, slope = faults(asked)
     assert grown == "device memory: +60.0 MiB grown, 32 allowed" and slope.startswith("device memory: a slope of +100")
 
@@ -80,14 +79,14 @@ def test_the_slopes_are_within_kinds():
     """Two kinds on levels far apart, a line each; what comes later in only one kind is no slope."""
     first, second = ([(k, level + 0.02 * k) for k in range(start, 60, 2)] for start, level in ((0, 100), (1, 900)))
     groups = [np.array(first), np.array(second[10:])]
-    slope, error = _trend.least_squares(groups)
+    slope, error = trend.least_squares(groups)
     assert slope == pytest.approx(0.02) and error == pytest.approx(0, abs=1e-9)
-    assert _trend.theil_sen(groups) == pytest.approx((0.02, 0.02, 0.02))
+    assert trend.theil_sen(groups) == pytest.approx((0.02, 0.02, 0.02))
 
 
 def test_the_least_squares_error_is_that_of_the_textbook():
     x, y = np.arange(10.0), np.array([1.0, 3, 2, 5, 4, 6, 8, 7, 9, 9])
-    slope, error = _trend.least_squares([np.stack([x, y], 1)])
+    slope, error = trend.least_squares([np.stack([x, y], 1)])
     (expected, _), covariance = np.polyfit(x, y, 1, cov=True)
     assert (slope, error) == pytest.approx((expected, math.sqrt(covariance[0, 0])))
 
@@ -98,17 +97,17 @@ def test_the_interval_holds_the_slope_as_often_as_it_says():
     held = 0
     for _ in range(300):
         tables = [np.stack([numbers, 0.1 * numbers + draw.normal(0, 3, 40)], 1) for _ in range(3)]
-        _, low, high = _trend.theil_sen(tables)
+        _, low, high = trend.theil_sen(tables)
         held += low <= 0.1 <= high
     assert 0.91 < held / 300 < 0.99
 
 
 def test_a_picture_that_changes_is_told_and_counted():
     asked = run_of(0, 0.0)
-    asked[150] = soak.Asked(asked[150].name, "another", 300.0, 301.0, asked[150].rss, 0)
+    asked[150] = soak_report.Asked(asked[150].name, "another", 300.0, 301.0, asked[150].rss, 0)
     assert faults(asked) == ["the pictures changed: plain"]
-    assert soak.compared(asked) == {"plain": (99, 1), "guided": (97, 0)}
-    off = [soak.Asked(a.name, "plain", a.start, a.end, a.rss, 0) for a in asked]
+    assert soak_report.compared(asked) == {"plain": (99, 1), "guided": (97, 0)}
+    off = [soak_report.Asked(a.name, "plain", a.start, a.end, a.rss, 0) for a in asked]
     assert len(faults(off)) == 3 and all("the picture of a plain prompt: guided" in fault for fault in faults(off))
 
 
@@ -116,7 +115,7 @@ def test_the_page_tells_what_was_found(tmp_path, capsys):
     asked = run_of(0, 0.0)
     soak.publish(asked, "ComfyUI 1.2, PyTorch 3.4, a card", soak.options_of(["--page", str(tmp_path / "told.md")]))
     told = (tmp_path / "told.md").read_text(encoding="utf-8")
-    memory = soak.trends(asked)["resident set"]
+    memory = soak_report.trends(asked)["resident set"]
     for fact in (
         "Made by `python run.py bench soak`; do not edit.",
         "ComfyUI 1.2, PyTorch 3.4, a card. 200 prompts of the demo's workflow at 128×128 with 6 steps",
@@ -132,7 +131,7 @@ def test_the_page_tells_what_was_found(tmp_path, capsys):
     ):
         assert fact in told
     assert (tmp_path / "images" / "told.png").stat().st_size > 5000
-    leaking = soak.page(run_of(0, 0.1), "here", soak.options_of([]), "x.png")
+    leaking = soak_report.page(run_of(0, 0.1), "here", soak.options_of([]), "x.png")
     assert "**NOT shown to be flat**: resident set: a slope of" in leaking
 
 

@@ -12,7 +12,7 @@ import standin_files
 import told
 from omniportrait.demo import main
 from omniportrait.demo.server import PromptError
-from omniportrait.lab.bench import soak
+from omniportrait.lab.bench import soak, soak_report
 
 SIZE, STEPS = 128, 3
 crops = itertools.count(start=15)
@@ -37,7 +37,7 @@ def bits(server, outputs: dict) -> bytes:
 def run_again(server, prompt: dict) -> tuple[bytes, set[str]]:
     """The latent's bits, and the kinds of node that ComfyUI ran; the saving node always runs."""
     prompt["save"]["inputs"]["filename_prefix"] = uuid.uuid4().hex
-    with soak.listening(server) as events:
+    with server.listening() as events:
         prompt_id = soak.submit(server, prompt)
         soak.wait(server, events, prompt_id)
     entry = server.history(prompt_id)
@@ -129,7 +129,7 @@ def test_a_short_soak(server):
         queue = server.get("/queue")
         queued.append(len(queue["queue_running"]) + len(queue["queue_pending"]))
     assert [a.name for a in asked[:4]] == ["plain", "guided, crop 1.6", "plain", "guided, crop 2.0"]
-    assert not soak.changed(asked) and not soak.unguided(asked)
+    assert not soak_report.changed(asked) and not soak_report.unguided(asked)
     assert len({a.name for a in asked}) == len({a.digest for a in asked}) == 4
     assert len(queued) == 12 and all(queued[:-2]) and queued[-1] == 0
     assert all(a.start < a.end <= b.start and a.rss for a, b in itertools.pairwise(asked))

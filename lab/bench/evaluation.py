@@ -20,18 +20,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ...lab.measures.intervals import over_people
 from ...models.pivot import file as pivot_checkpoint
 from ...models.pivot.encoder import PivotEncoder
-from ..base import Base, load_base
-from ..data.dataset import read_index
-from ..data.index import Entry
-from ..data.plan import Slot, bucket_sizes, nearest
-from ..data.samples import Sample, Samples, decode, seen_face
-from . import config as settings
-from .config import Config
-from .sheets import attention, portraits
-from .step import Encoder, Inputs, gather
+from ...training.base import Base, load_base
+from ...training.data.dataset import read_index
+from ...training.data.index import Entry
+from ...training.data.plan import Slot, bucket_sizes, nearest
+from ...training.data.samples import Sample, Samples, decode, seen_face
+from ...training.pivot import config as settings
+from ...training.pivot.config import Config
+from ...training.pivot.sheets import attention, portraits
+from ...training.pivot.step import Encoder, Inputs, gather
+from ..measures.intervals import over_people
 from .stranger import TIMESTEPS, Pair, by_person, percent
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ class Evaluation:
 
     def _distances(self, encoder: PivotEncoder | None, side: int) -> dict:
         """Distances of the portraits to their own reference, and to those of others with the same noun."""
-        from ...lab.measures.identity import FaceEmbedder, find_landmarks
+        from ..measures.identity import FaceEmbedder, find_landmarks
 
         embedder = FaceEmbedder()
 

@@ -12,6 +12,8 @@ import json
 import logging
 from pathlib import Path
 
+from .evaluation import Evaluation, lines
+
 
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(
@@ -30,11 +32,6 @@ def main(words: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
-    from ... import environment
-
-    environment.use_comfyui()
-    from ..pivot.evaluation import Evaluation, lines
-
     try:
         evaluation = Evaluation.open(options)
         results = {str(path): evaluation.measure(path) for path in [None, *options.encoders]}

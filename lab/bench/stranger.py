@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...guidance.omniportrait import objective as loss
-from ..base import Base
-from .sheets import ALWAYS
-from .step import Encoder, Inputs, conditioned, draw
+from ...training.base import Base
+from ...training.pivot.sheets import ALWAYS
+from ...training.pivot.step import Encoder, Inputs, conditioned, draw
 
 TIMESTEPS = (300, 500, 700, 900)
 """Of 1000. At smaller ones the noisy picture itself shows who it is."""
