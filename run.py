@@ -24,7 +24,6 @@ COMMANDS = {
         "direction": "lab.bench.direction",
         "matrix": "lab.bench.matrix",
         "overhead": "lab.bench.overhead",
-        "private-pass": "lab.bench.private_pass",
         "soak": "lab.bench.soak",
         "sweeps": "lab.bench.sweeps",
     },

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from ..measures.intervals import DRAWS, Interval, difference_of, mean_of
+from ..measures.intervals import DRAWS, Interval, difference_of, mean_of, text_of
 from ..measures.text import FACE, HEADS
 from .campaign import Campaign, arguments, command, markdown, named
 from .judge import RIVALS, VIEWS
@@ -172,17 +172,8 @@ def table(columns: Sequence[Column], rows: Mapping[str, Mapping[str, Interval | 
     shown = [c for c in columns if any(cells[c.key] for cells in rows.values())]
     arrows = {1: " ↑", -1: " ↓", 0: ""}
     lines = [["", *(c.title + arrows[c.better] for c in shown)]]
-    lines += [[name, *(cell(c, cells[c.key], bold) for c in shown)] for name, cells in rows.items()]
+    lines += [[name, *(text_of(cells[c.key], c.factor, c.digits, bold) for c in shown)] for name, cells in rows.items()]
     return markdown(lines)
-
-
-def cell(column: Column, value: Interval | None, bold: bool) -> str:
-    if value is None:
-        return "–"
-    sign = "+" if bold else ""
-    mean, low, high = (f"{x * column.factor:{sign}.{column.digits}f}" for x in (value.mean, value.low, value.high))
-    mean = f"**{mean}**" if bold and value.significant else mean
-    return f"{mean} [{low}, {high}]"
 
 
 def page(campaign: Campaign, results: Mapping[str, Sequence[Mapping]], times: Mapping[str, float], sheet: str) -> str:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
 
 from ...demo.sampling import SAMPLING
 from ..measures.separation import THRESHOLDS
 from ..measures.text import WEIGHTS
 from ..world.prompts import HELD_OUT_PROMPTS
 from .judge import Judge
+from .kept import keep, kept, part_of
 from .portraits import Case, Studio, Variant, defaults
 from .sources import ROOT, digest
 
-Key, Value = TypeVar("Key"), TypeVar("Value")
 DEMO = ROOT / "demo" / "weights"
 
 
@@ -44,7 +42,7 @@ def arguments(name: str, identities: int, prompts: int) -> argparse.ArgumentPars
         help="an input of RB-Guidance KSampler, for all variants, as gain=200 or steps=20 (default: what the "
         "demo's workflow has)",
     )  # fmt: skip
-    parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th person; no page")
+    parser.add_argument("--part", type=part_of, default="1/1", metavar="I/N", help="every N-th person; no page")
     parser.add_argument("--smoke", action="store_true", help="2 people, 1 prompt, 4 steps; writes no page")
     parser.add_argument("--store", type=Path, default=ROOT / "output" / "portraits", metavar="FOLDER")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / f"{name}.md", metavar="FILE")
@@ -77,25 +75,6 @@ def converted(value: str, default: object) -> object:
         raise argparse.ArgumentTypeError(f"{value!r} is no {type(default).__name__}") from None
 
 
-def kept(file: Path, entry: Callable[[dict], tuple[Key, Value]]) -> dict[Key, Value]:
-    """What `keep` wrote, as key and value by `entry`; a line that was cut short is left out."""
-    rows = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
-            key, value = entry(json.loads(line))
-        except (ValueError, KeyError):
-            continue
-        rows[key] = value
-    return rows
-
-
-def keep(file: Path, row: dict) -> None:
-    """One line more."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as out:
-        out.write("\n" + json.dumps(row))  # first: the line before may have been cut short
-
-
 class Campaign:
     """Judged portraits, kept in the store: pictures as PNG, rows in rows.jsonl. SystemExit names a file that is
     missing."""
@@ -114,7 +93,7 @@ class Campaign:
         self.studio = Studio(options.checkpoint, options.store, dict(options.set))
         self.judge = Judge(options.text_measure, options.thresholds)
         self.file = options.store / "rows.jsonl"
-        self.part, self.parts = map(int, options.part.split("/"))
+        self.part, self.parts = options.part
 
     def cases(self) -> list[Case]:
         """People in whose reference portrait a face is found, times their prompts: each person's begin where the last

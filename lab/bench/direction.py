@@ -25,6 +25,7 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import comfy.sample
 import comfy.samplers
@@ -37,9 +38,10 @@ from ...guidance.omniportrait.mask import cover
 from ...models.pivot.handle import load_handle
 from ...sampling.patch import patch
 from ...sampling.record import RECORDS_KEY
-from ..measures.intervals import DRAWS, Interval, over_people
+from ..measures.intervals import DRAWS, Interval, over_people, text_of
 from ..world.shade import FACE_LABELS
-from .campaign import Campaign, arguments, command, keep, kept, markdown, named
+from .campaign import Campaign, arguments, command, markdown, named
+from .kept import keep, kept
 from .portraits import (
     DEFAULTS,
     SIZE,
@@ -260,11 +262,7 @@ def best(rows: Sequence[Mapping], t: int) -> tuple[float, float]:
     return along**2 / (effect * error), along / effect * (effect / noise) ** 0.5
 
 
-def text(value: Interval | None) -> str:
-    if value is None:
-        return "–"
-    mean = f"{value.mean:+.3f}"
-    return f"{f'**{mean}**' if value.significant else mean} [{value.low:+.3f}, {value.high:+.3f}]"
+cosine_text = partial(text_of, difference=True)
 
 
 def told(times: Sequence[int]) -> str:
@@ -277,7 +275,7 @@ def table(results: Mapping[str, Sequence[Mapping]], times: Sequence[int]) -> str
     for name, rows in results.items():
         removed, strength = zip(*(best(rows, t) for t in times), strict=True)
         means = f"{100 * sum(removed) / len(times):.2f}", f"{100 * sum(strength) / len(times):.1f}"
-        lines.append([name, *map(text, cosines(rows, times)), *means])
+        lines.append([name, *map(cosine_text, cosines(rows, times)), *means])
     return markdown(lines)
 
 
@@ -287,7 +285,7 @@ def against(results: Mapping[str, Sequence[Mapping]], windows: Sequence[Sequence
     for name, rows in results.items():
         if name != OURS:
             found = (each for times in windows for each in over(rows, results[OURS], times))
-            lines.append([name, *map(text, found)])
+            lines.append([name, *map(cosine_text, found)])
     return markdown(lines)
 
 
@@ -303,7 +301,7 @@ def page(campaign: Campaign, results: Mapping[str, Sequence[Mapping]]) -> str:
     by_time = [["", "", *(f"t = {t}" for t in TIMES)]]
     for name, rows in results.items():
         for kind, found in zip(KINDS, zip(*(cosines(rows, [t]) for t in TIMES), strict=True), strict=True):
-            by_time.append([name, kind, *map(text, found)])
+            by_time.append([name, kind, *map(cosine_text, found)])
     some = next(iter(results.values()))
     return PAGE.format(
         command=command("direction"), people=len({row["person"] for row in some}),

@@ -14,7 +14,6 @@ untried: any of the whole run, or of a part's own.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections import Counter
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from ...guidance.omniportrait.settings import Settings
 from ..testbed import small
 from . import cells as wanted
 from .cells import Cell, Result
+from .kept import keep, kept, part_of
 from .pairs import array
 from .sources import ROOT, of_source
 
@@ -67,26 +67,16 @@ def core_version() -> str:
 
 def known_results(path: Path, where: str) -> dict[str, Result]:
     """Results of this surrounding by cell key; a line that was cut short is left out."""
-    results = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        place, key = entry.pop("where"), entry.pop("key")
-        if place == where:
-            results[key] = Result(**entry)
-    return results
+    rows = kept(path, lambda row: ((row.pop("where"), row.pop("key")), Result(**row)))
+    return {key: result for (place, key), result in rows.items() if place == where}
 
 
 def work(todo: list[Cell], path: Path, where: str) -> None:
     """Try each cell and append its result at once."""
     vae, comfy.utils.PROGRESS_BAR_ENABLED = small.vae(), False
-    path.parent.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(todo, 1):
         result = wanted.try_cell(cell, vae)
-        with path.open("a") as file:
-            file.write(json.dumps({"where": where, "key": cell.key, **asdict(result)}) + "\n")
+        keep(path, {"where": where, "key": cell.key, **asdict(result)})
         told = f"{result.status:6} {result.seconds:6.1f} s  {cell.key}"
         print(f"{number}/{len(todo)} {told}{'  ' + result.why if result.why else ''}", flush=True)
 
@@ -135,17 +125,6 @@ def _table(tried: list[tuple[Cell, Result]], across: str, down: str) -> list[str
             entries.append(f"{sum(r.status == 'ok' for r in here)} / {len(here)}" if here else "")
         lines.append(f"| {row} | {' | '.join(entries)} |")
     return lines
-
-
-def part_of(text: str) -> tuple[int, int]:
-    """`I/N` as numbers; any other word is refused, since a wrong one would leave cells out without a word."""
-    try:
-        part, parts = map(int, text.split("/"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: write I/N, for example 1/2") from None
-    if not 1 <= part <= parts:
-        raise argparse.ArgumentTypeError(f"{text}: there are the parts 1/{parts} to {parts}/{parts}")
-    return part, parts
 
 
 def carry_out(rows: list[Cell], options: argparse.Namespace) -> int:

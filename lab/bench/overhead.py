@@ -16,7 +16,6 @@ docs/results/overhead.md is written from it, after the floors of SD1.5 at 512x51
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ... import environment
+from .kept import keep, kept
 
 ROOT = environment.ROOT
 SIDES = {"demo": 32, "sd15": 64, "sdxl": 128}
@@ -200,16 +200,12 @@ def _verdict(value: float, goal: float) -> str:
     return f"goal {goal:g}, {'met' if value <= goal else 'NOT met'}"
 
 
-def keep(lines: list[Line], path: Path) -> dict[str, dict[str, Line]]:
-    """Append, and return the newest line of each way by setup."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(asdict(line)) + "\n" for line in lines)
-    newest: dict[str, dict[str, Line]] = {}
-    for text in path.read_text().splitlines():
-        line = Line(**json.loads(text))
-        newest.setdefault(line.setup, {})[line.way] = line
-    return newest
+def newest(path: Path) -> dict[str, dict[str, Line]]:
+    """The last line of each way, by setup."""
+    setups: dict[str, dict[str, Line]] = {}
+    for line in kept(path, lambda row: ((row["setup"], row["way"]), Line(**row))).values():
+        setups.setdefault(line.setup, {})[line.way] = line
+    return setups
 
 
 def floors() -> list[str]:
@@ -276,7 +272,7 @@ def main(words: list[str]) -> int:
     gpu = comfy.model_management.get_torch_device().type != "cpu"
     dtype = options.dtype or ("fp16" if gpu else "fp32")
     names = [] if options.count else options.models or (["demo", "sd15", "sdxl"] if gpu else ["demo", "sd15"])
-    setups = keep([], options.results)
+    setups = newest(options.results)
     if options.count and not setups:
         raise SystemExit(f"--count writes the page anew from the results in {options.results}, and there are none.")
     counts = floors()
@@ -287,7 +283,9 @@ def main(words: list[str]) -> int:
         print(f"{name}, {side}x{side} latent, {dtype}", flush=True)
         lines = measure(name, dtype, side, options)
         print("\n".join(table(lines)), flush=True)
-        setups = keep(lines, options.results)
+        for line in lines:
+            keep(options.results, asdict(line))
+        setups = newest(options.results)
         options.page.write_text(page(setups, counts))
     if options.count:
         options.page.write_text(page(setups, counts))

@@ -44,6 +44,7 @@ import psutil
 from ... import environment
 from ...demo import main as demo
 from ...demo.server import ComfyServer, PromptError
+from .kept import keep
 from .soak_report import CROPS, MIB, Asked, faults, page, plot, report
 
 ROOT = environment.ROOT
@@ -203,9 +204,7 @@ def main(words: list[str]) -> int:
         for each in ask(server, options.size, options.steps, [turn(n) for n in range(options.prompts)], options.ahead):
             asked.append(each)
             if options.results:
-                options.results.parent.mkdir(parents=True, exist_ok=True)
-                with options.results.open("a") as file:
-                    file.write(json.dumps(asdict(each)) + "\n")
+                keep(options.results, asdict(each))
             if len(asked) % 10 == 0:
                 print(f"{len(asked)}/{options.prompts}: resident set {each.rss / MIB:.0f} MiB", flush=True)
     wrong = faults(asked, options.allowed, options.allowed_slope)

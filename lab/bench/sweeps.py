@@ -26,7 +26,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..measures.intervals import Interval, difference_of, mean_of
+from ..measures.intervals import Interval, difference_of, mean_of, text_of
 from .campaign import Campaign, arguments, command, converted, markdown, named
 from .portraits import Variant, defaults
 from .sheets import contact_sheet, one_each
@@ -189,8 +189,8 @@ def table(name: str, gains: Mapping[object, Cells], values: Mapping[object, Cell
     """Markdown: a row for each value, its differences to off and its values."""
     lines = [[name, *(f"{title}, over off" for title, _ in GAINS.values()), *(title for title, _ in VALUES.values())]]
     for value in gains:
-        entries = [text(gains[value][c], factor, "+") for c, (_, factor) in GAINS.items()]
-        entries += [text(values[value][c], factor) for c, (_, factor) in VALUES.items()]
+        entries = [text_of(gains[value][c], factor, digits(factor), True) for c, (_, factor) in GAINS.items()]
+        entries += [text_of(values[value][c], factor, digits(factor)) for c, (_, factor) in VALUES.items()]
         lines.append([f"{shown(value)}{'*' if value == own else ''}", *entries])
     return markdown(lines)
 
@@ -199,7 +199,7 @@ def compared(name: str, differences: Mapping[object, Cells]) -> str:
     """Markdown: a row for each value but the demo's own, its differences to that."""
     titles = [f"{title}, over the own value" for title, _ in GAINS.values()]
     return markdown([[name, *titles], *(
-        [shown(value), *(text(cells[c], factor, "+") for c, (_, factor) in GAINS.items())]
+        [shown(value), *(text_of(cells[c], factor, digits(factor), True) for c, (_, factor) in GAINS.items())]
         for value, cells in differences.items()
     )])  # fmt: skip
 
@@ -209,12 +209,9 @@ def time_line(times: Mapping[object, float]) -> str:
     return f"Sampling time over off: {', '.join(f'{shown(value)} {time:.2f}' for value, time in times.items())}."
 
 
-def text(value: Interval | None, factor: float, sign: str = "") -> str:
-    if value is None:
-        return "–"
-    digits = 3 if factor == 1 else 1
-    mean, low, high = (f"{each * factor:{sign}.{digits}f}" for each in (value.mean, value.low, value.high))
-    return f"{f'**{mean}**' if sign and value.significant else mean} [{low}, {high}]"
+def digits(factor: float) -> int:
+    """Per cent need fewer."""
+    return 3 if factor == 1 else 1
 
 
 def page(

@@ -48,6 +48,15 @@ def over_people(values: Iterable[tuple[Hashable, float]]) -> Interval | None:
     return bootstrap([float(np.mean(each)) for each in people.values()])
 
 
+def text_of(value: Interval | None, factor: float = 1.0, digits: int = 3, difference: bool = False) -> str:
+    """`mean [low, high]` in Markdown; a difference with its sign, and bold where 0 is outside."""
+    if value is None:
+        return "–"
+    sign = "+" if difference else ""
+    mean, low, high = (f"{each * factor:{sign}.{digits}f}" for each in (value.mean, value.low, value.high))
+    return f"{f'**{mean}**' if difference and value.significant else mean} [{low}, {high}]"
+
+
 def mean_of(rows: Iterable[Mapping], column: str) -> Interval | None:
     """Of a column of measured rows, over those that have a value."""
     return over_people((row["person"], row[column]) for row in rows if row[column] is not None)
