@@ -11,8 +11,9 @@ from comfy_extras import nodes_model_advanced
 from omniportrait.guidance.omniportrait.settings import Settings
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import core, footprint, guide, guided
-from omniportrait.nodes.rb_guidance import RBGuidance, by_hand
+from omniportrait.nodes.rb_guidance import RBGuidance
 from omniportrait.nodes.rb_guidance_ksampler import RBGuidanceKSampler
+from omniportrait.sampling.people import ByHand
 
 FLUX = dict(
     image_model="flux",
@@ -85,7 +86,7 @@ def test_texts_that_core_lets_through_reach_our_check(sd15, vae, name, text):
 
 
 def test_neither_of_the_pair_is_fine():
-    assert by_hand(None, None) is None
+    assert ByHand.given(None, None) is None
 
 
 def nobody(model):
