@@ -1,4 +1,8 @@
-"""Every sampler and scheduler that people use, in both families: guided, finite, deterministic, and not plain."""
+"""Every sampler that people use, in both families: all of the window is guided, and the picture is not plain.
+
+tests/lab/test_matrix.py has the same samplers with every scheduler and workflow: off is off, and what comes out is the
+same again.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +11,30 @@ import pytest
 import torch
 from omniportrait.backbone.clock import stable_diffusion_sigmas
 from omniportrait.lab.testbed import small
-from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, guide, guided
+from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, guided
 
 SAMPLERS = ("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "heun", "ddim", "lcm", "uni_pc")
 SCHEDULERS = ("normal", "karras", "sgm_uniform")
-PAIRS = sorted({(s, "normal") for s in SAMPLERS} | {(s, n) for s in ("euler", "dpmpp_2m_sde") for n in SCHEDULERS})
 
 
-def check(model, vae, sampler, scheduler):
+def check(model, vae, **options):
     positive = small.annotated(model)
-    options = {"sampler": sampler, "scheduler": scheduler}
     plain = small.sample(model, positive, **options)
-    patched, traces = guide(model, vae)
-    picture = small.sample(patched, positive, **options)
+    picture, trace = guided(model, vae, positive, **options)
     assert_effective(picture, plain)
-    assert torch.equal(small.sample(patched, positive, **options), picture)
-    for trace in traces:
-        assert_guided(trace)
+    assert_guided(trace)
 
 
-@pytest.mark.parametrize("sampler, scheduler", PAIRS)
-def test_sd15(sd15, vae, sampler, scheduler):
-    check(sd15, vae, sampler, scheduler)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sd15(sd15, vae, sampler):
+    check(sd15, vae, sampler=sampler)
 
 
-PAIRS = [("euler_ancestral", "karras"), ("dpmpp_2m", "sgm_uniform"), ("heun", "normal")]
-
-
-@pytest.mark.parametrize("sampler, scheduler", PAIRS)
+@pytest.mark.parametrize(
+    "sampler, scheduler", [("euler_ancestral", "karras"), ("dpmpp_2m", "sgm_uniform"), ("heun", "normal")]
+)
 def test_sdxl(sdxl, vae, sampler, scheduler):
-    check(sdxl, vae, sampler, scheduler)
+    check(sdxl, vae, sampler=sampler, scheduler=scheduler)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -37,8 +37,9 @@ def make_clip(family: str = "sd15", folder: Path | None = None, model: object = 
     return SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights, cond_stage_model=model)
 
 
-@pytest.fixture(params=TOKENIZERS)
+@pytest.fixture(params=TOKENIZERS, scope="module")
 def clip(request):
+    """Reading a vocabulary takes longer than any test of it."""
     return make_clip(request.param)
 
 

@@ -28,30 +28,23 @@ from omniportrait.lab.bench.portraits import (
 )
 from omniportrait.lab.bench.sheets import contact_sheet
 from omniportrait.lab.measures.text import TextMeasure
-from omniportrait.lab.testbed import checkpoints
 from omniportrait.lab.world.prompts import HELD_OUT_PROMPTS
 from omniportrait.models.faces.mask import face_oval
-from omniportrait.models.pivot import file as pivot_checkpoint
-from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig
-from omniportrait.training.files import write_tensors
 
 CASE = Case(0, 0)
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
+def files(random_model) -> Path:
     """A random model, encoder and text measure, and cuts."""
-    folder = tmp_path_factory.mktemp("weights")
-    write_tensors(folder / "base.safetensors", checkpoints.demo())
-    torch.manual_seed(0)
-    tower = TowerConfig(image_size=32, patch_size=8, width=32, layers=1, head_width=16)
-    pivot_checkpoint.save(folder / "pivot.safetensors", PivotEncoder(PivotConfig("generic", (128,), tower)), 0)
-    words = {name: sorted({getattr(p, name) for p in HELD_OUT_PROMPTS}) for name in ("expression", "colour")}
-    words |= {name: sorted({getattr(p, name) for p in HELD_OUT_PROMPTS}) for name in ("garment", "background")}
-    TextMeasure(words | {"subject": ["man", "woman"]}).save(folder / "text.safetensors", {})
+    words = {
+        name: sorted({getattr(prompt, name) for prompt in HELD_OUT_PROMPTS})
+        for name in ("expression", "colour", "garment", "background")
+    }
+    TextMeasure(words | {"subject": ["man", "woman"]}).save(random_model / "text.safetensors", {})
     cuts = {"identity": 0.5, "detail": 0.5, "identity_generated": 0.5, "detail_generated": 0.5}
-    (folder / "cuts.json").write_text(json.dumps(cuts))
-    return folder
+    (random_model / "cuts.json").write_text(json.dumps(cuts))
+    return random_model
 
 
 @pytest.fixture

@@ -11,10 +11,6 @@ import torch
 from omniportrait.lab.bench import direction
 from omniportrait.lab.bench.campaign import Campaign
 from omniportrait.lab.bench.portraits import Case
-from omniportrait.lab.testbed import checkpoints
-from omniportrait.models.pivot import file as pivot_checkpoint
-from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder, TowerConfig
-from omniportrait.training.files import write_tensors
 
 
 def rows(person: int, reference: str, t: int, error: torch.Tensor, effect: torch.Tensor) -> dict:
@@ -83,16 +79,12 @@ def test_the_face_alone_counts():
 
 
 @pytest.fixture
-def words(tmp_path, monkeypatch) -> list[str]:
+def words(random_model, tmp_path, monkeypatch) -> list[str]:
     """The command line for a random model, asked at two timesteps."""
     monkeypatch.setattr(comfy.supported_models, "models", list(comfy.supported_models.models))
     monkeypatch.setattr(comfy.sd.VAE, "__init__", comfy.sd.VAE.__init__)
     monkeypatch.setattr(direction, "TIMES", (700, 300))
-    write_tensors(tmp_path / "base.safetensors", checkpoints.demo())
-    torch.manual_seed(0)
-    tower = TowerConfig(image_size=32, patch_size=8, width=32, layers=1, head_width=16)
-    pivot_checkpoint.save(tmp_path / "pivot.safetensors", PivotEncoder(PivotConfig("generic", (128,), tower)), 0)
-    base, pivot = (str(tmp_path / f"{name}.safetensors") for name in ("base", "pivot"))
+    base, pivot = (str(random_model / f"{name}.safetensors") for name in ("base", "pivot"))
     return ["--checkpoint", base, "--encoder", pivot, "--store", str(tmp_path)]
 
 

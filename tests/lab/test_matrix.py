@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from itertools import cycle, product
 
 import pytest
@@ -12,7 +13,9 @@ from omniportrait.lab.bench import matrix
 from omniportrait.lab.testbed import small
 from omniportrait.sampling import gradient as gradient_module
 
-CELLS = matrix.cells(matrix.HANDFUL)
+SAMPLERS = ("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "heun", "ddim", "lcm", "uni_pc")
+"""Those that people use."""
+CELLS = [replace(cell, sampler=sampler) for cell, sampler in zip(matrix.cells(matrix.HANDFUL), cycle(SAMPLERS))]
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.key)
@@ -41,7 +44,8 @@ def test_a_plain_run_that_fails_is_excused_on_another_core_alone(vae, monkeypatc
         test_cell(vae, CELLS[0])
 
 
-def test_the_cells_hold_every_mode_scheduler_and_weight_type():
+def test_the_cells_hold_every_sampler_mode_scheduler_and_weight_type():
+    assert {cell.sampler for cell in CELLS} == set(SAMPLERS)
     assert {cell.mode for cell in CELLS} == set(_cells.MODES)
     assert {cell.scheduler for cell in CELLS} == set(_cells.columns()["scheduler"])
     assert {(cell.family, cell.dtype) for cell in CELLS} == set(product(_cells.FAMILIES, _cells.DTYPES))
