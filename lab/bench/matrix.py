@@ -33,8 +33,6 @@ from .sources import ROOT, of_source
 SOURCES = ("guidance", "backbone", "sampling", "models", "nodes", "lab/testbed")
 """Code that a cell's result depends on, beside the cell's own."""
 SMOKE = [("sampler",), ("scheduler",), ("mode", "family"), ("dtype", "family"), ("guided_pass", "mode")]
-HANDFUL = [("mode",), ("scheduler",), ("dtype", "family"), ("guided_pass", "family")]
-"""What the tests try each time: a minute of one core."""
 TABLES = (
     ("family", "mode"),
     ("dtype", "mode"),

@@ -61,7 +61,7 @@ class Denoiser(nn.Module):
         """The loss to descend, weighted by noise level and by place (`weights` [h, w]), and the `plain` one."""
         sigma = self.sigmas[steps].view(-1, 1, 1, 1)
         noisy = (latents + sigma * noise) / (1 + sigma**2).sqrt()
-        with torch.autocast(latents.device.type, torch.bfloat16):
+        with loop.mixed(latents.device):
             predicted = self.predict(noisy, steps, self.text(tokens))
         error = (predicted.float() - noise).square().mean(1)
         weight = (SNR_LIMIT * self.sigmas[steps] ** 2).clamp(max=1.0).view(-1, 1, 1)  # min(snr, limit) / snr
@@ -72,12 +72,12 @@ class Denoiser(nn.Module):
         """Latents [B, 4, h, w] by Euler steps (DDIM) from unit noise; `tokens` [B, 77], `empty` [77]."""
         steps = torch.linspace(len(self.sigmas) - 1, 0, count, device=noise.device).round().long()
         sigmas = torch.cat((self.sigmas[steps], self.sigmas.new_zeros(1)))
-        with torch.autocast(noise.device.type, torch.bfloat16):
+        with loop.mixed(noise.device):
             states = self.text(torch.cat((tokens, empty.expand_as(tokens))))
         x = noise * (1 + sigmas[0] ** 2).sqrt()
         for step, sigma, following in zip(steps, sigmas, sigmas[1:], strict=False):
             noisy = (x / (1 + sigma**2).sqrt()).repeat(2, 1, 1, 1)
-            with torch.autocast(noise.device.type, torch.bfloat16):
+            with loop.mixed(noise.device):
                 wanted, plain = self.predict(noisy, step.expand(len(noisy)), states).float().chunk(2)
             x = x + (following - sigma) * (plain + cfg * (wanted - plain))
         return x

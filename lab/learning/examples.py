@@ -84,7 +84,7 @@ def cached_latents(
             parts = []
             for indices in torch.arange(start, start + len(pixels)).split(32):
                 shown = to_float(pictures.batch(indices)[0].to(device)).contiguous(memory_format=torch.channels_last)
-                with torch.autocast(device.type, torch.bfloat16):
+                with loop.mixed(device):
                     parts.append(autoencoder.encode(shown).half().cpu())
             done = torch.cat(parts).numpy()
             write_whole(file, lambda out, done=done: np.save(out, done))

@@ -54,11 +54,11 @@ class Trainer(nn.Module):
     def loss(self, pictures: torch.Tensor, weights: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
         """`noise` [B, 4, h, w] is added to the latents. Half of the batch is also decoded from latents at half size,
         which should give the picture at half size: latents that scale like pictures suit diffusion (EQ-VAE's idea)."""
-        with torch.autocast(pictures.device.type, torch.bfloat16):
+        with loop.mixed(pictures.device):
             latents = self.autoencoder.encode(pictures)
         latents = self.normal(latents.float())
         half = latents[: max(1, len(latents) // 2)]
-        with torch.autocast(pictures.device.type, torch.bfloat16):
+        with loop.mixed(pictures.device):
             whole = self.autoencoder.decode(latents + noise)
             small = self.autoencoder.decode(avg_pool2d(half, 2))
         exact = weighted_loss(whole.float() - pictures, weights)

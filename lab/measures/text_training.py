@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ...training.loop import Budget, descend, learning_rate, seeded
-from ..learning.loop import Every, batch_indices
+from ..learning.loop import Every, batch_indices, mixed
 from ..learning.pictures import Pictures
 from .text import HEADS, Classes, TextMeasure, faces, scenes
 
@@ -55,7 +55,7 @@ def train(
     while not budget.done:
         chosen = batch_indices(len(descriptions), batch, budget.step, seed)
         shown = [roughened(part[chosen], seeded(seed + 1, budget.step)).to(device) for part in seen]
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed(device):
             logits = model(*(part.contiguous(memory_format=torch.channels_last) for part in shown))
         losses = [F.cross_entropy(logits[h].float(), targets[h][chosen], label_smoothing=SMOOTHING) for h in HEADS]
         rate = learning_rate(budget.share, budget.step, RATE, warmup=20)

@@ -33,6 +33,21 @@ V_PREDICTION = {
 """What ComfyUI looks for in a checkpoint to tell a v-prediction model: SDXL's key and SD2's broad bias."""
 
 
+class Windows:
+    """Random numbers of a given deviation, of which only few are drawn: each tensor is another window on them."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator, self.drawn, self.count = generator, {}, 0
+
+    def __call__(self, shape: torch.Size, deviation: float) -> torch.Tensor:
+        size = shape.numel()
+        if 2 * size > len(self.drawn.get(deviation, ())):
+            self.drawn[deviation] = torch.randn(2 * size, generator=self.generator) * deviation
+        self.count += 1
+        start = 7919 * self.count % size  # a prime, so that no two windows are alike
+        return self.drawn[deviation][start : start + size].view(shape)
+
+
 def unet(
     config_class,
     shape: dict,
@@ -42,9 +57,11 @@ def unet(
     inference: bool = True,
     v_prediction=False,
     operations=None,
+    windows=False,
 ):
     """A ModelPatcher; weights are inference tensors unless `inference` is False. operations: the layers' classes, where
-    ComfyUI is not to pick them."""
+    ComfyUI is not to pick them. windows: weights are windows on few random numbers, so that a model of full size is
+    made in seconds and takes little memory."""
     with torch.inference_mode(inference):
         config = config_class(dict(shape, dtype=dtype))
         config.custom_operations = operations
@@ -52,11 +69,12 @@ def unet(
         state = V_PREDICTION if v_prediction else {}
         base = config.get_model(state, "", device=torch.device("cpu"))
         generator = torch.Generator().manual_seed(seed)
+        drawn = Windows(generator)
         for name, p in base.diffusion_model.named_parameters():
             scale = 0.02 if p.ndim < 2 else 1.0 / max(p[0].numel(), 1) ** 0.5
-            values = torch.randn(p.shape, generator=generator) * scale
+            values = drawn(p.shape, scale) if windows else torch.randn(p.shape, generator=generator) * scale
             if p.ndim == 1 and name.endswith("weight"):
-                values += 1
+                values = values + 1
             p.data = values.to(dtype)
     device = comfy.model_management.get_torch_device()
     return comfy.model_patcher.ModelPatcher(base, load_device=device, offload_device=torch.device("cpu"))

@@ -54,6 +54,7 @@ def case(family):
         return family, x, arguments_of(family, x)
 
 
+@pytest.mark.quick
 def test_gradient_equals_autograd_through_a_deep_copy(case):
     expected = deep_copy_gradient(*case)
     assert expected.abs().max() > 0

@@ -139,6 +139,7 @@ def test_the_search_sees_what_the_guidance_sees(sd15, vae):
         assert torch.equal(a, b)
 
 
+@pytest.mark.quick
 def test_ksampler_with_guidance(family, vae):
     """Latent, last mask and plot; the same as KSampler on a patched model, and as itself when queued again."""
     positive = small.annotated(family)
@@ -179,6 +180,7 @@ def test_ksampler_keeps_the_latents_other_entries(sd15, vae):
     assert mask.shape == (2, 128, 128)
 
 
+@pytest.mark.slow
 def test_modes_and_advanced_inputs_reach_the_run(sd15, vae):
     """Each input changes the picture, so none is dropped between the node and the run."""
     positive = small.annotated(sd15)

@@ -68,6 +68,7 @@ def test_without_an_encoder_the_text_is_clip_text_encodes_and_carries_the_record
     assert record.reference_token_index == 5
 
 
+@pytest.mark.quick
 def test_with_an_encoder_only_the_words_row_changes(family, load):
     clip, handle, face = texts.clip(family), load(family), small.face()
     ((rows, options),) = condition(clip, pivot_encoder=handle, face=face)

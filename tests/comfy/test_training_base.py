@@ -42,6 +42,7 @@ def inputs(base: Base, seed: int = 0) -> dict:
     }
 
 
+@pytest.mark.quick
 def test_prediction_is_comfyuis_own(base):
     given = inputs(base)
     found = base.predict(**given)

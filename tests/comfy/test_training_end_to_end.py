@@ -85,6 +85,7 @@ def everything(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_photographs_become_an_encoder_that_loads(folder, command, train, tmp_path, monkeypatch, capsys, caplog):
     command("shards", folder / "photos", "--out", folder / "shards", "--workers", "1")
     assert "2 photographs in 1 new shards" in capsys.readouterr().out

@@ -75,6 +75,7 @@ def test_rows_can_be_left_out_but_not_the_one_they_are_compared_with(files, tmp_
             ablation.variants(options(files, tmp_path, "--without", name))
 
 
+@pytest.mark.slow
 def test_two_variants_resume_without_making_anything_twice(files, registered, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ablation.py", "--store", "/somewhere/else"])
     chosen = options(files, tmp_path, "--without", "literal strength")
@@ -124,6 +125,7 @@ def test_which_inputs_are_swept(files, tmp_path):
     assert named("--inputs", "all", *encoders) == [*sweeps.SWEEPS, sweeps.ENCODERS]
 
 
+@pytest.mark.slow
 def test_a_sweep_s_page(files, registered, tmp_path, monkeypatch):
     """Every value is compared with the same run unguided; the demo's own value, under whatever name, is made once."""
     monkeypatch.setattr(sys, "argv", ["sweeps.py"])
@@ -206,6 +208,7 @@ def test_generated_pictures_have_cuts_of_their_own(files, tmp_path):
         Judge(files / "text.safetensors", file)
 
 
+@pytest.mark.slow
 def test_the_judge_on_portraits_whose_truth_is_known(judge):
     """The reference itself is the person, with all moles, in the same place; another person is farther; a patch in
     the background is a change there; and a grey picture is nobody."""
@@ -236,6 +239,7 @@ def test_the_judge_on_portraits_whose_truth_is_known(judge):
     assert nobody["distance"] is nobody["similarity"] is nobody["contrast"] is None
 
 
+@pytest.mark.slow
 def test_margin_and_false_moles_by_hand(judge):
     """The margin's distances one by one; and moles of other people, painted on, are false ones."""
     person = next(i for i in range(20) if sum(d["kind"] == "mole" for d in sitter(i).record["details"]) > 1)

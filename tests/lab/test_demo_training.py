@@ -106,6 +106,7 @@ def test_core_computes_what_training_does(exported, vae_file):
     torch.testing.assert_close(vae.decode(latent), again, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_vae_runs_in_every_precision_and_in_tiles(registered, vae_file, dtype):
     vae = comfy.sd.VAE(sd=safetensors.torch.load_file(vae_file), dtype=dtype)
@@ -160,6 +161,7 @@ def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vae", "base"])
 def test_resumed_run_ends_where_a_whole_one_does(kind, small_training, tmp_path):
     """The same command goes on; once it is done it changes nothing, and --restart ends there again."""
@@ -194,6 +196,7 @@ def test_words_that_a_checkpoint_has_not_seen_begin_apart():
     assert (table[1] - table[3]).abs().mean() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [".state.pt", ".safetensors"])
 def test_start_begins_with_the_weights_of_another_run(kind, small_training, tmp_path):
     """Of its state or of its checkpoint alike; the words that no caption holds are their mean, rounded once more."""
@@ -206,6 +209,7 @@ def test_start_begins_with_the_weights_of_another_run(kind, small_training, tmp_
     assert not equal(ended, small_training("base", tmp_path / "other.safetensors", "--pause", "0"))
 
 
+@pytest.mark.slow
 def test_a_state_of_another_run_is_refused(small_training, vae_file, tmp_path):
     """Other batches and another autoencoder would train on something else in the middle; another model has other
     shapes. The state stays as it was."""

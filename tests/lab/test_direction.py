@@ -88,6 +88,7 @@ def words(random_model, tmp_path, monkeypatch) -> list[str]:
     return ["--checkpoint", base, "--encoder", pivot, "--store", str(tmp_path)]
 
 
+@pytest.mark.slow
 def test_a_real_model_is_asked(words):
     """The effect is linear in the gain, and asked anew at each t; with the wrong reference only the effect differs."""
     probe = direction.Probe(direction.parser().parse_args(words))
@@ -107,6 +108,7 @@ def test_a_real_model_is_asked(words):
         assert len({own["effect"], other["effect"], itself["effect"]}) == 3
 
 
+@pytest.mark.slow
 def test_every_picture_is_asked_once(words, monkeypatch):
     """Two of one person are two; what is known is not asked again, and the page says how many there were."""
     monkeypatch.setattr(sys, "argv", ["direction.py"])

@@ -16,6 +16,7 @@ SIDE, STEPS = 16, 4
 """Two of the steps are guided."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, shape, lower", [("sd15", small.SD15, 3), ("sdxl", small.SDXL, 0)])
 def test_the_count_is_that_of_a_run_but_for_the_comparison(name, shape, lower, vae):
     model, ways = getattr(small, name)(), {way.name: way for way in contenders(lower)}

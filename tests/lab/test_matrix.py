@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
-from itertools import cycle, product
+from itertools import chain, cycle, islice, product, repeat
 
 import pytest
 from omniportrait import environment
@@ -15,9 +14,30 @@ from omniportrait.sampling import gradient as gradient_module
 
 SAMPLERS = ("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "heun", "ddim", "lcm", "uni_pc")
 """Those that people use."""
-CELLS = [replace(cell, sampler=sampler) for cell, sampler in zip(matrix.cells(matrix.HANDFUL), cycle(SAMPLERS))]
 
 
+def handful() -> list[_cells.Cell]:
+    """The fewest cells that hold every mode, every scheduler, every weight type, each pass in each family, and the
+    samplers that people use. Half precision is slow on a CPU, so each type comes once; test_weights.py has the rest."""
+    columns = _cells.columns()
+    count = max(len(columns["mode"]), len(columns["scheduler"]), len(SAMPLERS))
+    types = [name for name in _cells.DTYPES if name != "fp32"]
+    passes = [name for name in columns["guided_pass"] for _ in _cells.FAMILIES]
+    each = zip(
+        cycle(SAMPLERS),
+        cycle(columns["scheduler"]),
+        cycle(columns["mode"]),
+        cycle(_cells.FAMILIES),
+        chain(types, repeat("fp32")),
+        cycle(passes),
+    )
+    return [_cells.Cell(*values) for values in islice(each, count)]
+
+
+CELLS = handful()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.key)
 def test_cell(vae, cell):
     """Bit-equal at strength 0, deterministic on a fresh model, finite, guided, and plain afterwards as before.
@@ -48,15 +68,19 @@ def test_the_cells_hold_every_sampler_mode_scheduler_and_weight_type():
     assert {cell.sampler for cell in CELLS} == set(SAMPLERS)
     assert {cell.mode for cell in CELLS} == set(_cells.MODES)
     assert {cell.scheduler for cell in CELLS} == set(_cells.columns()["scheduler"])
-    assert {(cell.family, cell.dtype) for cell in CELLS} == set(product(_cells.FAMILIES, _cells.DTYPES))
+    assert {cell.dtype for cell in CELLS} == set(_cells.DTYPES)
+    passes = _cells.columns()["guided_pass"]
+    assert {(cell.family, cell.guided_pass) for cell in CELLS} == set(product(_cells.FAMILIES, passes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", [name for name in _cells.columns()["scheduler"] if name not in _cells.LATE])
 def test_dpm_fast_comes_into_the_window(vae, scheduler):
     """It goes its own way between the schedule's ends; 4 steps of simple, sgm_uniform and beta never come there."""
     assert trace_of(_cells.Cell("dpm_fast", scheduler, "txt2img", "sd15", "fp32"), vae).steps
 
 
+@pytest.mark.slow
 def test_the_guided_face_lies_in_the_inpainted_part(vae):
     """Without a region this cell finds it at the picture's edge, each time, where core keeps the old picture."""
     steps = trace_of(_cells.Cell("dpmpp_2m_sde_gpu", "karras", "inpaint", "sdxl", "bf16"), vae).steps
@@ -72,6 +96,7 @@ def trace_of(cell, vae):
     return trace
 
 
+@pytest.mark.slow
 def test_a_picture_that_stays_unguided_is_told(vae, monkeypatch):
     """A cell in which one of a run's two guided calls found no face is ok, and says so, on the page too."""
     answers = cycle(["no face found", None])
@@ -159,6 +184,7 @@ def test_a_part_that_does_not_exist_is_refused(text):
         matrix.part_of(text)
 
 
+@pytest.mark.slow
 def test_a_broken_cell_is_told(vae, monkeypatch):
     """The check itself: a guidance that does nothing, and one that leaks into plain runs, are not ok."""
     cell = _cells.Cell("euler", "normal", "txt2img", "sd15", "fp32")

@@ -9,6 +9,8 @@ import torch
 from omniportrait.lab.measures.detail import FLOOR, KnownMoles, contrasts
 from omniportrait.lab.measures.geometry import moved
 
+pytestmark = pytest.mark.quick
+
 FACE = torch.tensor([[80.0, 90.0], [140.0, 90.0], [110.0, 125.0], [88.0, 155.0], [132.0, 155.0]])
 
 

@@ -106,6 +106,7 @@ def sample(photo: np.ndarray, person: int, view: int) -> dict[str, bytes]:
     return {name: file.getvalue() for name, file in files.items()} | {"json": json.dumps(record).encode()}
 
 
+@pytest.mark.slow
 def test_the_command_trains_calibrates_and_writes_the_page(tmp_path, capsys):
     for subset in ("train", "held_out"):
         with tarfile.open(tmp_path / f"{subset}-000000.tar", "w") as tar:

@@ -98,6 +98,7 @@ def test_roughening_keeps_the_range_is_seeded_and_changes_every_picture():
     assert ((one - pictures / 255).abs().mean((1, 2, 3)) > 0.01).all()
 
 
+@pytest.mark.slow
 def test_training_learns_to_tell_what_is_shown():
     """Coloured disks before plain walls: a short training names both in pictures that it never saw.
 

@@ -24,9 +24,12 @@ STANDINS = Path(__file__).parent / "standin_nodes"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs the server is slow."""
     for item in items:
         if Path(__file__).parent in Path(item.path).parents:
             item.add_marker(pytest.mark.server)
+            if {"server", "demo"} & set(item.fixturenames):
+                item.add_marker(pytest.mark.slow)
 
 
 def api_workflows() -> list[Path]:

@@ -110,6 +110,7 @@ def test_pictures_that_cannot_be_read_end_it_in_one_sentence(tmp_path, monkeypat
     assert not (tmp_path / "tower.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_workers_that_are_spawned_find_the_package(tmp_path):
     """As on Windows and macOS, when the command is started through run.py, which hides this folder's files."""
     lesson(tmp_path)
