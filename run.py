@@ -90,7 +90,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def command_lines(options: argparse.Namespace, rest: list[str], python: Path) -> list[list]:
     """What to start inside the environment, one after the other."""
     if options.command == "test":
-        chosen = any((environment.ROOT / word.split("::")[0]).exists() for word in rest if not word.startswith("-"))
+        tests = environment.ROOT / "tests"
+        named = [(environment.ROOT / word.split("::")[0]).resolve() for word in rest]
+        chosen = any(path.exists() and tests in (path, *path.parents) for path in named)
         places = [] if chosen else ["tests", "--side-by-side"]
         return [[python, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir=tests", *places, *rest]]
     if options.command == "lint":

@@ -86,6 +86,8 @@ def test_test_arguments_choose_the_tests():
     """All of them are shared between two processes; what is named runs in one."""
     ((*_, places, shared, first),) = words_of("test", "-x")
     assert (places, shared, first) == ("tests", "--side-by-side", "-x")
+    ((*_, shared, option, word),) = words_of("test", "-k", "training")  # no path, though there is such a folder
+    assert (shared, option, word) == ("--side-by-side", "-k", "training")
     ((*_, option, places, first),) = words_of("test", "tests/unit", "-x")
     assert (option, places, first) == ("--rootdir=tests", "tests/unit", "-x")
 
