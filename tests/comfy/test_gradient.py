@@ -54,7 +54,6 @@ def case(family):
         return family, x, arguments_of(family, x)
 
 
-@pytest.mark.quick
 def test_gradient_equals_autograd_through_a_deep_copy(case):
     expected = deep_copy_gradient(*case)
     assert expected.abs().max() > 0
@@ -207,6 +206,7 @@ def test_calibrated_gradient_is_capped_against_the_cfg_difference(sd15, vae):
     assert float(ratio) == pytest.approx(0.3, rel=1e-3)
 
 
+@pytest.mark.quick
 def test_literal_is_equation_11(sd15, vae):
     """Sum, no gain, no clip: the gradient equals autograd's on the deep copy with the run's own mask and reference."""
     _, gradient, seen, _ = one_step(sd15, vae, settings=Settings(beta=0.3).in_mode("literal"))

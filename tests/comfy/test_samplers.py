@@ -1,6 +1,6 @@
 """Every sampler that people use, in both families: all of the window is guided, and the picture is not plain.
 
-tests/lab/test_matrix.py has the same samplers with every scheduler and workflow: off is off, and what comes out is the
+tests/lab/test_matrix.py has each of them too, over all schedulers and workflows: off is off, and what comes out is the
 same again.
 """
 
