@@ -1,0 +1,90 @@
+"""Where each person is in the picture being made, by the attention of the sampler's own last call (Eq. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ..backbone.attention import BlockKey, Recording, choose_sites
+from ..backbone.unet import default_block
+from ..guidance.omniportrait import mask as face
+from ..guidance.omniportrait.settings import Settings
+from .people import Person
+from .rows import plain_attention
+
+
+class OwnFaces:
+    """Records the attention of each prediction and tells the next one which of its tokens are whose.
+
+    people: by the uuid of their conditioning. At the first call nothing is known yet, so nobody is anywhere.
+    """
+
+    def __init__(self, people: Mapping[object, tuple[Person, ...]]) -> None:
+        self._people = people
+        self._settings = Settings()
+        self._now: dict[object, Recording] = {}
+        self._found: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def record(self, options: dict, unet: torch.nn.Module, canvas: tuple[int, int], texts: Mapping) -> None:
+        """Put recorders into one prediction's options, on copies of their tables; what the last prediction left becomes
+        masks. texts: how many tokens the text of each conditioning has, by uuid."""
+        self._found = {uuid: self._faces(uuid, each, texts[uuid]) for uuid, each in self._now.items() if each.cross}
+        self._now = {uuid: Recording() for uuid in self._people}
+        sites = choose_sites(unet, default_block(unet), canvas)
+        replace = {kind: dict(table) for kind, table in options.get("patches_replace", {}).items()}
+        for kind, keys in (("attn1", sites.self_), ("attn2", sites.cross)):
+            table = replace.setdefault(kind, {})
+            for key in keys:
+                table[key] = self._recorder(kind, key, table.get(key, table.get(key[:2])))
+        options["patches_replace"] = replace
+
+    def stop(self) -> None:
+        """The prediction is over: whatever else runs with its options records nothing."""
+        for each in self._now.values():
+            each.close()
+
+    def inside(self, uuid: object, people: tuple[Person, ...], size: tuple[int, int]) -> torch.Tensor:
+        """Boolean [B or 1, K, h * w]: which tokens of a grid are whose."""
+        if uuid not in self._found:
+            return torch.zeros(1, len(people), size[0] * size[1], dtype=torch.bool)
+        maps, masks = self._found[uuid]
+        maps = torch.stack([face.resize_map(each, size) for each in maps])
+        masks = torch.stack([face.resize_mask(each, size) for each in masks])
+        return face.disjoint(maps, masks).flatten(2).movedim(0, 1)
+
+    def _faces(self, uuid: object, recording: Recording, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eq. 6 for each of a conditioning's people: refined maps and masks, float and boolean [K, B, h, w], CPU."""
+        s, refined, masks = self._settings, [], []
+        for person in self._people[uuid]:
+            maps = face.refine(
+                recording.token_map(person.record.token_index, tokens),
+                recording.smooth,
+                s.alpha,
+                s.gamma,
+                s.refinement,
+            ).cpu()
+            refined.append(maps)
+            masks.append(face.threshold(maps, s.beta))
+        return torch.stack(refined), torch.stack(masks)
+
+    def _recorder(self, kind: str, key: BlockKey, foreign: Callable | None) -> Callable:
+        """An attention replacement that keeps q and k of each wanted conditioning's rows and goes on as before."""
+
+        def record(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict) -> torch.Tensor:
+            h, w = extra["activations_shape"][-2:]
+            uuids, heads = extra["uuids"], extra["n_heads"]
+            own, rows = h * w if kind == "attn1" else k.shape[1], len(q) // len(uuids)
+            for number, uuid in enumerate(uuids):
+                kept = self._now.get(uuid)
+                if kept is None or kept.closed or q.shape[1] != h * w or k.shape[1] < own:
+                    continue
+                here = slice(number * rows, (number + 1) * rows)
+                store = kept.self_ if kind == "attn1" else kept.cross
+                store[key] = q[here].detach(), k[here, :own].detach(), heads
+                kept.sizes[key] = (h, w)
+            if foreign is not None:
+                return foreign(q, k, v, extra)
+            return plain_attention(q, k, v, heads, attn_precision=extra.get("attn_precision"))
+
+        return record

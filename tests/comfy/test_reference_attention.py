@@ -1,0 +1,172 @@
+"""Reference Attention on the real UNets, against core's own attention patch and against what must not change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from omniportrait.guidance.reference_attention.attend import tokens_inside
+from omniportrait.guidance.reference_attention.settings import Settings
+from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed.guiding import ONE_CALL, assert_effective, footprint, guide
+from omniportrait.sampling import reference_attention
+from omniportrait.sampling.reference_attention import chosen_blocks, head_mask, patch
+
+ALL = {"levels": "all"}
+
+
+@pytest.fixture(autouse=True)
+def no_cache():
+    reference_attention.forget_all()
+    yield
+    reference_attention.forget_all()
+
+
+def attending(model, vae, **settings):
+    with torch.inference_mode():
+        return patch(model, vae, Settings(**settings))
+
+
+def appended_by_core(model, vae, record, blocks, times: int):
+    """The trial's way: core's own attn1_patch appends the reference's tokens, times over, to every row's."""
+    kept = {}
+
+    def write(n, context, value, extra):
+        h, w = extra["activations_shape"][-2:]
+        inside = tokens_inside(head_mask(record.face), (h, w))[0]
+        kept[(*extra["block"], extra["block_index"])] = n[:, inside].clone()
+        return n, context, value
+
+    def read(n, context, value, extra):
+        key = (*extra["block"], extra["block_index"])
+        if key not in blocks:
+            return n, context, value
+        more = [kept[key].expand(len(n), -1, -1)] * times
+        return n, torch.cat([context, *more], 1), torch.cat([value, *more], 1)
+
+    writing = model.clone()
+    writing.set_model_attn1_patch(write)
+    pixels = torch.nn.functional.interpolate(
+        record.face.crop.movedim(-1, 1), size=(128, 128), mode="bicubic", antialias=True, align_corners=False
+    )
+    latent = vae.encode(pixels.clamp(0, 1).movedim(1, -1))
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    small.sample(writing, record.reference_conditioning, latent=latent, noise=noise, cfg=1.0, **ONE_CALL)
+    reading = model.clone()
+    reading.set_model_attn1_patch(read)
+    return reading
+
+
+@pytest.mark.parametrize("levels", ["finest", "all"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_it_is_what_core_makes_of_appended_tokens(family, vae, levels, times):
+    record = small.record(family)
+    positive = small.annotated(family)
+    blocks = chosen_blocks(family.model.diffusion_model, levels)
+    expected = small.sample(appended_by_core(family, vae, record, blocks, times), positive, cfg=1.0, **ONE_CALL)
+    found = small.sample(attending(family, vae, strength=float(times), levels=levels), positive, cfg=1.0, **ONE_CALL)
+    plain = small.sample(family, positive, cfg=1.0, **ONE_CALL)
+    change = float((expected - plain).abs().max())
+    assert change > 1e-4 * float(plain.abs().max())
+    assert float((found - expected).abs().max()) < 1e-3 * change
+
+
+def test_strength_zero_is_the_model_to_the_bit_and_leaves_nothing(family, vae):
+    positive = small.annotated(family)
+    plain = small.sample(family, positive)
+    before = footprint(family)
+    assert torch.equal(small.sample(attending(family, vae, strength=0.0), positive), plain)
+    assert_effective(small.sample(attending(family, vae, **ALL), positive), plain)
+    assert torch.equal(small.sample(family, positive), plain)
+    assert footprint(family) == before
+
+
+def test_the_unconditional_rows_are_left_alone_unless_balanced(sd15, vae):
+    """At cfg 0 the picture is the unconditional prediction alone."""
+    positive = small.annotated(sd15)
+    plain = small.sample(sd15, positive, cfg=0.0)
+    assert torch.equal(small.sample(attending(sd15, vae, **ALL), positive, cfg=0.0), plain)
+    assert_effective(small.sample(attending(sd15, vae, balance=True, **ALL), positive, cfg=0.0), plain)
+
+
+def test_outside_of_the_window_nothing_changes(sd15, vae):
+    positive = small.annotated(sd15)
+    plain = small.sample(sd15, positive)
+    between = attending(sd15, vae, start_percent=0.4, end_percent=0.45, **ALL)
+    assert torch.equal(small.sample(between, positive, steps=2), small.sample(sd15, positive, steps=2))
+    assert_effective(small.sample(attending(sd15, vae, end_percent=0.5, **ALL), positive), plain)
+
+
+def test_the_cache_serves_the_next_run_with_the_same_bits(sd15, vae, monkeypatch):
+    positive, model = small.annotated(sd15), attending(sd15, vae, **ALL)
+    first = small.sample(model, positive)
+    calls, original = [], reference_attention.Run._call
+    monkeypatch.setattr(reference_attention.Run, "_call", lambda *args: calls.append(1) or original(*args))
+    assert torch.equal(small.sample(model, positive), first) and not calls
+    small.sample(attending(sd15, vae, seed=1, **ALL), positive)
+    assert len(calls) == 4  # one a sigma
+
+
+def test_a_batch_is_each_picture_alone(sd15, vae):
+    positive, model = small.annotated(sd15), attending(sd15, vae, **ALL)
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    both = small.sample(model, positive, batch=2, noise=noise)
+    for number in range(2):
+        alone = small.sample(model, positive, noise=noise[number : number + 1])
+        torch.testing.assert_close(both[number : number + 1], alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max()))
+
+
+def test_a_region_keeps_the_first_block_outside_of_it_plain(sd15, vae, monkeypatch):
+    """What leaves the first attended block outside of the region is ComfyUI's own attention."""
+    left = torch.zeros(1, 128, 128)
+    left[..., :64] = 1
+    block = chosen_blocks(sd15.model.diffusion_model, "finest")[0]
+    seen = []
+
+    def look(n, extra):
+        if (*extra["block"], extra["block_index"]) == block:
+            seen.append(n.clone())
+        return n
+
+    watched = sd15.clone()
+    watched.set_model_attn1_output_patch(look)
+    positive = small.annotated(sd15, region=left)
+    small.sample(watched, positive, cfg=1.0, **ONE_CALL)
+    small.sample(attending(watched, vae, where="region"), positive, cfg=1.0, **ONE_CALL)
+    plain, attended = (each.view(1, 16, 16, -1) for each in (seen[0], seen[-1]))
+    torch.testing.assert_close(attended[:, :, 8:], plain[:, :, 8:], rtol=1e-4, atol=1e-5)
+    assert (attended[:, :, :8] - plain[:, :, :8]).abs().amax(-1).min() > 1e-4
+
+
+def test_two_people_without_regions_never_share_a_token(sd15, vae, monkeypatch):
+    tensor, options = small.conditioning(sd15, 1)[0]
+    records = small.record(sd15, token=5, seed=0), small.record(sd15, token=9, seed=1)
+    positive = [[tensor, options | {small.RECORDS_KEY: records}]]
+    seen, original = [], reference_attention.Run._inside
+
+    def spy(*args):
+        seen.append(original(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(reference_attention.Run, "_inside", spy)
+    picture = small.sample(attending(sd15, vae, **ALL), positive)
+    assert_effective(picture, small.sample(sd15, positive))
+    masks = [each for each in seen if each.any()]
+    assert masks and all(not (each[:, 0] & each[:, 1]).any() for each in masks)
+    assert any(each[:, 0].any() for each in masks) and any(each[:, 1].any() for each in masks)
+
+
+@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+def test_rb_guidance_sees_the_reference_in_either_order(sd15, vae, guided_pass):
+    positive = small.annotated(sd15)
+    settings = {"u": 1.0, "guided_pass": guided_pass}
+    guided_first = attending(guide(sd15, vae, **settings)[0], vae, **ALL)
+    guided_last = guide(attending(sd15, vae, **ALL), vae, **settings)[0]
+    both = [small.sample(model, positive) for model in (guided_first, guided_last)]
+    assert torch.equal(*both)
+    assert_effective(both[0], small.sample(attending(sd15, vae, **ALL), positive))
+    assert_effective(both[0], small.sample(guide(sd15, vae, **settings)[0], positive))
+
+
+def test_a_vae_is_needed(sd15):
+    with pytest.raises(ValueError, match="holds no VAE"):
+        patch(sd15, None, Settings())
