@@ -28,6 +28,7 @@ def extension():
     from .pivot_encoder_loader import PivotEncoderLoader
     from .rb_guidance import RBGuidance
     from .rb_guidance_ksampler import RBGuidanceKSampler
+    from .reference_attention import ReferenceAttention
 
     class OmniPortraitExtension(ComfyExtension):
         async def get_node_list(self) -> list[type]:
@@ -36,6 +37,7 @@ def extension():
                 FaceReferenceNode,
                 PivotConditioning,
                 FaceMaskFromAttention,
+                ReferenceAttention,
                 RBGuidance,
                 RBGuidanceKSampler,
             ]

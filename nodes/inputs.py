@@ -18,10 +18,13 @@ from ..guidance.omniportrait.settings import (
     Refinement,
     Settings,
 )
+from ..guidance.reference_attention.settings import Levels, Where
+from ..guidance.reference_attention.settings import Settings as AttentionSettings
 from ..models.faces.build import MASK_SOURCES, MAX_CROP_FACTOR, NO_FACE_POLICIES
 from ..models.faces.detector import DETECTORS, ORDERS
 
 DEFAULT = Settings()
+SEEN = AttentionSettings()
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 
 
@@ -145,6 +148,20 @@ GUIDANCE = (
     STRENGTH, MODE, P, U, T0, GAMMA, ALPHA, BETA, REFINEMENT, REDUCTION, GAIN, CLIP_GRADIENT, SIGMA_SCALE,
     BACKGROUND_MASKING, FEATURE_BLOCK, ENSEMBLE, REFERENCE_SEED, CHECKPOINTING)
 COST = (GUIDED_PASS, EVERY)
+ATTENTION = (
+    Parameter("strength", "FLOAT", SEEN.strength, 0.0, 10.0, 0.05,
+        meaning="How often the reference's tokens count beside the picture's own: 1 once, 2 twice. 0 switches it off: "
+        "the picture is then bit-equal to the plain sampler's."),
+    Parameter("start_percent", "FLOAT", SEEN.start_percent, 0.0, 1.0, 0.01, meaning="Where in the sampling it starts."),
+    Parameter("end_percent", "FLOAT", SEEN.end_percent, 0.0, 1.0, 0.01, meaning="Where in the sampling it ends."),
+    Parameter("where", "COMBO", SEEN.where, options=get_args(Where),
+        meaning="Which part of the picture sees the reference. own face: where the subject's word looks, from the "
+        "second step on; people without regions are always kept apart so. region: the region of Pivot Conditioning."),
+    Parameter("levels", "COMBO", SEEN.levels, options=get_args(Levels), advanced=True,
+        meaning="At which resolutions of the UNet. The finest with self-attention carries most of the likeness."),
+    Parameter("balance", "BOOLEAN", SEEN.balance, advanced=True,
+        meaning="Show the reference to the unconditional prediction as well, which weakens the effect."),
+    REFERENCE_SEED)
 
 INPUTS: dict[str, tuple[Parameter, ...]] = {
     "OmniPortraitPivotEncoderLoader": (
@@ -215,6 +232,13 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
         Parameter("sigma", "FLOAT", 0.0, 0.0, 1000.0, 0.001, advanced=True,
             meaning="Look at exactly this sigma instead of at percent. 0 uses percent."),
     ),
+    "OmniPortraitReferenceAttention": (
+        MODEL,
+        VAE,
+        *ATTENTION,
+        Parameter("face_reference", "FACE_REFERENCE", optional=True,
+            meaning="Only if the sampler's conditioning does not come from Pivot Conditioning: the face to bring in."),
+    ),
     "OmniPortraitRBGuidance": (
         MODEL,
         VAE,
@@ -268,6 +292,9 @@ OUTPUTS: dict[str, tuple[Output, ...]] = {
     "OmniPortraitFaceMaskFromAttention": (
         Output("mask", "MASK", "The face, at the picture's size: the map cut at the mask threshold."),
         Output("heat_map", "IMAGE", "The refined map of Eq. 6, bright where the model looks."),
+    ),
+    "OmniPortraitReferenceAttention": (
+        Output("model", "MODEL", "The model that sees the reference, for any sampler or RB-Guidance."),
     ),
     "OmniPortraitRBGuidance": (
         Output("model", "MODEL", "The model with RB-Guidance, for any sampler."),

@@ -40,6 +40,11 @@ class ByHand:
     mask: torch.Tensor
 
     @classmethod
+    def anywhere(cls, face: FaceReference | None) -> ByHand | None:
+        """A face that may be anywhere in the picture."""
+        return None if face is None else cls(face, torch.ones(1, 8, 8))
+
+    @classmethod
     def given(cls, face: FaceReference | None, mask: torch.Tensor | None) -> ByHand | None:
         """The node's two optional inputs; None without both. mask: a MASK, of which the first is used.
 
@@ -87,9 +92,8 @@ def assign_people(conds: dict[str, list], by_hand: ByHand | None) -> People:
         return people
     if by_hand is None:
         raise ValueError(
-            "The positive conditioning says nothing about whose face to guide: connect Pivot Conditioning to the "
-            "sampler's "
-            "positive input, or give RB-Guidance a face_reference and a mask."
+            "The positive conditioning does not say which person the picture shows: connect Pivot Conditioning to the "
+            "sampler's positive input, or give the node a face_reference (RB-Guidance needs a mask as well)."
         )
     for key in ["positive"] if "positive" in conds else positive_keys(conds):
         for cond in conds[key]:

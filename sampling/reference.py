@@ -109,7 +109,15 @@ def forget_all() -> None:
 def cache_key(
     patcher: object, vae: object, person: Person, block: int, cells: int, sigma: float, settings: Settings
 ) -> tuple:
-    """Everything that a face's features depend on, by content; models by weak reference, so that none is kept alive."""
+    """Everything that a face's features depend on."""
+    s = settings
+    hyper = (s.ensemble, s.reference_seed, s.alpha, s.beta, s.gamma, s.refinement)
+    return (*call_key(patcher, vae, person, cells), person.token, block, sigma, hyper)
+
+
+def call_key(patcher: object, vae: object, person: Person, cells: int) -> tuple:
+    """Everything that a model's call on a reference depends on but its noise, by content; models by weak reference, so
+    that none is kept alive."""
     context = hashlib.sha256()
     for states, options in person.conditioning:
         for part in (states, options.get("pooled_output")):
@@ -117,7 +125,6 @@ def cache_key(
                 context.update(part.detach().float().cpu().contiguous().numpy().tobytes())
     base = patcher.model
     sampling = patcher.get_model_object("model_sampling")  # a patch on it leaves patches_uuid as it is
-    s = settings
     return (
         weakref.ref(base),
         patcher.patches_uuid,
@@ -125,12 +132,8 @@ def cache_key(
         weakref.ref(vae.first_stage_model),
         person.face.key,
         context.hexdigest(),
-        person.token,
-        block,
         cells,
-        sigma,
         tuple(kind.__name__ for kind in type(sampling).__mro__),
-        (s.ensemble, s.reference_seed, s.alpha, s.beta, s.gamma, s.refinement),
         None if person.hooks is None else id(person.hooks),  # other weights; the run keeps the object alive
     )
 

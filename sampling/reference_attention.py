@@ -9,45 +9,26 @@ keep ComfyUI's own attention to the bit.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import weakref
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
 
-from ..backbone.attention import BlockKey, transformer_sites
+from ..backbone.attention import BlockKey
 from ..backbone.unet import check_supported
 from ..guidance.omniportrait import mask
 from ..guidance.reference_attention.attend import reference_bias, tokens_inside
-from ..guidance.reference_attention.settings import COUNTS, Settings
-from ..models.faces import FaceReference
+from ..guidance.reference_attention.settings import Settings
 from .own_face import OwnFaces
 from .people import ByHand, Person, assign_people, positive_keys
-from .reference_features import encode_reference, reference_arguments
+from .reference_tokens import ReferenceTokens, Tokens
 from .rows import plain_attention
 
 log = logging.getLogger("omniportrait")
 
 KEY = "omniportrait_reference_attention"
 """Of our wrappers on a model, and of the run in one prediction's transformer_options."""
-CACHE_BYTES = 512 * 2**20
-Tokens = dict[BlockKey, torch.Tensor]
-"""[1, M, C] of a reference's face at each block, as they enter self-attention."""
-_cache: OrderedDict[tuple, Tokens] = OrderedDict()
-
-
-def forget_all() -> None:
-    """Empty the cache."""
-    _cache.clear()
-
-
-def chosen_blocks(unet: torch.nn.Module, levels: str) -> tuple[BlockKey, ...]:
-    """The blocks with self-attention at the wanted levels of downsampling, in the order in which they run."""
-    sites = transformer_sites(unet, len(unet.output_blocks) - 1)
-    wanted = sorted({site.down for site in sites})[: COUNTS[levels]]
-    return tuple(site.key for site in sites if site.down in wanted)
 
 
 class Run:
@@ -60,21 +41,16 @@ class Run:
         self.reasons: Counter[str] = Counter()
         self.calls = 0
         patcher = guider.model_patcher
-        self._people = assign_people(guider.conds, by_hand)
-        self._by_uuid = {uuid: people for (_, uuid), people in self._people.items()}
-        self._blocks = chosen_blocks(patcher.model.diffusion_model, settings.levels)
+        self._by_uuid = {uuid: people for (_, uuid), people in assign_people(guider.conds, by_hand).items()}
         sampling = patcher.get_model_object("model_sampling")
         self._window = [float(sampling.percent_to_sigma(p)) for p in (settings.end_percent, settings.start_percent)]
         self._canvas = tuple(noise.shape[-2:])
-        side = max(min(self._canvas) // 8 * 8, 8)
-        self._latents: dict[str, torch.Tensor] = {}
-        self._keys: dict[Person, tuple] = {}
-        for person in {person for people in self._people.values() for person in people}:
-            self._keys[person] = _key(patcher, vae, person, side, settings, self._blocks)
-            if person.face.key not in self._latents:
-                self._latents[person.face.key] = encode_reference(vae, person.face, side * 8)
-        several = any(len(people) > 1 for people in self._people.values()) or len(self._people) > 1
-        self._faces = OwnFaces(self._by_uuid) if settings.where == "own face" or several else None
+        people = {person for each in self._by_uuid.values() for person in each}
+        self._references = ReferenceTokens(people, patcher, vae, settings, noise)
+        for person in self._references.lost:
+            self._leave_out(person)
+        self._where = self._seen_where()
+        self._faces = OwnFaces(self._by_uuid) if self._where == "own face" else None
         self._tokens: dict[Person, Tokens] = {}  # of the prediction at hand
         self._areas: dict[object, object] = {}
         self._taken: set[BlockKey] = set()
@@ -82,6 +58,23 @@ class Run:
     def __deepcopy__(self, memo: dict) -> Run:
         """Older cores deep-copy model_options; a run is one and stays one."""
         return self
+
+    def _leave_out(self, person: Person) -> None:
+        """Go on without a person whose face the VAE cannot encode."""
+        self.reasons["the VAE makes NaN of a reference face (start ComfyUI with --fp32-vae)"] += 1
+        self._by_uuid = {uuid: tuple(p for p in people if p is not person) for uuid, people in self._by_uuid.items()}
+
+    def _seen_where(self) -> str:
+        """Of several people each stays in the own region or, where one has none, in the own face."""
+        everybody = [person for people in self._by_uuid.values() for person in people]
+        if self.settings.where == "own face" and any(person.record is None for person in everybody):
+            raise ValueError(
+                "Reference Attention finds a person's own face by the word that Pivot Conditioning marks: connect that "
+                "node to the sampler's positive input, or set where to whole picture."
+            )
+        if self.settings.where != "whole picture" or len({person.face.key for person in everybody}) < 2:
+            return self.settings.where
+        return "region" if all(person.mask is not None for person in everybody) else "own face"
 
     def acts(self, sigma: float) -> bool:
         """Whether a sigma lies in the window."""
@@ -96,9 +89,9 @@ class Run:
         self._tokens = {}
         if active:
             self.calls += 1
-            for people in self._people.values():
+            for people in self._by_uuid.values():
                 for person in people:
-                    self._tokens[person] = self._tokens_of(base, person, sigma[:1])
+                    self._tokens[person] = self._references.at(base, person, sigma[:1])
             patches = options.get("patches", {})
             options["patches"] = {**patches, "attn1_patch": [*patches.get("attn1_patch", ()), self._append]}
             self._replace(options, base)
@@ -120,10 +113,10 @@ class Run:
         """Our attention at the chosen blocks, on copies; a block where another pack's patch stands is left to it."""
         replace = {kind: dict(table) for kind, table in options.get("patches_replace", {}).items()}
         table = replace.setdefault("attn1", {})
-        self._taken = {key for key in self._blocks if key in table or key[:2] in table}
+        self._taken = {key for key in self._references.blocks if key in table or key[:2] in table}
         if self._taken:
             self.reasons["another node replaces the self-attention of a block"] += 1
-        for key in self._blocks:
+        for key in self._references.blocks:
             if key not in self._taken:
                 table[key] = self._attend
         options["patches_replace"] = replace
@@ -143,7 +136,7 @@ class Run:
         """[1, M, C] of everybody in this call at this block, in the order of `_everybody`, or None."""
         key = (*extra.get("block", ("", 0)), extra.get("block_index", 0))
         everybody = self._everybody(extra)
-        if key not in self._blocks or key in self._taken or not everybody:
+        if key not in self._references.blocks or key in self._taken or not everybody:
             return None
         h, w = extra["activations_shape"][-2:]
         if n.shape[1] != h * w:  # another pack merges tokens or cuts the picture into tiles
@@ -191,11 +184,10 @@ class Run:
     def _inside(self, uuid: object, people: tuple[Person, ...], extra: dict) -> torch.Tensor | None:
         """Boolean [B or 1, K, N]: which tokens of the rows see which person; None: all see all."""
         size = tuple(extra["activations_shape"][-2:])
-        if self._faces is not None:
-            return self._faces.inside(uuid, people, size)
-        if self.settings.where == "region":
-            return torch.cat([tokens_inside(self._region(uuid, person), size) for person in people])[None]
-        return None
+        if self._where == "whole picture":
+            return None
+        regions = torch.cat([tokens_inside(self._region(uuid, person), size) for person in people])[None]
+        return regions if self._faces is None else regions & self._faces.inside(uuid, people, size)
 
     def _region(self, uuid: object, person: Person) -> torch.Tensor:
         """[1, h, w] of a person's region on the conditioning's area of the canvas; all of it without one."""
@@ -207,45 +199,6 @@ class Run:
             return canvas
         h, w, y, x = area
         return canvas[:, y : y + h, x : x + w]
-
-    # The reference's own call.
-
-    def _tokens_of(self, base: torch.nn.Module, person: Person, sigma: torch.Tensor) -> Tokens:
-        """Made once a sigma, or taken from the cache, on the model's device."""
-        key = (*self._keys[person], float(sigma))
-        known = _cache.get(key)
-        if known is None:
-            if person.hooks is not None:
-                base.current_patcher.apply_hooks(hooks=person.hooks)
-            with torch.inference_mode(False), torch.no_grad():
-                known = self._call(base, person, sigma.clone())
-            _remember(key, {block: tokens.cpu() for block, tokens in known.items()})
-        else:
-            _cache.move_to_end(key)
-        return {block: tokens.to(sigma.device) for block, tokens in known.items()}
-
-    def _call(self, base: torch.nn.Module, person: Person, sigma: torch.Tensor) -> Tokens:
-        latent = base.process_latent_in(self._latents[person.face.key].clone().to(sigma.device)).float()
-        arguments = reference_arguments(base, person.conditioning, latent)
-        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(self.settings.seed)).to(latent)
-        x = base.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, latent)
-        kept: Tokens = {}
-
-        def keep(n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, extra: dict) -> tuple:
-            block = (*extra["block"], extra["block_index"])
-            if block in self._blocks:
-                h, w = extra["activations_shape"][-2:]
-                kept[block] = n[:1, tokens_inside(head_mask(person.face), (h, w))[0].to(n.device)].clone()
-            return n, context, value
-
-        options = {
-            "patches": {"attn1_patch": [keep]},
-            "uuids": [None],
-            "cond_or_uncond": [0],
-            "sigmas": sigma,
-        }
-        base._apply_model(x, sigma, transformer_options=options, **arguments)
-        return kept
 
     def report(self) -> None:
         """One line in the log, a warning where something was left out."""
@@ -269,43 +222,6 @@ def _text_lengths(conds: dict[str, list[dict]]) -> dict[object, int]:
             if text is not None:
                 lengths.setdefault(cond["uuid"], text.cond.shape[1])
     return lengths
-
-
-def head_mask(face: FaceReference) -> torch.Tensor:
-    """[1, S, S] of a reference's crop in 0..1: the face by its mask and, around its box, room for the hair."""
-    size = face.crop.shape[1]
-    whole = torch.ones(1, size, size) if face.mask is None else face.mask.float().cpu()
-    if face.face_box is None:
-        return whole
-    x0, y0, x1, y1 = face.face_box
-    centre, radii = ((x0 + x1) / 2, (y0 + y1) / 2 - 0.15 * (y1 - y0)), (0.75 * (x1 - x0), 0.8 * (y1 - y0))
-    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
-    ellipse = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 <= 1
-    return torch.maximum(whole, ellipse[None].float())
-
-
-def _key(patcher: object, vae: object, person: Person, side: int, settings: Settings, blocks: tuple) -> tuple:
-    """Everything that a reference's tokens depend on but sigma, by content; models by weak reference."""
-    text = hashlib.sha256()
-    for tensor, options in person.conditioning:
-        for part in (tensor, options.get("pooled_output")):
-            if part is not None:
-                text.update(part.detach().float().cpu().contiguous().numpy().tobytes())
-    sampling = patcher.get_model_object("model_sampling")
-    prediction = tuple(kind.__name__ for kind in type(sampling).__mro__)
-    hooks = None if person.hooks is None else id(person.hooks)
-    models = weakref.ref(patcher.model), patcher.patches_uuid, patcher.model.get_dtype()
-    return (
-        *models, weakref.ref(vae.first_stage_model), person.face.key, text.hexdigest(), side, prediction, blocks,
-        settings.seed, hooks,
-    )  # fmt: skip
-
-
-def _remember(key: tuple, tokens: Tokens) -> None:
-    """Hold the newest, as many as fit; they live on the CPU."""
-    _cache[key] = tokens
-    while sum(each.nbytes for held in _cache.values() for each in held.values()) > CACHE_BYTES and len(_cache) > 1:
-        _cache.popitem(last=False)
 
 
 def patch(model: object, vae: object, settings: Settings, by_hand: ByHand | None = None) -> object:

@@ -8,17 +8,18 @@ from omniportrait.guidance.reference_attention.attend import tokens_inside
 from omniportrait.guidance.reference_attention.settings import Settings
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import ONE_CALL, assert_effective, footprint, guide
-from omniportrait.sampling import reference_attention
-from omniportrait.sampling.reference_attention import chosen_blocks, head_mask, patch
+from omniportrait.sampling import reference_attention, reference_tokens
+from omniportrait.sampling.reference_attention import patch
+from omniportrait.sampling.reference_tokens import chosen_blocks, head_mask
 
 ALL = {"levels": "all"}
 
 
 @pytest.fixture(autouse=True)
 def no_cache():
-    reference_attention.forget_all()
+    reference_tokens.forget_all()
     yield
-    reference_attention.forget_all()
+    reference_tokens.forget_all()
 
 
 def attending(model, vae, **settings):
@@ -99,8 +100,8 @@ def test_outside_of_the_window_nothing_changes(sd15, vae):
 def test_the_cache_serves_the_next_run_with_the_same_bits(sd15, vae, monkeypatch):
     positive, model = small.annotated(sd15), attending(sd15, vae, **ALL)
     first = small.sample(model, positive)
-    calls, original = [], reference_attention.Run._call
-    monkeypatch.setattr(reference_attention.Run, "_call", lambda *args: calls.append(1) or original(*args))
+    calls, original = [], reference_tokens.ReferenceTokens._call
+    monkeypatch.setattr(reference_tokens.ReferenceTokens, "_call", lambda *args: calls.append(1) or original(*args))
     assert torch.equal(small.sample(model, positive), first) and not calls
     small.sample(attending(sd15, vae, seed=1, **ALL), positive)
     assert len(calls) == 4  # one a sigma

@@ -1,0 +1,114 @@
+"""What a reference face gives to self-attention: one call of the model at each sigma, cached across queue items."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import torch
+
+from ..backbone.attention import BlockKey, transformer_sites
+from ..guidance.reference_attention.attend import tokens_inside
+from ..guidance.reference_attention.settings import COUNTS, Settings
+from ..models.faces import FaceReference
+from .people import Person
+from .reference import call_key, encode_reference, reference_arguments
+
+CACHE_BYTES = 512 * 2**20
+Tokens = dict[BlockKey, torch.Tensor]
+"""[1, M, C] of a reference's face at each block, as they enter self-attention."""
+_cache: OrderedDict[tuple, Tokens] = OrderedDict()
+
+
+def forget_all() -> None:
+    """Empty the cache."""
+    _cache.clear()
+
+
+def chosen_blocks(unet: torch.nn.Module, levels: str) -> tuple[BlockKey, ...]:
+    """The blocks with self-attention at the wanted levels of downsampling, in the order in which they run."""
+    sites = transformer_sites(unet, len(unet.output_blocks) - 1)
+    wanted = sorted({site.down for site in sites})[: COUNTS[levels]]
+    return tuple(site.key for site in sites if site.down in wanted)
+
+
+class ReferenceTokens:
+    """The tokens of a run's people. Made before ComfyUI loads the model.
+
+    blocks: where they are read and appended. lost: people of whose face the VAE made no finite latent.
+    Raises: ValueError when the VAE does not belong to the model.
+    """
+
+    def __init__(
+        self, people: Iterable[Person], patcher: object, vae: object, settings: Settings, noise: torch.Tensor
+    ) -> None:
+        self.blocks = chosen_blocks(patcher.model.diffusion_model, settings.levels)
+        self.lost: list[Person] = []
+        self._seed = settings.seed
+        self._latents: dict[str, torch.Tensor] = {}
+        self._keys: dict[Person, tuple] = {}
+        side = max(min(noise.shape[-2:]) // 8 * 8, 8)
+        for person in people:
+            face = person.face
+            self._keys[person] = (*call_key(patcher, vae, person, side), self.blocks, settings.seed)
+            if face.key not in self._latents:
+                self._latents[face.key] = encode_reference(vae, face, side * 8, noise.shape[1])
+            if not self._latents[face.key].isfinite().all():
+                self.lost.append(person)
+
+    def at(self, base: torch.nn.Module, person: Person, sigma: torch.Tensor) -> Tokens:
+        """A person's tokens at a sigma [1], on its device: computed once, then taken from the cache."""
+        key = (*self._keys[person], float(sigma))
+        known = _cache.get(key)
+        if known is None:
+            if person.hooks is not None:
+                base.current_patcher.apply_hooks(hooks=person.hooks)
+            with torch.inference_mode(False), torch.no_grad():
+                known = self._call(base, person, sigma.clone())
+            _remember(key, {block: tokens.cpu() for block, tokens in known.items()})
+        else:
+            _cache.move_to_end(key)
+        return {block: tokens.to(sigma.device) for block, tokens in known.items()}
+
+    def _call(self, base: torch.nn.Module, person: Person, sigma: torch.Tensor) -> Tokens:
+        latent = base.process_latent_in(self._latents[person.face.key].clone().to(sigma.device)).float()
+        arguments = reference_arguments(base, person.conditioning, latent)
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(self._seed)).to(latent)
+        x = base.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, latent)
+        kept: Tokens = {}
+
+        def keep(n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, extra: dict) -> tuple:
+            block = (*extra["block"], extra["block_index"])
+            if block in self.blocks:
+                h, w = extra["activations_shape"][-2:]
+                kept[block] = n[:1, tokens_inside(head_mask(person.face), (h, w))[0].to(n.device)].clone()
+            return n, context, value
+
+        options = {
+            "patches": {"attn1_patch": [keep]},
+            "uuids": [None],
+            "cond_or_uncond": [0],
+            "sigmas": sigma,
+        }
+        base._apply_model(x, sigma, transformer_options=options, **arguments)
+        return kept
+
+
+def head_mask(face: FaceReference) -> torch.Tensor:
+    """[1, S, S] of a reference's crop in 0..1: the face by its mask and, around its box, room for the hair."""
+    size = face.crop.shape[1]
+    whole = torch.ones(1, size, size) if face.mask is None else face.mask.float().cpu()
+    if face.face_box is None:
+        return whole
+    x0, y0, x1, y1 = face.face_box
+    centre, radii = ((x0 + x1) / 2, (y0 + y1) / 2 - 0.15 * (y1 - y0)), (0.75 * (x1 - x0), 0.8 * (y1 - y0))
+    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    ellipse = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 <= 1
+    return torch.maximum(whole, ellipse[None].float())
+
+
+def _remember(key: tuple, tokens: Tokens) -> None:
+    """Hold the newest, as many as fit; they live on the CPU."""
+    _cache[key] = tokens
+    while sum(each.nbytes for held in _cache.values() for each in held.values()) > CACHE_BYTES and len(_cache) > 1:
+        _cache.popitem(last=False)
