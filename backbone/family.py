@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from .attention import AttentionSites
+from .attention import AttentionSites, BlockKey
 from .unet import UNetFamily
 
 LATENT_SCALE = 8
@@ -43,6 +43,9 @@ class Family(Protocol):
 
     def sites(self, block: int, latent_size: tuple[int, int]) -> AttentionSites:
         """Which transformer blocks up to a feature block give the maps. Raises: ValueError where none can."""
+
+    def self_attention(self, finest: int | None) -> tuple[BlockKey, ...]:
+        """The transformer blocks at the finest so many levels of resolution (None: at all), in their order."""
 
     def is_large(self, block: int, batch: int, latent_size: tuple[int, int], device: torch.device) -> bool:
         """Whether a pass with a gradient as far as a block takes more than its share of the free memory."""

@@ -139,6 +139,11 @@ class UNetFamily:
             self_=tuple(site.key for site in sites if site.down == self_ and site.last),
         )
 
+    def self_attention(self, finest: int | None) -> tuple[BlockKey, ...]:
+        sites = list(self.transformer_sites(self._last_block))
+        wanted = sorted({site.down for site in sites})[:finest]
+        return tuple(site.key for site in sites if site.down in wanted)
+
     def activation_bytes(self, block: int, batch: int, latent_size: tuple[int, int], itemsize: int) -> int:
         """What autograd holds for one pass without checkpointing, from counts of saved tensors.
 

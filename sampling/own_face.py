@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..backbone.attention import BlockKey, Recording, choose_sites
-from ..backbone.unet import default_block
+from ..backbone.attention import AttentionSites, BlockKey, Recording, plain_attention
 from ..guidance.omniportrait import mask as face
 from ..guidance.omniportrait.settings import Settings
 from .people import Person
-from .rows import plain_attention
 
 
 class OwnFaces:
@@ -26,12 +24,11 @@ class OwnFaces:
         self._now: dict[object, Recording] = {}
         self._found: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def record(self, options: dict, unet: torch.nn.Module, canvas: tuple[int, int], texts: Mapping) -> None:
+    def record(self, options: dict, sites: AttentionSites, texts: Mapping[object, int]) -> None:
         """Put recorders into one prediction's options, on copies of their tables; what the last prediction left becomes
         masks. texts: how many tokens the text of each conditioning has, by uuid."""
         self._found = {uuid: self._faces(uuid, each, texts[uuid]) for uuid, each in self._now.items() if each.cross}
         self._now = {uuid: Recording() for uuid in self._people}
-        sites = choose_sites(unet, default_block(unet), canvas)
         replace = {kind: dict(table) for kind, table in options.get("patches_replace", {}).items()}
         for kind, keys in (("attn1", sites.self_), ("attn2", sites.cross)):
             table = replace.setdefault(kind, {})

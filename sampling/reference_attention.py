@@ -15,15 +15,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..backbone.attention import BlockKey
-from ..backbone.unet import check_supported
+from ..backbone.attention import BlockKey, plain_attention
+from ..backbone.family import family_of
 from ..guidance.omniportrait import mask
 from ..guidance.reference_attention.attend import reference_bias, tokens_inside
 from ..guidance.reference_attention.settings import Settings
 from .own_face import OwnFaces
 from .people import ByHand, Person, assign_people, positive_keys
 from .reference_tokens import ReferenceTokens, Tokens
-from .rows import plain_attention
 
 log = logging.getLogger("omniportrait")
 
@@ -42,6 +41,8 @@ class Run:
         self.calls = 0
         patcher = guider.model_patcher
         self._by_uuid = {uuid: people for (_, uuid), people in assign_people(guider.conds, by_hand).items()}
+        family = family_of(patcher)
+        self._sites = family.sites(family.feature_block(-1), tuple(noise.shape[-2:]))
         sampling = patcher.get_model_object("model_sampling")
         self._window = [float(sampling.percent_to_sigma(p)) for p in (settings.end_percent, settings.start_percent)]
         self._canvas = tuple(noise.shape[-2:])
@@ -96,7 +97,7 @@ class Run:
             options["patches"] = {**patches, "attn1_patch": [*patches.get("attn1_patch", ()), self._append]}
             self._replace(options, base)
         if self._faces is not None:
-            self._faces.record(options, base.diffusion_model, self._canvas, _text_lengths(guider.conds))
+            self._faces.record(options, self._sites, _text_lengths(guider.conds))
         options[KEY] = self
         return {**model_options, "transformer_options": options}
 
@@ -232,7 +233,7 @@ def patch(model: object, vae: object, settings: Settings, by_hand: ByHand | None
     """
     from comfy.patcher_extension import WrappersMP
 
-    check_supported(model)
+    family_of(model)
     patched = model.clone()
     for wrappers in patched.wrappers.values():
         wrappers.pop(KEY, None)

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 
 import torch
 
-from ..backbone.attention import BlockKey, transformer_sites
+from ..backbone.attention import BlockKey
+from ..backbone.family import LATENT_SCALE, family_of
 from ..guidance.reference_attention.attend import tokens_inside
 from ..guidance.reference_attention.settings import COUNTS, Settings
 from ..models.faces import FaceReference
 from .people import Person
-from .reference import call_key, encode_reference, reference_arguments
+from .reference import CELLS, call_key, encode_reference, reference_arguments
 
 CACHE_BYTES = 512 * 2**20
 Tokens = dict[BlockKey, torch.Tensor]
@@ -25,13 +26,6 @@ def forget_all() -> None:
     _cache.clear()
 
 
-def chosen_blocks(unet: torch.nn.Module, levels: str) -> tuple[BlockKey, ...]:
-    """The blocks with self-attention at the wanted levels of downsampling, in the order in which they run."""
-    sites = transformer_sites(unet, len(unet.output_blocks) - 1)
-    wanted = sorted({site.down for site in sites})[: COUNTS[levels]]
-    return tuple(site.key for site in sites if site.down in wanted)
-
-
 class ReferenceTokens:
     """The tokens of a run's people. Made before ComfyUI loads the model.
 
@@ -42,17 +36,17 @@ class ReferenceTokens:
     def __init__(
         self, people: Iterable[Person], patcher: object, vae: object, settings: Settings, noise: torch.Tensor
     ) -> None:
-        self.blocks = chosen_blocks(patcher.model.diffusion_model, settings.levels)
+        self.blocks = family_of(patcher).self_attention(COUNTS[settings.levels])
         self.lost: list[Person] = []
         self._seed = settings.seed
         self._latents: dict[str, torch.Tensor] = {}
         self._keys: dict[Person, tuple] = {}
-        side = max(min(noise.shape[-2:]) // 8 * 8, 8)
+        cells = max(min(noise.shape[-2:]) // CELLS * CELLS, CELLS)
         for person in people:
             face = person.face
-            self._keys[person] = (*call_key(patcher, vae, person, side), self.blocks, settings.seed)
+            self._keys[person] = (*call_key(patcher, vae, person, cells), self.blocks, settings.seed)
             if face.key not in self._latents:
-                self._latents[face.key] = encode_reference(vae, face, side * 8, noise.shape[1])
+                self._latents[face.key] = encode_reference(vae, face, cells * LATENT_SCALE, noise.shape[1])
             if not self._latents[face.key].isfinite().all():
                 self.lost.append(person)
 

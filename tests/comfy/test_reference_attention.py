@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from omniportrait.backbone.family import family_of
 from omniportrait.guidance.reference_attention.attend import tokens_inside
-from omniportrait.guidance.reference_attention.settings import Settings
+from omniportrait.guidance.reference_attention.settings import COUNTS, Settings
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import ONE_CALL, assert_effective, footprint, guide
 from omniportrait.sampling import reference_attention, reference_tokens
 from omniportrait.sampling.reference_attention import patch
-from omniportrait.sampling.reference_tokens import chosen_blocks, head_mask
+from omniportrait.sampling.reference_tokens import head_mask
 
 ALL = {"levels": "all"}
 
@@ -62,7 +63,7 @@ def appended_by_core(model, vae, record, blocks, times: int):
 def test_it_is_what_core_makes_of_appended_tokens(family, vae, levels, times):
     record = small.record(family)
     positive = small.annotated(family)
-    blocks = chosen_blocks(family.model.diffusion_model, levels)
+    blocks = family_of(family).self_attention(COUNTS[levels])
     expected = small.sample(appended_by_core(family, vae, record, blocks, times), positive, cfg=1.0, **ONE_CALL)
     found = small.sample(attending(family, vae, strength=float(times), levels=levels), positive, cfg=1.0, **ONE_CALL)
     plain = small.sample(family, positive, cfg=1.0, **ONE_CALL)
@@ -120,7 +121,7 @@ def test_a_region_keeps_the_first_block_outside_of_it_plain(sd15, vae, monkeypat
     """What leaves the first attended block outside of the region is ComfyUI's own attention."""
     left = torch.zeros(1, 128, 128)
     left[..., :64] = 1
-    block = chosen_blocks(sd15.model.diffusion_model, "finest")[0]
+    block = family_of(sd15).self_attention(1)[0]
     seen = []
 
     def look(n, extra):
