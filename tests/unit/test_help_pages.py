@@ -10,7 +10,7 @@ import pytest
 from omniportrait import environment
 from omniportrait.guidance.omniportrait.settings import Settings
 from omniportrait.lab.make import help_pages
-from omniportrait.nodes.inputs import COST, GUIDANCE, INPUTS, OUTPUTS, settings_from
+from omniportrait.nodes.inputs import ATTENTION, COST, GUIDANCE, INPUTS, OUTPUTS, settings_from
 
 ROOT = environment.ROOT
 
@@ -62,7 +62,9 @@ def test_a_workflow_has_the_nodes_as_they_are(path):
 def test_a_workflow_for_large_models_has_the_defaults(name):
     """The demo has values of its own, which suit its small model."""
     prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    (inputs,) = (node["inputs"] for node in prompt.values() if "RBGuidance" in node["class_type"])
-    assert {row.name: inputs[row.name] for row in (*GUIDANCE, *COST)} == {
-        row.name: row.default for row in (*GUIDANCE, *COST)
-    }
+    methods = {"RBGuidance": (*GUIDANCE, *COST), "ReferenceAttention": ATTENTION}
+    (found,) = (
+        (node["inputs"], rows) for node in prompt.values() for m, rows in methods.items() if m in node["class_type"]
+    )
+    inputs, rows = found
+    assert {row.name: inputs[row.name] for row in rows} == {row.name: row.default for row in rows}
