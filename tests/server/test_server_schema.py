@@ -9,6 +9,7 @@ NODES = {
     "OmniPortraitFaceReference": "Face Reference",
     "OmniPortraitPivotConditioning": "Pivot Conditioning",
     "OmniPortraitFaceMaskFromAttention": "Face Mask From Attention",
+    "OmniPortraitReferenceAttention": "Reference Attention",
     "OmniPortraitRBGuidance": "RB-Guidance",
     "OmniPortraitRBGuidanceKSampler": "RB-Guidance KSampler",
 }
