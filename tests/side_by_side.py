@@ -114,6 +114,8 @@ class First(Process):
         hook = self.config.hook
         for line in lines:
             report = hook.pytest_report_from_serializable(config=self.config, data=json.loads(line))
+            if isinstance(report.longrepr, list):  # JSON knows no tuple, which a skip's place and reason are
+                report.longrepr = tuple(report.longrepr)
             if report.when == "setup":
                 hook.pytest_runtest_logstart(nodeid=report.nodeid, location=report.location)
             hook.pytest_runtest_logreport(report=report)

@@ -41,9 +41,9 @@ def add(file: Path, *lines: str) -> None:
         more.write("\ndef test_more():\n" + "".join(f"    {line}\n" for line in lines))
 
 
-def run(folder: Path) -> tuple[int, str, str]:
+def run(folder: Path, *words: str) -> tuple[int, str, str]:
     """(exit status, output, its last line without its rule) of pytest over such a folder."""
-    command = [sys.executable, "-m", "pytest", "-p", "side_by_side", "--side-by-side", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-p", "side_by_side", "--side-by-side", "-p", "no:cacheprovider", *words]
     variables = {"PYTHONPATH": str(Path(side_by_side.__file__).parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=folder, env=os.environ | variables, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout, done.stdout.splitlines()[-1].strip("= ")
@@ -65,6 +65,15 @@ def test_a_failure_of_either_is_told_with_its_lines(suite):
     assert status == 1 and last.startswith("2 failed, 10 passed in ")
     for file in ("test_a.py", "server/test_e.py"):
         assert f"{file} is wrong" in told and f"FAILED {file}::test_more" in told
+
+
+def test_a_skip_of_either_is_told_with_its_reason(suite):
+    for file in ("test_a.py", "server/test_e.py"):
+        add(suite / file, "import pytest", f"pytest.skip('{file} has its reason')")
+    status, told, last = run(suite, "-ra")
+    assert status == 0 and last.startswith("10 passed, 2 skipped in ")
+    for file in ("test_a.py", "server/test_e.py"):
+        assert f": {file} has its reason" in told
 
 
 def test_a_second_process_that_dies_is_no_pass(suite):
