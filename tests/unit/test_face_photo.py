@@ -112,7 +112,9 @@ def test_any_picture_gives_a_square_crop_or_one_sentence(data):
     assert reference.crop.shape == (1, side, side, 3) and 256 <= side <= 1024 and reference.crop.dtype == torch.float32
     assert bool(reference.crop.isfinite().all())
     assert 0 <= float(reference.crop.min()) <= float(reference.crop.max()) <= 1
+    assert result.mask.shape == result.crop.shape[:3] and len(result.crop) <= batch  # a photograph may be left out
+    assert reference.mask is None or reference.mask.shape == (1, side, side)
     for made in (result.mask, reference.mask):
         if made is not None:
-            assert made.shape == (1, side, side) and 0 <= float(made.min()) <= float(made.max()) <= 1
+            assert made.shape[1:] == (side, side) and 0 <= float(made.min()) <= float(made.max()) <= 1
     assert result.overview.shape[-1] == 3 and max(result.overview.shape[1:3]) <= 1024
