@@ -12,7 +12,7 @@ import torch
 from ..backbone.memory import upload
 from ..guidance.omniportrait.guide import energy, masked
 from ..guidance.omniportrait.mask import resize_mask
-from ..guidance.omniportrait.match import nearest, similarity
+from ..guidance.omniportrait.match import most_alike, similarity
 from ..guidance.omniportrait.settings import Settings
 from .conditionings import Carrier
 from .rows import Rows, face_maps, failure
@@ -94,22 +94,22 @@ def add_people(
     total: CallGradient,
     carrier: Carrier,
     rows: Rows,
-    references: list[torch.Tensor | None],
+    references: list[list[torch.Tensor]],
     c_in: torch.Tensor,
     settings: Settings,
 ) -> None:
     """Add the people of one conditioning, weighted as ComfyUI weights its rows' prediction.
 
-    references: [N, C] points of each person's face, or None where there are none. c_in: [B, 1, 1, 1], what ComfyUI
-    multiplies x by before the network, so that the gradient is that of z_t.
+    references: for each person [N, C] points of the face in each photograph, of which the most alike counts. c_in:
+    [B, 1, 1, 1], what ComfyUI multiplies x by before the network, so that the gradient is that of z_t.
     """
     _, masks = face_maps(rows, carrier.people, settings)
     latent_size, feature_size = tuple(rows.x.shape[-2:]), tuple(rows.features.shape[-2:])
     everywhere = not settings.background_masking
     rows.window(total.found).logical_or_(resize_mask(masks.any(dim=0), latent_size)[:, None])
     gradient = torch.zeros_like(rows.x)
-    for k, (person, reference) in enumerate(zip(carrier.people, references, strict=True)):
-        if reference is None:
+    for k, (person, photographs) in enumerate(zip(carrier.people, references, strict=True)):
+        if not photographs:
             total.reasons.extend((b, NO_LATENT) for b in range(len(rows.x)))
             continue
         reasons = {b: reason for b, mask in enumerate(masks[k]) if (reason := failure(mask, person, rows))}
@@ -122,7 +122,7 @@ def add_people(
         energies = []
         for b in usable:
             points = _points(leaf[b], at_features[b])
-            match = nearest(reference, points.detach())
+            reference, match = most_alike(photographs, points.detach())
             energies.append(energy(similarity(reference, points, match, settings.reduction), settings.p))
             total.similarities.append((b, similarity(reference, points.detach(), match, "mean")))
         at_h = torch.autograd.grad(torch.stack(energies).sum(), leaf)[0]

@@ -58,9 +58,9 @@ class Passes:
 
     def run(
         self, carrier: Carrier, recorded: Recorded, x: torch.Tensor, sigma: torch.Tensor
-    ) -> tuple[Rows, list[torch.Tensor | None]]:
-        """One conditioning's rows, unless ComfyUI's own call has run them, and for each of its people the reference's
-        points [N, C], or None where there are none."""
+    ) -> tuple[Rows, list[list[torch.Tensor]]]:
+        """One conditioning's rows, unless ComfyUI's own call has run them, and for each of its people the points [N, C]
+        of each photograph; none where the VAE made no finite latent."""
         if self._hooked:  # put this one's weights in place and look again
             self.family.base.current_patcher.apply_hooks(hooks=carrier.cond.get("hooks"))
             self.close()

@@ -21,7 +21,7 @@ from ..models.faces import FaceReference
 from .people import Person
 
 CACHE_FACES = 2
-"""A double portrait's."""
+"""A double portrait's; a run with more photographs keeps all of its own."""
 CELLS = 8
 """A reference's latent has sides of so many cells or a multiple: networks halve it three times."""
 _cache: OrderedDict[tuple, ReferenceFeatures] = OrderedDict()
@@ -57,34 +57,42 @@ class References:
         noise: torch.Tensor,
     ) -> None:
         self._settings, self._block, self._sigma = settings, block, sigma
-        self._keys: dict[Person, tuple] = {}
+        self._keys: dict[Person, dict[tuple, FaceReference]] = {}
         self._latents: dict[tuple, torch.Tensor] = {}
         self._features: dict[tuple, ReferenceFeatures] = {}
-        self._points: dict[Person, torch.Tensor] = {}
+        self._points: dict[Person, list[torch.Tensor]] = {}
         cells = max(min(noise.shape[-2:]) // CELLS * CELLS, CELLS)
         for person in people:
-            key = self._keys[person] = cache_key(patcher, vae, person, block, cells, sigma, settings)
-            known = cached(key)
-            if known is not None:
-                self._features[key] = known
-            elif key not in self._latents:
-                self._latents[key] = encode_reference(vae, person.face, cells * LATENT_SCALE, noise.shape[1])
+            self._keys[person] = {
+                cache_key(patcher, vae, person, face, block, cells, sigma, settings): face
+                for face in (person.face, *person.face.more)
+            }
+            for key, face in self._keys[person].items():
+                known = cached(key)
+                if known is not None:
+                    self._features[key] = known
+                elif key not in self._latents:
+                    self._latents[key] = encode_reference(vae, face, cells * LATENT_SCALE, noise.shape[1])
 
-    def points(self, twin: PrivateTwin, person: Person, device: torch.device) -> torch.Tensor | None:
-        """[N, C] features inside a person's reference face; None where the VAE made no finite latent of it."""
-        key = self._keys[person]
+    def points(self, twin: PrivateTwin, person: Person, device: torch.device) -> list[torch.Tensor]:
+        """[N, C] features inside the face, for each photograph of a person of which the VAE made a finite latent."""
+        if person not in self._points:
+            made = [self._made(twin, person, key, device) for key in self._keys[person]]
+            self._points[person] = [features.points(device) for features in made if features is not None]
+        return self._points[person]
+
+    def _made(self, twin: PrivateTwin, person: Person, key: tuple, device: torch.device) -> ReferenceFeatures | None:
         if key not in self._features:
             latent = self._latents[key]
             if not latent.isfinite().all():
                 return None
             latent = latent.clone().to(device)  # the original is kept: memory may run out below
-            result = cached(key) or compute(twin, self._block, latent, self._sigma, person, self._settings)
+            face = self._keys[person][key]
+            result = cached(key) or compute(twin, self._block, latent, self._sigma, person, face, self._settings)
             if result.features.isfinite().all():
-                remember(key, result)
+                remember(key, result, sum(map(len, self._keys.values())))
             self._features[key] = result
-        if person not in self._points:
-            self._points[person] = self._features[key].points(device)
-        return self._points[person]
+        return self._features[key]
 
 
 def cached(key: tuple) -> ReferenceFeatures | None:
@@ -94,10 +102,10 @@ def cached(key: tuple) -> ReferenceFeatures | None:
     return _cache.get(key)
 
 
-def remember(key: tuple, value: ReferenceFeatures) -> None:
-    """Hold the newest faces."""
+def remember(key: tuple, value: ReferenceFeatures, photographs: int = 1) -> None:
+    """Hold the newest faces, and at least those of a run with so many photographs."""
     _cache[key] = value
-    while len(_cache) > CACHE_FACES:
+    while len(_cache) > max(CACHE_FACES, photographs):
         _cache.popitem(last=False)
 
 
@@ -107,15 +115,22 @@ def forget_all() -> None:
 
 
 def cache_key(
-    patcher: object, vae: object, person: Person, block: int, cells: int, sigma: float, settings: Settings
+    patcher: object,
+    vae: object,
+    person: Person,
+    face: FaceReference,
+    block: int,
+    cells: int,
+    sigma: float,
+    settings: Settings,
 ) -> tuple:
     """Everything that a face's features depend on."""
     s = settings
     hyper = (s.ensemble, s.reference_seed, s.alpha, s.beta, s.gamma, s.refinement)
-    return (*call_key(patcher, vae, person, cells), person.token, block, sigma, hyper)
+    return (*call_key(patcher, vae, person, face, cells), person.token, block, sigma, hyper)
 
 
-def call_key(patcher: object, vae: object, person: Person, cells: int) -> tuple:
+def call_key(patcher: object, vae: object, person: Person, face: FaceReference, cells: int) -> tuple:
     """Everything that a model's call on a reference depends on but its noise, by content; models by weak reference, so
     that none is kept alive."""
     context = hashlib.sha256()
@@ -130,7 +145,7 @@ def call_key(patcher: object, vae: object, person: Person, cells: int) -> tuple:
         patcher.patches_uuid,
         base.get_dtype(),
         weakref.ref(vae.first_stage_model),
-        person.face.key,
+        face.photo_key,
         context.hexdigest(),
         cells,
         tuple(kind.__name__ for kind in type(sampling).__mro__),
@@ -168,15 +183,21 @@ def reference_arguments(base: torch.nn.Module, conditioning: list, latent: torch
 
 
 def compute(
-    twin: PrivateTwin, block: int, latent: torch.Tensor, sigma: float, person: Person, settings: Settings
+    twin: PrivateTwin,
+    block: int,
+    latent: torch.Tensor,
+    sigma: float,
+    person: Person,
+    face: FaceReference,
+    settings: Settings,
 ) -> ReferenceFeatures:
-    """Noise the latent to sigma with `ensemble` fixed noises and average the features (and, where the face has no mask,
-    the attention) of the passes.
+    """Noise the latent of one of the person's photographs to sigma with `ensemble` fixed noises; average the features
+    (and, where the face has no mask, the attention) of the passes.
 
     latent: [1, C, h, w] on the model's device, before process_latent_in. Call outside inference mode.
     Raises: ValueError when the face mask is empty.
     """
-    base, face, s = twin.base, person.face, settings
+    base, s = twin.base, settings
     arguments = reference_arguments(base, person.conditioning, latent)
     latent = base.process_latent_in(latent.clone()).float()
     sigmas = torch.full((1,), sigma, device=latent.device)

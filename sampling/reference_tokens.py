@@ -44,7 +44,7 @@ class ReferenceTokens:
         cells = max(min(noise.shape[-2:]) // CELLS * CELLS, CELLS)
         for person in people:
             face = person.face
-            self._keys[person] = (*call_key(patcher, vae, person, cells), self.blocks, settings.seed)
+            self._keys[person] = (*call_key(patcher, vae, person, face, cells), self.blocks, settings.seed)
             if face.key not in self._latents:
                 self._latents[face.key] = encode_reference(vae, face, cells * LATENT_SCALE, noise.shape[1])
             if not self._latents[face.key].isfinite().all():

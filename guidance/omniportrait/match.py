@@ -6,6 +6,8 @@ picture being made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -21,6 +23,18 @@ def nearest(reference: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
     """
     distance = generated.square().sum(dim=1)[None, :] - 2 * reference @ generated.T
     return distance.argmin(dim=1)
+
+
+@torch.no_grad()
+def most_alike(photographs: Sequence[torch.Tensor], generated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of several photographs [N, C] of one person the one with the largest mean S, and its matches by Eq. 7.
+
+    The paper has one photograph; then nothing is compared.
+    """
+    pairs = [(reference, nearest(reference, generated)) for reference in photographs]
+    if len(pairs) == 1:
+        return pairs[0]
+    return max(pairs, key=lambda pair: float(similarity(pair[0], generated, pair[1], "mean")))
 
 
 def similarity(

@@ -20,7 +20,7 @@ class FaceReference:
     landmarks: five (x, y) in pixels of the crop: eyes, nose, mouth corners, each pair from the picture's left; None
     without a face.
     more: further photographs of the same person, whose features count with this one's.
-    key: digest of all that consumers read, equal for equal content.
+    photo_key, key: digest of all that consumers read of this photograph, and of all of them; equal for equal content.
     """
 
     crop: torch.Tensor
@@ -30,6 +30,7 @@ class FaceReference:
     face_box: tuple[float, float, float, float] | None = None
     landmarks: tuple[tuple[float, float], ...] | None = None
     more: tuple[FaceReference, ...] = ()
+    photo_key: str = field(init=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -37,6 +38,7 @@ class FaceReference:
         if self.mask is not None:
             digest.update(self.mask.contiguous().numpy().tobytes())
         digest.update(repr((tuple(self.crop.shape), self.face_box, self.landmarks)).encode())
+        object.__setattr__(self, "photo_key", digest.hexdigest())
         for other in self.more:
             digest.update(other.key.encode())
         object.__setattr__(self, "key", digest.hexdigest())

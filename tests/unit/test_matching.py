@@ -55,3 +55,20 @@ def test_mean_does_not_care_how_often_points_repeat():
     total = [float(matching.similarity(r, generated, m, "sum")) for r, m in ((reference, match), (tiled, tiled_match))]
     assert mean[0] == pytest.approx(mean[1], rel=1e-12)
     assert total[1] == pytest.approx(5 * total[0], rel=1e-12)
+
+
+def test_the_most_alike_of_several_photographs_against_a_loop():
+    generated = rows(11, 4, 6)
+    photographs = [rows(n, 4, seed) for n, seed in ((5, 7), (9, 8), (3, 9))]
+
+    def mean(reference):
+        match = naive_nearest(reference, generated.tolist())
+        cosines = [
+            torch.nn.functional.cosine_similarity(generated[j], r, dim=0) for r, j in zip(reference, match, strict=True)
+        ]
+        return float(sum((1 + cosine) / 2 for cosine in cosines)) / len(match)
+
+    best = max(photographs, key=mean)
+    for order in (photographs, photographs[::-1]):
+        reference, match = matching.most_alike(order, generated)
+        assert reference is best and match.tolist() == naive_nearest(best, generated.tolist())
