@@ -28,7 +28,9 @@ def take(picture: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
     height, width = picture.shape[-2:]
     columns = torch.arange(box[0], box[2], device=picture.device).clamp(0, width - 1)
     rows = torch.arange(box[1], box[3], device=picture.device).clamp(0, height - 1)
-    return picture.index_select(-2, rows).index_select(-1, columns)
+    left, top = max(0, min(box[0], width - 1)), max(0, min(box[1], height - 1))
+    near = picture[..., top : max(box[3], top + 1), left : max(box[2], left + 1)]  # or whole rows would be copied first
+    return near.index_select(-2, rows - top).index_select(-1, columns - left)
 
 
 def resize(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ generator stays untouched.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -50,16 +51,23 @@ def load_weights() -> Weights:
 
 
 class BuiltInDetector:
-    """FaceDetector by MTCNN."""
+    """FaceDetector by MTCNN.
+
+    least, below: sides of the faces to look for, pixels. The cost grows as the inverse square of `least`; the smallest
+    faces alone cost no second look at the larger ones.
+    """
 
     name = "built-in"
+
+    def __init__(self, least: float = MIN_FACE, below: float = math.inf) -> None:
+        self.least, self.below = least, below
 
     @torch.no_grad()
     def detect(self, picture: torch.Tensor) -> list[DetectedFace]:
         """Faces in a picture [3, H, W] in 0..1, most confident first, in its pixels."""
         weights = load_weights()
         picture = (picture * 255 - 127.5) / 128  # the range the networks were trained on
-        boxes = propose(weights, picture)
+        boxes = propose(weights, picture, self.least, self.below)
         if not len(boxes):
             return []
         score, shift, _ = _judge(weights, "rnet", _patches(picture, boxes, 24))
@@ -81,20 +89,20 @@ class BuiltInDetector:
         ]
 
 
-def pyramid(height: int, width: int) -> list[float]:
-    """Scales at which a face of MIN_FACE pixels, and every larger one, fits P-Net's cell of 12 pixels."""
-    scales, scale = [], CELL / MIN_FACE
-    while min(height, width) * scale >= CELL:
+def pyramid(height: int, width: int, least: float = MIN_FACE, below: float = math.inf) -> list[float]:
+    """Scales at which a face of `least` pixels, and every larger one `below` the other, fits P-Net's cell of 12."""
+    scales, scale = [], CELL / least
+    while min(height, width) * scale >= CELL and scale > CELL / below:
         scales.append(scale)
         scale *= PYRAMID_STEP
     return scales
 
 
-def propose(weights: Weights, picture: torch.Tensor) -> torch.Tensor:
+def propose(weights: Weights, picture: torch.Tensor, least: float = MIN_FACE, below: float = math.inf) -> torch.Tensor:
     """P-Net over the pyramid: square candidate boxes [N, 4]."""
     found, scores = [], []
     height, width = picture.shape[-2:]
-    for scale in pyramid(height, width):
+    for scale in pyramid(height, width, least, below):
         size = (round(height * scale), round(width * scale))
         score, shift = p_net(weights, F.interpolate(picture[None], size, mode="area"))
         rows, columns = torch.nonzero(score >= THRESHOLDS[0], as_tuple=True)
