@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,13 @@ def whole(path: Path) -> Iterator[Path]:
     An interrupted block leaves what was there before, and so does one that leaves no file. The folder is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # not mkstemp: its files are the owner's alone
+    token = secrets.token_hex(4)  # machines that share the folder may share a process's number too
+    part = path.with_name(f".{path.name}.{token}.part")  # not mkstemp: its files are the owner's alone
     try:
         yield part
         if part.exists():
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -36,8 +40,6 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
             content(file)
         else:
             file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:

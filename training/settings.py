@@ -94,7 +94,7 @@ class Run:
             raise ValueError("data.resolution and data.bucket_step must be multiples of 64 pixels.")
 
 
-Settings = TypeVar("Settings", bound=Run)
+Settings = TypeVar("Settings")
 
 
 def read(
@@ -122,7 +122,11 @@ def read(
 
 def write(config: Run, path: Path) -> None:
     """Save as YAML that `read` takes."""
-    path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False), encoding="utf-8")
+    path.write_text(as_yaml(config), encoding="utf-8")
+
+
+def as_yaml(config: object) -> str:
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
 
 
 def parse_override(text: str) -> tuple[str, object]:
