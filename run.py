@@ -1,4 +1,4 @@
-"""The one door for people: `python run.py demo`, `serve`, `test`, `lint`, `bench`, `train`, `make`.
+"""The one door for people: `python run.py demo`, `serve`, `test`, `lint`, `bench`, `train`, `dataset`, `make`.
 
 Needs Python 3.10 to 3.12 with pip and nothing else: environment.py makes the rest on the first call.
 """
@@ -43,9 +43,12 @@ COMMANDS = {
         "reference": "lab.make.reference",
         "sheet": "lab.make.sheet",
         "vae": "lab.make.vae",
+        "web": "lab.make.web",
     },
 }
 """The module of each command; its `main(words)` takes the command's own arguments."""
+DATASET = "training.dataset.command"
+"""Has commands of its own, and an environment."""
 LATE = ("lab.bench.overhead", "lab.bench.soak")
 """Of the laboratory, those that start ComfyUI themselves; the others import it at their top."""
 
@@ -82,6 +85,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     plain = {**full, "add_help": False}
     commands.add_parser("test", help="all tests, or --quick; further arguments go to pytest", **plain)
     commands.add_parser("lint", help="ruff over the repository: rules and format", **plain)
+    commands.add_parser("dataset", help="portraits from lists of web addresses: plan, run, pack, …", **plain)
     for group, modules in COMMANDS.items():
         commands.add_parser(group, help=", ".join(modules), **plain).add_argument("name", nargs="?")
     return parser.parse_known_args(arguments)
@@ -121,11 +125,18 @@ def main() -> int:
         os.environ["COMFYUI_PATH"] = str(environment.check_comfyui(options.comfyui))
     if options.python:
         os.environ["COMFYUI_PYTHON"] = str(Path(options.python).expanduser().absolute())
-    python = Path(sys.executable) if options.here else environment.ensure_environment()
+    python = Path(sys.executable) if options.here else python_for(options.command)
     if options.command not in ("test", "lint") and (options.here or is_ours(python)):
         return work(options, rest)
     statuses = [run_inside(command) for command in command_lines(options, rest, python)]
     return next(filter(None, statuses), 0)
+
+
+def python_for(command: str) -> Path:
+    """The Python of the environment that a command needs, made on the first call."""
+    if command == "dataset":
+        return environment.ensure_layer(environment.DATASET_LOCK)
+    return environment.ensure_environment()
 
 
 def is_ours(python: Path) -> bool:
@@ -139,7 +150,7 @@ def work(options: argparse.Namespace, rest: list[str]) -> int:
     if options.command in ("demo", "serve"):
         module = importlib.import_module(f"{environment.PACKAGE}.demo.main")
         return module.main(options, environment.need_comfyui())
-    name = module_of(options.command, options.name)
+    name = DATASET if options.command == "dataset" else module_of(options.command, options.name)
     if name.startswith("lab.") and name not in LATE:
         environment.use_comfyui()
     return importlib.import_module(f"{environment.PACKAGE}.{name}").main(rest) or 0
