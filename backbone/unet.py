@@ -46,7 +46,7 @@ class UNetFamily:
 
         base = patcher.model
         name = type(base).__name__
-        wanted = "RB-Guidance needs a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
+        wanted = "OmniPortrait needs a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
         net = getattr(base, "diffusion_model", None)
         if not isinstance(getattr(net, "_orig_mod", net), UNetModel):
             raise ValueError(f"{wanted}, but this model is {name}; connect a model of one of those families.")

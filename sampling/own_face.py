@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..backbone.attention import AttentionSites, BlockKey, Recording, plain_attention
+from ..backbone.attention import AttentionSites, BlockKey, Recording
 from ..guidance.omniportrait import mask as face
 from ..guidance.omniportrait.settings import Settings
 from .people import Person
@@ -24,10 +24,8 @@ class OwnFaces:
         self._now: dict[object, Recording] = {}
         self._found: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def record(self, options: dict, sites: AttentionSites, texts: Mapping[object, int]) -> None:
-        """Put recorders into one prediction's options, on copies of their tables; what the last prediction left becomes
-        masks. texts: how many tokens the text of each conditioning has, by uuid."""
-        self._found = {uuid: self._faces(uuid, each, texts[uuid]) for uuid, each in self._now.items() if each.cross}
+    def record(self, options: dict, sites: AttentionSites) -> None:
+        """Put recorders into one prediction's options, on copies of their tables."""
         self._now = {uuid: Recording() for uuid in self._people}
         replace = {kind: dict(table) for kind, table in options.get("patches_replace", {}).items()}
         for kind, keys in (("attn1", sites.self_), ("attn2", sites.cross)):
@@ -36,15 +34,16 @@ class OwnFaces:
                 table[key] = self._recorder(kind, key, table.get(key, table.get(key[:2])))
         options["patches_replace"] = replace
 
-    def stop(self) -> None:
-        """The prediction is over: whatever else runs with its options records nothing."""
-        for each in self._now.values():
-            each.close()
+    def stop(self, texts: Mapping[object, int]) -> None:
+        """The prediction is over, and what was recorded becomes masks for the next one. texts: how many tokens the text
+        of each conditioning has, by uuid."""
+        self._found = {uuid: self._faces(uuid, each, texts[uuid]) for uuid, each in self._now.items() if each.cross}
+        self._now = {}
 
-    def inside(self, uuid: object, people: tuple[Person, ...], size: tuple[int, int]) -> torch.Tensor:
-        """Boolean [B or 1, K, h * w]: which tokens of a grid are whose."""
+    def inside(self, uuid: object, size: tuple[int, int]) -> torch.Tensor:
+        """Boolean [B or 1, K, h * w]: which tokens of a grid are whose, of the people of a conditioning."""
         if uuid not in self._found:
-            return torch.zeros(1, len(people), size[0] * size[1], dtype=torch.bool)
+            return torch.zeros(1, len(self._people[uuid]), size[0] * size[1], dtype=torch.bool)
         maps, masks = self._found[uuid]
         maps = torch.stack([face.resize_map(each, size) for each in maps])
         masks = torch.stack([face.resize_mask(each, size) for each in masks])
@@ -67,6 +66,7 @@ class OwnFaces:
 
     def _recorder(self, kind: str, key: BlockKey, foreign: Callable | None) -> Callable:
         """An attention replacement that keeps q and k of each wanted conditioning's rows and goes on as before."""
+        from comfy.ldm.modules.attention import optimized_attention
 
         def record(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict) -> torch.Tensor:
             h, w = extra["activations_shape"][-2:]
@@ -74,14 +74,18 @@ class OwnFaces:
             own, rows = h * w if kind == "attn1" else k.shape[1], len(q) // len(uuids)
             for number, uuid in enumerate(uuids):
                 kept = self._now.get(uuid)
-                if kept is None or kept.closed or q.shape[1] != h * w or k.shape[1] < own:
+                if kept is None or q.shape[1] != h * w or k.shape[1] < own:
                     continue
                 here = slice(number * rows, (number + 1) * rows)
                 store = kept.self_ if kind == "attn1" else kept.cross
-                store[key] = q[here].detach(), k[here, :own].detach(), heads
+                if key in store:  # ComfyUI's own call comes first; this one is another pack's
+                    continue
+                store[key] = q[here].detach().clone(), k[here, :own].detach().clone(), heads
                 kept.sizes[key] = (h, w)
             if foreign is not None:
                 return foreign(q, k, v, extra)
-            return plain_attention(q, k, v, heads, attn_precision=extra.get("attn_precision"))
+            return optimized_attention(
+                q, k, v, heads, attn_precision=extra.get("attn_precision"), transformer_options=extra
+            )
 
         return record

@@ -149,7 +149,7 @@ def call_key(patcher: object, vae: object, person: Person, face: FaceReference, 
         context.hexdigest(),
         cells,
         tuple(kind.__name__ for kind in type(sampling).__mro__),
-        None if person.hooks is None else id(person.hooks),  # other weights; the run keeps the object alive
+        None if person.hooks is None else weakref.ref(person.hooks),  # other weights
     )
 
 

@@ -12,6 +12,8 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from uuid import uuid4
 
 import torch
 
@@ -28,6 +30,8 @@ log = logging.getLogger("omniportrait")
 
 KEY = "omniportrait_reference_attention"
 """Of our wrappers on a model, and of the run in one prediction's transformer_options."""
+OWN = f"{KEY}_own"
+"""Where `_append` tells `_attend` of the same block how many keys there were before."""
 
 
 class Run:
@@ -40,9 +44,11 @@ class Run:
         self.reasons: Counter[str] = Counter()
         self.calls = 0
         patcher = guider.model_patcher
-        self._by_uuid = {uuid: people for (_, uuid), people in assign_people(guider.conds, by_hand).items()}
+        self._people = assign_people(guider.conds, by_hand)
+        self._by_uuid = {uuid: people for (_, uuid), people in self._people.items()}
         family = family_of(patcher)
-        self._sites = family.sites(family.feature_block(-1), tuple(noise.shape[-2:]))
+        sites = family.sites(family.feature_block(-1), tuple(noise.shape[-2:]))
+        self._sites = replace(sites, self_=tuple(key for key in sites.self_ if key[0] != "middle"))
         sampling = patcher.get_model_object("model_sampling")
         self._window = [float(sampling.percent_to_sigma(p)) for p in (settings.end_percent, settings.start_percent)]
         self._canvas = tuple(noise.shape[-2:])
@@ -55,6 +61,7 @@ class Run:
         self._tokens: dict[Person, Tokens] = {}  # of the prediction at hand
         self._areas: dict[object, object] = {}
         self._taken: set[BlockKey] = set()
+        self._texts: dict[object, int] = {}
 
     def __deepcopy__(self, memo: dict) -> Run:
         """Older cores deep-copy model_options; a run is one and stays one."""
@@ -63,7 +70,8 @@ class Run:
     def _leave_out(self, person: Person) -> None:
         """Go on without a person whose face the VAE cannot encode."""
         self.reasons["the VAE makes NaN of a reference face (start ComfyUI with --fp32-vae)"] += 1
-        self._by_uuid = {uuid: tuple(p for p in people if p is not person) for uuid, people in self._by_uuid.items()}
+        left = {uuid: tuple(p for p in people if p is not person) for uuid, people in self._by_uuid.items()}
+        self._by_uuid = {uuid: people for uuid, people in left.items() if people}
 
     def _seen_where(self) -> str:
         """Of several people each stays in the own region or, where one has none, in the own face."""
@@ -73,9 +81,10 @@ class Run:
                 "Reference Attention finds a person's own face by the word that Pivot Conditioning marks: connect that "
                 "node to the sampler's positive input, or set where to whole picture."
             )
-        if self.settings.where != "whole picture" or len({person.face.key for person in everybody}) < 2:
+        if len({person.face.key for person in everybody}) < 2:
             return self.settings.where
-        return "region" if all(person.mask is not None for person in everybody) else "own face"
+        apart = "region" if all(person.mask is not None for person in everybody) else "own face"
+        return "own face" if self.settings.where == "own face" else apart
 
     def acts(self, sigma: float) -> bool:
         """Whether a sigma lies in the window."""
@@ -85,21 +94,44 @@ class Run:
     def options(self, guider: object, sigma: torch.Tensor, model_options: dict) -> dict:
         """Options of one prediction with the reference in them, or with the search for the face alone."""
         base, options = guider.inner_model, dict(model_options.get("transformer_options", {}))
+        self._tell_copies_apart(guider.conds)
         self._areas = {cond["uuid"]: cond.get("area") for conds in guider.conds.values() for cond in conds}
         active = self.acts(float(sigma[0]))
         self._tokens = {}
         if active:
             self.calls += 1
-            for people in self._by_uuid.values():
-                for person in people:
-                    self._tokens[person] = self._references.at(base, person, sigma[:1])
+            for person in dict.fromkeys(person for people in self._by_uuid.values() for person in people):
+                self._put_hooks(guider, person, sigma, model_options)
+                tokens = self._references.at(base, person, sigma[:1])
+                if tokens is None:
+                    self.reasons["the model makes NaN of a reference face"] += 1
+                else:
+                    self._tokens[person] = tokens
             patches = options.get("patches", {})
             options["patches"] = {**patches, "attn1_patch": [*patches.get("attn1_patch", ()), self._append]}
             self._replace(options, base)
         if self._faces is not None:
-            self._faces.record(options, self._sites, _text_lengths(guider.conds))
+            self._faces.record(options, self._sites)
+            self._texts = _text_lengths(guider.conds)
         options[KEY] = self
         return {**model_options, "transformer_options": options}
+
+    def _tell_copies_apart(self, conds: dict[str, list[dict]]) -> None:
+        """ComfyUI copies an area to the guider's other lists under its uuid: in this run's lists it gets one of its
+        own, so that only the person's own rows see the reference."""
+        for key, each in conds.items():
+            for cond in each:
+                if cond["uuid"] in self._by_uuid and (key, cond["uuid"]) not in self._people:
+                    cond["uuid"] = uuid4()
+
+    def _put_hooks(self, guider: object, person: Person, sigma: torch.Tensor, model_options: dict) -> None:
+        """The weights of a person's conditioning, where hooks (a LoRA on one conditioning) rewrite them in between."""
+        if not any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds):
+            return
+        patcher = guider.inner_model.current_patcher
+        if person.hooks is not None:
+            patcher.prepare_hook_patches_current_keyframe(sigma, person.hooks, model_options)
+        patcher.apply_hooks(hooks=person.hooks)
 
     @contextlib.contextmanager
     def predicting(self) -> Iterator[None]:
@@ -108,19 +140,19 @@ class Run:
             yield
         finally:
             if self._faces is not None:
-                self._faces.stop()
+                self._faces.stop(self._texts)
 
     def _replace(self, options: dict, base: torch.nn.Module) -> None:
         """Our attention at the chosen blocks, on copies; a block where another pack's patch stands is left to it."""
-        replace = {kind: dict(table) for kind, table in options.get("patches_replace", {}).items()}
-        table = replace.setdefault("attn1", {})
+        replaced = {kind: dict(table) for kind, table in options.get("patches_replace", {}).items()}
+        table = replaced.setdefault("attn1", {})
         self._taken = {key for key in self._references.blocks if key in table or key[:2] in table}
         if self._taken:
             self.reasons["another node replaces the self-attention of a block"] += 1
         for key in self._references.blocks:
             if key not in self._taken:
                 table[key] = self._attend
-        options["patches_replace"] = replace
+        options["patches_replace"] = replaced
 
     # Inside a model call.
 
@@ -130,6 +162,7 @@ class Run:
         tokens = self._appended(extra, n)
         if tokens is None:
             return n, context, value
+        extra[OWN] = context.shape[1]
         tokens = tokens.to(context).expand(len(n), -1, -1)
         return n, torch.cat([context, tokens], dim=1), torch.cat([value, tokens], dim=1)
 
@@ -137,7 +170,7 @@ class Run:
         """[1, M, C] of everybody in this call at this block, in the order of `_everybody`, or None."""
         key = (*extra.get("block", ("", 0)), extra.get("block_index", 0))
         everybody = self._everybody(extra)
-        if key not in self._references.blocks or key in self._taken or not everybody:
+        if not everybody or key in self._taken or key not in self._references.blocks:
             return None
         h, w = extra["activations_shape"][-2:]
         if n.shape[1] != h * w:  # another pack merges tokens or cuts the picture into tiles
@@ -147,48 +180,60 @@ class Run:
 
     def _everybody(self, extra: dict) -> list[Person]:
         """Whose tokens a call's rows may see, each once."""
-        if self.settings.balance:
+        uuids = extra.get("uuids") or ()
+        if self.settings.balance and uuids:
             return list(self._tokens)
-        return [person for uuid in dict.fromkeys(extra.get("uuids", ())) for person in self._by_uuid.get(uuid, ())]
+        people = dict.fromkeys(person for uuid in uuids for person in self._by_uuid.get(uuid, ()))
+        return [person for person in people if person in self._tokens]
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict) -> torch.Tensor:
         """attn1 replacement: each conditioning's rows by themselves, with its own people's tokens or with none."""
         from comfy.ldm.modules.attention import optimized_attention
 
-        own = q.shape[1]
+        heads, precision = extra["n_heads"], extra.get("attn_precision")
+        own = extra.pop(OWN, None)
+        if own is None:
+            return optimized_attention(q, k, v, heads, attn_precision=precision, transformer_options=extra)
 
         def plain(rows: slice) -> torch.Tensor:
             return optimized_attention(
                 q[rows], k[rows, :own], v[rows, :own], heads, attn_precision=precision, transformer_options=extra
             )
 
-        heads, precision = extra["n_heads"], extra.get("attn_precision")
-        if k.shape[1] == own:
-            return plain(slice(None))
         key, everybody = (*extra["block"], extra["block_index"]), self._everybody(extra)
         counts = [self._tokens[person][key].shape[1] for person in everybody]
         rows, parts = len(q) // len(extra["uuids"]), []
         for number, uuid in enumerate(extra["uuids"]):
             here = slice(number * rows, (number + 1) * rows)
-            people = self._by_uuid.get(uuid, tuple(everybody) if self.settings.balance else ())
+            wanted = self._by_uuid.get(uuid, everybody if self.settings.balance else ())
+            people = [person for person in wanted if person in self._tokens]
             if not people:
                 parts.append(plain(here))
                 continue
             seen = [everybody.index(person) for person in people]
             keys, values = (_with(each[here], own, counts, seen) for each in (k, v))
-            inside = self._inside(uuid, people, extra)
+            inside = self._inside(uuid, people, tuple(extra["activations_shape"][-2:]), q.device)
             bias = reference_bias(inside, [counts[place] for place in seen], self.settings.strength, own)
             bias = None if bias is None else bias.to(q)
             parts.append(plain_attention(q[here], keys, values, heads, mask=bias, attn_precision=precision))
         return torch.cat(parts)
 
-    def _inside(self, uuid: object, people: tuple[Person, ...], extra: dict) -> torch.Tensor | None:
-        """Boolean [B or 1, K, N]: which tokens of the rows see which person; None: all see all."""
-        size = tuple(extra["activations_shape"][-2:])
+    def _inside(
+        self, uuid: object, people: list[Person], size: tuple[int, int], device: torch.device
+    ) -> torch.Tensor | None:
+        """Boolean [B or 1, K, N], on the device: which tokens of the rows see which person; None: all see all."""
         if self._where == "whole picture":
             return None
-        regions = torch.cat([tokens_inside(self._region(uuid, person), size) for person in people])[None]
-        return regions if self._faces is None else regions & self._faces.inside(uuid, people, size)
+        inside = torch.cat([tokens_inside(self._region(uuid, person), size) for person in people])[None]
+        if self._faces is not None:
+            inside = inside & torch.cat([self._own_face(person, size) for person in people], dim=1)
+        return inside.to(device)
+
+    def _own_face(self, person: Person, size: tuple[int, int]) -> torch.Tensor:
+        """Boolean [B or 1, 1, N]: a person's own face, as the person's own conditioning sees it."""
+        uuid, people = next((uuid, people) for uuid, people in self._by_uuid.items() if person in people)
+        place = people.index(person)
+        return self._faces.inside(uuid, size)[:, place : place + 1]
 
     def _region(self, uuid: object, person: Person) -> torch.Tensor:
         """[1, h, w] of a person's region on the conditioning's area of the canvas; all of it without one."""

@@ -36,7 +36,8 @@ class ReferenceTokens:
     def __init__(
         self, people: Iterable[Person], patcher: object, vae: object, settings: Settings, noise: torch.Tensor
     ) -> None:
-        self.blocks = family_of(patcher).self_attention(COUNTS[settings.levels])
+        blocks = family_of(patcher).self_attention(COUNTS[settings.levels])
+        self.blocks = tuple(key for key in blocks if key[0] != "middle")  # perturbed attention's, which goes by block
         self.lost: list[Person] = []
         self._seed = settings.seed
         self._latents: dict[str, torch.Tensor] = {}
@@ -50,15 +51,16 @@ class ReferenceTokens:
             if not self._latents[face.key].isfinite().all():
                 self.lost.append(person)
 
-    def at(self, base: torch.nn.Module, person: Person, sigma: torch.Tensor) -> Tokens:
-        """A person's tokens at a sigma [1], on its device: computed once, then taken from the cache."""
+    def at(self, base: torch.nn.Module, person: Person, sigma: torch.Tensor) -> Tokens | None:
+        """A person's tokens at a sigma [1], on its device: computed once, then taken from the cache. The weights in
+        place have to be those of the person's conditioning. None where they are not finite."""
         key = (*self._keys[person], float(sigma))
         known = _cache.get(key)
         if known is None:
-            if person.hooks is not None:
-                base.current_patcher.apply_hooks(hooks=person.hooks)
             with torch.inference_mode(False), torch.no_grad():
                 known = self._call(base, person, sigma.clone())
+            if not all(tokens.isfinite().all() for tokens in known.values()):
+                return None
             _remember(key, {block: tokens.cpu() for block, tokens in known.items()})
         else:
             _cache.move_to_end(key)
@@ -102,7 +104,16 @@ def head_mask(face: FaceReference) -> torch.Tensor:
 
 
 def _remember(key: tuple, tokens: Tokens) -> None:
-    """Hold the newest, as many as fit; they live on the CPU."""
-    _cache[key] = tokens
-    while sum(each.nbytes for held in _cache.values() for each in held.values()) > CACHE_BYTES and len(_cache) > 1:
-        _cache.popitem(last=False)
+    """Hold as many as fit, on the CPU. Others' make room; a run's own do not, or a run too long for the cache would
+    find nothing of what it stored."""
+    size = sum(each.nbytes for each in tokens.values())
+    others = [known for known in _cache if known[:-1] != key[:-1]]
+    while others and held_bytes() + size > CACHE_BYTES:
+        del _cache[others.pop(0)]
+    if held_bytes() + size <= CACHE_BYTES:
+        _cache[key] = tokens
+
+
+def held_bytes() -> int:
+    """Size of the cache."""
+    return sum(each.nbytes for held in _cache.values() for each in held.values())

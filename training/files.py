@@ -26,7 +26,7 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield part
         if part.exists():
-            with part.open("rb") as file:
+            with part.open("r+b") as file:  # Windows flushes files that may be written only
                 os.fsync(file.fileno())
             os.replace(part, path)
     finally:

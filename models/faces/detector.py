@@ -67,7 +67,8 @@ def find_faces(detector: FaceDetector, photo: torch.Tensor) -> tuple[list[Detect
     small, scale = _bounded(photo)
     views = {turns: detector.detect(torch.rot90(small, turns, (-2, -1)).contiguous()) for turns in (2, 1, 3)}
     turns = max(views, key=lambda each: _trust(views[each]))
-    if _trust(views[turns]) < max(TURNED, trust + MARGIN):
+    sure = any(face.sure for face in views[turns])
+    if not sure or _trust(views[turns]) < max(TURNED, trust + MARGIN):
         return upright, 0
     log.warning("Face Reference: the face is not upright; the photograph is turned by %d degrees.", turns * 90)
     return [face.mapped(1 / scale) for face in views[turns]], turns

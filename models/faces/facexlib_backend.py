@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,11 +44,14 @@ class RetinaFaceDetector:
 
     def __init__(self, network: torch.nn.Module) -> None:
         self._network = network
+        self._lock = threading.Lock()  # the network keeps each picture's size on itself
 
     @torch.no_grad()
     def detect(self, picture: torch.Tensor) -> list[DetectedFace]:
         pixels = (picture.flip(0) * 255).permute(1, 2, 0).numpy()  # the network was trained on BGR, 0 to 255
-        rows = torch.from_numpy(self._network.detect_faces(pixels, MIN_SCORE, OVERLAP)).double()
+        with self._lock:
+            found = self._network.detect_faces(pixels, MIN_SCORE, OVERLAP)
+        rows = torch.from_numpy(found).double()
         rows = rows[rows.isfinite().all(1) & (rows[:, 2] - rows[:, 0] >= 1) & (rows[:, 3] - rows[:, 1] >= 1)]
         return [
             DetectedFace(tuple(row[:4]), tuple(zip(row[5::2], row[6::2], strict=True)), row[4], row[4], row[4] >= SURE)

@@ -63,7 +63,7 @@ def appended_by_core(model, vae, record, blocks, times: int):
 def test_it_is_what_core_makes_of_appended_tokens(family, vae, levels, times):
     record = small.record(family)
     positive = small.annotated(family)
-    blocks = family_of(family).self_attention(COUNTS[levels])
+    blocks = [key for key in family_of(family).self_attention(COUNTS[levels]) if key[0] != "middle"]
     expected = small.sample(appended_by_core(family, vae, record, blocks, times), positive, cfg=1.0, **ONE_CALL)
     found = small.sample(attending(family, vae, strength=float(times), levels=levels), positive, cfg=1.0, **ONE_CALL)
     plain = small.sample(family, positive, cfg=1.0, **ONE_CALL)
@@ -172,3 +172,57 @@ def test_rb_guidance_sees_the_reference_in_either_order(sd15, vae, guided_pass):
 def test_a_vae_is_needed(sd15):
     with pytest.raises(ValueError, match="holds no VAE"):
         patch(sd15, None, Settings())
+
+
+def test_an_areas_unconditional_copy_is_left_alone(sd15, vae):
+    """ComfyUI copies the area, uuid and all, to the negative. At cfg 0 the picture is the unconditional one alone."""
+    tensor, options = small.annotated(sd15)[0]
+    positive = [[tensor, options | {"area": (8, 16, 0, 0), "strength": 1.0}], *small.conditioning(sd15, 4)]
+    plain = small.sample(sd15, positive, cfg=0.0)
+    found = small.sample(attending(sd15, vae, **ALL), positive, cfg=0.0)
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))  # rows are batched otherwise
+    assert_effective(small.sample(attending(sd15, vae, balance=True, **ALL), positive, cfg=0.0), plain)
+
+
+@pytest.mark.parametrize("kind", ["merges", "appends"])
+def test_other_nodes_tokens_are_left_to_them(sd15, vae, kind):
+    """Token merging takes tokens of q, reference-only adds some to k and v: neither may be taken for ours."""
+
+    def change(n, context, value, extra):
+        if kind == "merges":
+            return n[:, : n.shape[1] // 2], context, value
+        return n, torch.cat([context, context[:, :3]], 1), torch.cat([value, value[:, :3]], 1)
+
+    def back(n, extra):
+        h, w = extra["activations_shape"][-2:]
+        return n.repeat_interleave(h * w // n.shape[1], dim=1)
+
+    other = sd15.clone()
+    other.set_model_attn1_patch(change)
+    other.set_model_attn1_output_patch(back)
+    positive = small.annotated(sd15)
+    plain = small.sample(other, positive)
+    found = small.sample(attending(other, vae, **ALL), positive)
+    if kind == "merges":  # the blocks are left alone, and the log says so
+        assert torch.equal(found, plain)
+    else:
+        assert_effective(found, plain)
+
+
+def test_a_vae_that_makes_nan_costs_the_likeness_not_the_picture(sd15, vae, monkeypatch):
+    monkeypatch.setattr(vae, "encode", lambda pixels: torch.full((1, 4, 16, 16), float("nan")))
+    positive = small.annotated(sd15)
+    for where in ("whole picture", "own face"):
+        assert torch.equal(small.sample(attending(sd15, vae, where=where), positive), small.sample(sd15, positive))
+
+
+def test_a_run_longer_than_the_cache_keeps_what_it_has(sd15, vae, monkeypatch):
+    positive, model = small.annotated(sd15), attending(sd15, vae, **ALL)
+    small.sample(model, positive)
+    monkeypatch.setattr(reference_tokens, "CACHE_BYTES", reference_tokens.held_bytes() // 2)
+    reference_tokens.forget_all()
+    first = small.sample(model, positive)
+    assert 0 < reference_tokens.held_bytes() <= reference_tokens.CACHE_BYTES
+    calls, original = [], reference_tokens.ReferenceTokens._call
+    monkeypatch.setattr(reference_tokens.ReferenceTokens, "_call", lambda *args: calls.append(1) or original(*args))
+    assert torch.equal(small.sample(model, positive), first) and len(calls) == 2  # of four sigmas

@@ -90,7 +90,7 @@ CASES = [
     (absent_occurrence, "OmniPortraitPivotConditioning: The text holds"),
     (empty_region, "OmniPortraitPivotConditioning: The region mask is empty"),
     (no_record, "OmniPortraitRBGuidanceKSampler: The positive conditioning says nothing about whose face"),
-    (flow_model, "OmniPortraitRBGuidanceKSampler: RB-Guidance needs a Stable Diffusion"),
+    (flow_model, "OmniPortraitRBGuidanceKSampler: OmniPortrait needs a Stable Diffusion"),
     (encoder_of_another_family, "OmniPortraitPivotConditioning: The pivot encoder omniportrait_pivot_sdxl"),
     (missing_encoder, "OmniPortraitPivotEncoderLoader: "),
     (pickled_encoder, "OmniPortraitPivotEncoderLoader: pickled.safetensors is a pickled checkpoint"),
