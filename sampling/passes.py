@@ -83,15 +83,14 @@ class Passes:
             self._twin = PrivateTwin(self.family, x.device, self._conditions)
         return self._twin
 
-    def answer(self, error: RuntimeError) -> Condition:
-        """What helps against an error of a pass, from the next twin on. Then `recover`, outside of the handler, whose
-        traceback holds the failed pass. Raises: the error where nothing helps, or ValueError, a sentence for the user,
-        where something has no gradient."""
+    def answer(self, error: RuntimeError) -> Condition | None:
+        """What helps against an error of a pass, from the next twin on; None where nothing does, and the handler raises
+        it again (raised here, this frame would hold the error that holds this frame). Then `recover`, outside of the
+        handler, whose traceback holds the failed pass. Raises: ValueError, a sentence for the user, where something has
+        no gradient."""
         condition = self._conditions.answer(error)
-        if condition is None:
-            if self._twin is not None:
-                self._twin.explain(error)
-            raise error
+        if condition is None and self._twin is not None:
+            self._twin.explain(error)
         return condition
 
     def recover(self) -> None:

@@ -129,6 +129,8 @@ class Session:
                 return total.finished()
             except RuntimeError as error:
                 lacking = self._passes.answer(error)
+                if lacking is None:
+                    raise
             self._passes.recover()  # not in the handler, whose traceback holds the failed pass
             if lacking == "checkpointing" and ran_out:
                 return None

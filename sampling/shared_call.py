@@ -43,7 +43,8 @@ class SharedCall:
                 own = self._run_rows(self.x.clone(), self.sigma.clone())
             return split_call(proceed, x, t, named, own) if own else proceed(x, t, named)
         except RuntimeError as error:
-            self.passes.answer(error)
+            if self.passes.answer(error) is None:
+                raise
         self.passes.recover()  # not in the handler, whose traceback holds the failed pass
         return proceed(x, t, named)
 
