@@ -63,14 +63,28 @@ def inside(box: tuple[int, int, int, int], height: int, width: int, side: int) -
 
 
 def paste(mask: torch.Tensor, box: tuple[int, int, int, int], height: int, width: int) -> torch.Tensor:
-    """A crop's mask [S, S] in its place in the photograph: [height, width], 0 outside of `box`."""
+    """A crop's mask [S, S] in its place in the photograph: [height, width], 0 outside of `box`.
+
+    Only what lies in the photograph is computed, however large the box.
+    """
     x0, y0, x1, y1 = box
-    part = F.interpolate(mask[None, None].float(), (y1 - y0, x1 - x0), mode="bilinear", antialias=True)[0, 0]
+    size = min(y1 - y0, mask.shape[-2]), min(x1 - x0, mask.shape[-1])
+    mask = F.interpolate(mask[None, None].float(), size, mode="bilinear", antialias=True)[0, 0]
     whole = torch.zeros(height, width)
     top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)
     if top < bottom and left < right:
-        whole[top:bottom, left:right] = part[top - y0 : bottom - y0, left - x0 : right - x0].clamp(0, 1)
+        rows = _stretched(mask, y0, y1, top, bottom)
+        whole[top:bottom, left:right] = _stretched(rows.T, x0, x1, left, right).T.clamp(0, 1)
     return whole
+
+
+def _stretched(values: torch.Tensor, start: int, end: int, first: int, last: int) -> torch.Tensor:
+    """Rows first..last of [N, M] values that are spread, by linear interpolation, over the rows start..end."""
+    places = (torch.arange(first, last, dtype=torch.float64) + 0.5 - start) * (len(values) / (end - start)) - 0.5
+    below = places.clamp(0, len(values) - 1).floor().long()
+    above = (below + 1).clamp(max=len(values) - 1)
+    share = (places - below).clamp(0, 1).to(values)[:, None]
+    return values[below] * (1 - share) + values[above] * share
 
 
 def turned_back(box: Box, turns: int, height: int, width: int) -> Box:

@@ -100,7 +100,7 @@ def trace_of(cell, vae):
 def test_a_picture_that_stays_unguided_is_told(vae, monkeypatch):
     """A cell in which one of a run's two guided calls found no face is ok, and says so, on the page too."""
     answers = cycle(["no face found", None])
-    monkeypatch.setattr(gradient_module, "failed", lambda *_: next(answers))
+    monkeypatch.setattr(gradient_module, "failure", lambda *_: next(answers))
     cell = _cells.Cell("euler", "karras", "txt2img", "sd15", "fp32")
     result = _cells.try_cell(cell, vae)
     assert result.status == "ok" and result.why == "unguided 1 times because no face found"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omniportrait.models.faces import crop as crop_module
-from omniportrait.models.faces.crop import MAX_SIDE, MIN_SIDE, crop_square, inside, square_around, take
+from omniportrait.models.faces.crop import MAX_SIDE, MIN_SIDE, crop_square, inside, paste, square_around, take
 
 coordinate = st.floats(-500, 500, allow_nan=False)
 length = st.floats(1, 400)
@@ -91,3 +92,20 @@ def test_any_box_on_any_photograph_gives_a_square(height, width, x, y, side):
     crop = crop_square(torch.rand(3, height, width), (x, y, x + side, y + side))
     assert crop.shape[-1] == crop.shape[-2] == min(max(side, MIN_SIDE), MAX_SIDE)
     assert 0 <= float(crop.min()) <= float(crop.max()) <= 1
+
+
+@pytest.mark.parametrize("box", [(10, 20, 42, 52), (-30, -20, 170, 180), (50, 60, 114, 124), (-500, -600, 900, 800)])
+def test_a_pasted_mask_is_the_whole_crop_resized(box):
+    """Against resizing all of the crop at once, which an 8k photograph has no memory for."""
+    mask = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
+    height, width, (x0, y0, x1, y1) = 100, 120, box
+    whole = F.pad(
+        F.interpolate(mask[None, None], (y1 - y0, x1 - x0), mode="bilinear", antialias=True)[0, 0],
+        (x0, width - x1, y0, height - y1),
+    )
+    torch.testing.assert_close(paste(mask, box, height, width), whole, rtol=0, atol=1e-5)
+
+
+def test_a_pasted_mask_is_bounded_however_large_the_box():
+    far = 10_000_000
+    assert paste(torch.ones(1024, 1024), (-far, -far, far, far), 300, 200).min() == 1
