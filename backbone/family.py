@@ -1,7 +1,7 @@
 """What a method has to know of a loaded model, whatever its family.
 
-A new family (a DiT) is one new file beside unet.py, with a class that answers these questions, and one more name in
-`family_of`.
+Another UNet is one new file beside unet.py, with a class that answers these questions, and one more name in
+`family_of`. What a DiT needs besides is in docs/architecture.md.
 """
 
 from __future__ import annotations
