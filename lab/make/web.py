@@ -32,7 +32,7 @@ KINDS = (
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="run.py make web", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="run.py make web", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="folder for meta.jsonl and recipe.yaml")
     parser.add_argument("--portraits", type=int, default=40, help="good pictures, beside the bad ones (default: 40)")
     parser.add_argument("--seconds", type=float, default=600, help="how long it serves (default: 600)")

@@ -29,11 +29,11 @@ def main(words: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(prog="run.py dataset", description=__doc__)
+    whole = argparse.ArgumentParser(prog="run.py dataset", description=__doc__, allow_abbrev=False)
     names = whole.add_subparsers(required=True, metavar="plan|run|pack|make|status|forget|head|join")
-    out = argparse.ArgumentParser(add_help=False)
+    out = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     out.add_argument("--out", type=Path, required=True, help="folder of the data set")
-    planning, running, packing, locked = (argparse.ArgumentParser(add_help=False) for _ in range(4))
+    planning, running, packing, locked = (argparse.ArgumentParser(add_help=False, allow_abbrev=False) for _ in range(4))
     planning.add_argument("meta", nargs="+", metavar="META", help="parquet, CSV or JSON-lines files, folders or globs")
     planning.add_argument("--recipe", default="plain", help="a YAML file, or laion, coyo, plain (default)")
     planning.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. fetch.seconds=10")
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     locked.add_argument("--take-over", action="store_true", help="although a dead driver's lock is there")
 
     def command(name: str, work, parents: list, text: str) -> argparse.ArgumentParser:
-        added = names.add_parser(name, parents=parents, help=text, description=text)
+        added = names.add_parser(name, parents=parents, help=text, description=text, allow_abbrev=False)
         added.set_defaults(work=work)
         return added
 
