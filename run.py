@@ -44,6 +44,7 @@ COMMANDS = {
         "sheet": "lab.make.sheet",
         "vae": "lab.make.vae",
         "web": "lab.make.web",
+        "words": "lab.make.words",
     },
 }
 """The module of each command; its `main(words)` takes the command's own arguments."""

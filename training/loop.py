@@ -101,8 +101,9 @@ def learning_rate(share: float, step: int, peak: float, warmup: int = 100, least
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """A group of parameters that has `times` learns at so many times the rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("times", 1.0)
 
 
 def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, rate: float, clip: float = 1.0) -> None:

@@ -27,12 +27,15 @@ class Examples:
     """All training data in memory: `latents` half [N, 4, 32, 32], `weights` [32, 32] of mean 1, `tokens`
     [N, TELLINGS, 77], `empty` [77]. No picture is mirrored: a mole on the left cheek is not one on the right."""
 
-    def __init__(self, latents: torch.Tensor, weights: torch.Tensor, records: list[dict], seed: int):
+    def __init__(
+        self, latents: torch.Tensor, weights: torch.Tensor, records: list[dict], seed: int, least_step: int = 0
+    ):
         random = np.random.default_rng(seed)
         texts = [retold(record, random) for record in records for _ in range(TELLINGS)]
         tokens = tokenize([*texts, ""])
         self.latents, self.weights, self.empty = latents, of_place(weights), tokens[-1]
         self.tokens = tokens[:-1].view(len(records), TELLINGS, -1)
+        self.least_step = least_step
         self.whole = tokenize([record["caption"] for record in records])
         self.ids = torch.cat((tokens.flatten(), self.whole.flatten())).unique()
 
@@ -46,7 +49,8 @@ class Examples:
         tokens = torch.where(dropped[:, None], self.empty, tokens)
         noise = torch.randn(latents.shape, generator=random)
         spread = (torch.arange(size) + torch.rand((), generator=random)) / size  # one step from each part of the range
-        return latents, self.weights, noise, (spread * 1000).long().clamp(max=999), tokens
+        steps = (self.least_step + spread * (1000 - self.least_step)).long().clamp(max=999)
+        return latents, self.weights, noise, steps, tokens
 
 
 def of_place(weights: torch.Tensor) -> torch.Tensor:

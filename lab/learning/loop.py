@@ -67,7 +67,7 @@ def load_weights(path: Path, model: torch.nn.Module, average: Average) -> None:
     """Begin with the averaged weights of another run's state, and nothing else of it: after a change of what it
     learns from, say."""
     state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["model"], strict=False)  # how noise levels are weighed may have changed
     with torch.no_grad():
         for live, saved in zip(average.live, state["average"], strict=True):
             live.copy_(saved)

@@ -16,7 +16,7 @@ import torch
 from ...training.files import write_whole
 
 SIZE = 256
-SKIN, EYES, LIPS, BROWS = 1, 3, 5, 6
+SKIN, HAIR, EYES, LIPS, BROWS, EARS = 1, 2, 3, 5, 6, 8
 NEAR_DETAIL = 128
 """Added to the label of pixels near a visible mole, scar or patch of freckles."""
 FACE_WEIGHT, FINE_WEIGHT = 3.0, 6.0
@@ -116,6 +116,12 @@ def weight_table() -> torch.Tensor:
     table[[EYES, LIPS, BROWS]] = FINE_WEIGHT
     table[NEAR_DETAIL:] = FINE_WEIGHT
     return table
+
+
+def faces(labels: torch.Tensor) -> torch.Tensor:
+    """float [B, 1, H, W], 1 on faces with their hair and ears, of label maps uint8 [B, H, W]."""
+    head = torch.tensor((SKIN, HAIR, EYES, LIPS, BROWS, EARS))
+    return torch.isin(labels & (NEAR_DETAIL - 1), head.to(labels)).float()[:, None]
 
 
 def pixel_weights(labels: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ def record(index: int) -> dict:
     return {
         "caption": f"a {('smiling', 'surprised')[index % 2]} woman in a red t-shirt in a forest",
         "subject": "woman",
+        "identity": index,
         "expression": ("smiling", "surprised")[index % 2],
         "garment": "t-shirt",
         "colour": "red",

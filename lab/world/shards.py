@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 from ...training.files import whole
 from .identity import identity
 from .portrait import Portrait, render
-from .view import View, random_view, reference_view
+from .view import FRAMINGS, View, random_view, reference_view
 
 HELD_OUT = 1_000_000
 """Identities from this number on are never trained on."""
@@ -25,7 +25,7 @@ REFERENCE_STREAM = 1_000_000
 
 @dataclass(frozen=True)
 class Shard:
-    """`count` identities from `first` on, each once as reference and `views` times otherwise."""
+    """`count` identities from `first` on, each once as reference and `views` times otherwise, in one of FRAMINGS."""
 
     path: Path
     first: int
@@ -33,15 +33,21 @@ class Shard:
     views: int
     size: int
     seed: int
+    framing: str = "sitter"
 
 
-def plan(folder: Path, identities: int, held_out: int, views: int, size: int, seed: int, of: int = 100) -> list[Shard]:
-    """The shards of a data set, `of` identities each; the held-out ones come first, since all measures need them."""
+def plan(
+    folder: Path, identities: int, held_out: int, views: int, size: int, seed: int, of: int = 100,
+    framing: str = "sitter", start: int = 0,
+) -> list[Shard]:  # fmt: skip
+    """The shards of a data set, `of` identities each; the held-out ones come first, since all measures need them. Those
+    to train on are the people from `start` on, and a shard's number is that of its first person in hundreds (`of`)."""
     shards = []
-    for name, start, total in (("held_out", HELD_OUT, held_out), ("train", 0, identities)):
-        for index, first in enumerate(range(0, total, of)):
+    for name, first, total in (("held_out", HELD_OUT, held_out), ("train", start, identities)):
+        for done in range(0, total, of):
+            index = (first % HELD_OUT + done) // of
             path = folder / f"{name}-{index:06d}.tar"
-            shards.append(Shard(path, start + first, min(of, total - first), views, size, seed))
+            shards.append(Shard(path, first + done, min(of, total - done), views, size, seed, framing))
     return shards
 
 
@@ -51,10 +57,10 @@ def view_random(seed: int, number: int, index: int) -> np.random.Generator:
     return np.random.default_rng((seed, number, index or REFERENCE_STREAM))
 
 
-def view_of(seed: int, number: int, index: int) -> View:
-    """One view of a person; view 0 is the reference."""
-    rng = view_random(seed, number, index)
-    return random_view(rng) if index else reference_view(rng)
+def view_of(seed: int, number: int, index: int, framing: str = "sitter") -> View:
+    """One view of a person; view 0 is the reference. Another framing changes size and place alone."""
+    view = random_view if index else reference_view
+    return view(view_random(seed, number, index), FRAMINGS[framing])
 
 
 def portraits(shard: Shard) -> Iterator[tuple[str, Portrait]]:
@@ -62,7 +68,10 @@ def portraits(shard: Shard) -> Iterator[tuple[str, Portrait]]:
     for number in range(shard.first, shard.first + shard.count):
         person = identity(number, shard.seed)
         for index in range(shard.views + 1):
-            yield f"{number:07d}_{index:02d}", render(person, view_of(shard.seed, number, index), shard.size)
+            yield (
+                f"{number:07d}_{index:02d}",
+                render(person, view_of(shard.seed, number, index, shard.framing), shard.size),
+            )
 
 
 def write(shard: Shard) -> Path:
@@ -100,6 +109,6 @@ def write_all(shards: list[Shard], workers: int) -> Iterator[Path]:
 def contact_sheet(shard: Shard, people: int, views: int) -> Image.Image:
     """`people` rows: the reference, then `views` others."""
     rows: dict[str, list[np.ndarray]] = {}
-    for key, portrait in portraits(Shard(shard.path, shard.first, people, views, shard.size, shard.seed)):
+    for key, portrait in portraits(replace(shard, count=people, views=views)):
         rows.setdefault(key.split("_")[0], []).append(portrait.picture)
     return Image.fromarray(np.concatenate([np.concatenate(row, 1) for row in rows.values()], 0))

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from omniportrait.demo import architecture
 from omniportrait.demo.autoencoder import MARK, PortraitAutoencoder
-from omniportrait.lab.learning import denoising, reconstruction
+from omniportrait.lab.learning import denoising, reading, reconstruction
 from omniportrait.lab.learning import pictures as learning_pictures
 from omniportrait.lab.learning.examples import Examples, cached_latents, cached_weights, of_place, stamps
 from omniportrait.lab.learning.pictures import open_pictures, pixel_weights, to_float
@@ -66,10 +66,9 @@ def exported(registered, data, vae_file, tmp_path, monkeypatch):
     for value in model.parameters():
         value.data = value.data.half().float()
     pictures = open_pictures(data)
-    options = denoising.arguments().parse_args(["--data", str(data), "--vae", str(vae_file), "--out", "unused"])
     latents = torch.randn(6, 4, 32, 32, generator=torch.Generator().manual_seed(2)).half()
     file = tmp_path / "demo.safetensors"
-    write_tensors(file, halved(denoising.checkpoint(model, options, pictures, latents)))
+    write_tensors(file, halved(denoising.checkpoint(model, vae_file, pictures, latents)))
     return model, file
 
 
@@ -141,14 +140,14 @@ class SmallAutoencoder(PortraitAutoencoder):
 
 @pytest.fixture
 def small_training(data, vae_file, monkeypatch):
-    """kind ("vae" or "base"), file and further options to a training of at most four steps."""
+    """kind ("vae", "base" or "words"), file and further options to a training of at most four steps."""
     monkeypatch.setattr(denoising, "UNET", SMALL)
     monkeypatch.setattr(reconstruction, "PortraitAutoencoder", SmallAutoencoder)
     monkeypatch.setattr(denoising.Denoiser, "sample", partialmethod(denoising.Denoiser.sample, count=2))  # of the sheet
     pictures = open_pictures(data)
 
     def train(kind: str, out, *more: str):
-        module = {"vae": reconstruction, "base": denoising}[kind]
+        module = {"vae": reconstruction, "base": denoising, "words": reading}[kind]
         given = ["--data", str(data), "--out", str(out), "--steps", "4", "--batch", "2", "--device", "cpu", *more]
         given += ["--vae", str(vae_file)] if kind == "base" and "--vae" not in more else []
         module.train(module.arguments().parse_args(given), pictures)
@@ -174,6 +173,28 @@ def test_resumed_run_ends_where_a_whole_one_does(kind, small_training, tmp_path)
     assert log.read_text().count("100.0% step 4") == 1 and "budget is spent" not in log.read_text()
     assert equal(small_training(kind, out), whole) and "budget is spent" in log.read_text()
     assert equal(small_training(kind, out, "--restart"), whole) and log.read_text().count("100.0% step 4") == 2
+
+
+@pytest.mark.slow
+def test_words_are_taught_in_pieces_and_go_on_into_the_base(small_training, data, tmp_path):
+    """In two pieces as in one, with the rest of the base as it was; `make base` then says the same words."""
+    base = tmp_path / "base.safetensors"
+    before = small_training("base", base)
+    shards.write_shard(data, 3, "held_out-000000")
+    taught = ("--base", str(base))
+    whole = small_training("words", tmp_path / "whole.safetensors", *taught)
+    out = tmp_path / "pieces.safetensors"
+    begun = small_training("words", out, *taught, "--pause", "2")
+    pieces = small_training("words", out, *taught)
+    assert not equal(begun, whole) and equal(pieces, whole)
+    few = small_training("words", tmp_path / "few.safetensors", *taught, "--blocks-rate", "0")
+    for learnt, parts in ((whole, reading.BLOCKS), (few, [".attn2.to_"])):
+        changed = {name for name, value in learnt.items() if not torch.equal(value, before[name])}
+        assert changed and all(any(part in name for part in parts) for name in changed)
+    assert "held-out people's words gain" in out.with_suffix(".log").read_text()
+    told = ("--start", str(out), "--words", str(out.with_suffix(".state.pt")), "--word-share", "1")
+    after, without = (small_training("base", tmp_path / f"{len(more)}.safetensors", *more) for more in (told, told[:2]))
+    assert not equal(after, without)
 
 
 def test_a_place_weighs_alike_in_all_pictures(data):

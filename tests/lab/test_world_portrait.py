@@ -198,6 +198,19 @@ def test_every_style_of_hair_can_be_drawn(person, plain):
     assert areas["short"] > 100 and areas["long"] > 1.3 * areas["short"] and areas["afro"] > 1.3 * areas["short"]
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_framing_changes_size_and_place_alone(index):
+    sitter, close = (shards.view_of(7, 3, index, framing) for framing in ("sitter", "close"))
+    assert close.face_height > sitter.face_height and shards.view_of(7, 3, index) == sitter
+    assert replace(close, face_height=sitter.face_height, x=sitter.x, y=sitter.y) == sitter
+
+
+def test_more_people_are_planned_under_their_own_numbers(tmp_path):
+    plan = shards.plan(tmp_path, identities=3, held_out=0, views=0, size=48, seed=7, of=2, framing="close", start=4)
+    assert [(shard.path.name, shard.first) for shard in plan] == [("train-000002.tar", 4), ("train-000003.tar", 6)]
+    assert {shard.framing for shard in plan} == {"close"}
+
+
 def test_shards_hold_what_was_rendered_and_go_on(tmp_path):
     plan = shards.plan(tmp_path, identities=3, held_out=1, views=1, size=48, seed=7, of=2)
     assert [shard.path.name for shard in plan] == ["held_out-000000.tar", "train-000000.tar", "train-000001.tar"]
