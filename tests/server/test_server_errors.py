@@ -89,7 +89,7 @@ CASES = [
     (absent_word, 'OmniPortraitPivotConditioning: The text does not hold the subject "zebra"'),
     (absent_occurrence, "OmniPortraitPivotConditioning: The text holds"),
     (empty_region, "OmniPortraitPivotConditioning: The region mask is empty"),
-    (no_record, "OmniPortraitRBGuidanceKSampler: The positive conditioning says nothing about whose face"),
+    (no_record, "OmniPortraitRBGuidanceKSampler: The positive conditioning does not say which person"),
     (flow_model, "OmniPortraitRBGuidanceKSampler: OmniPortrait needs a Stable Diffusion"),
     (encoder_of_another_family, "OmniPortraitPivotConditioning: The pivot encoder omniportrait_pivot_sdxl"),
     (missing_encoder, "OmniPortraitPivotEncoderLoader: "),
