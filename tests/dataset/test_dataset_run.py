@@ -125,7 +125,7 @@ def check_forget(out: Path, tmp_path: Path, capsys, web: Web) -> None:
     [
         (["run"], "Nothing is planned"), (["pack"], "Nothing is planned"), (["status"], "Nothing is planned"),
         (["plan", "none.parquet"], "no metadata at none.parquet"),
-        (["plan", "none.parquet", "--recipe", "x"], "no recipe x"),
+        (["plan", "none.parquet", "--recipe", "x"], "no config x"),
         (["plan", "none.parquet", "--set", "fetch.secs=1"], "fetch.secs is no setting"),
     ],
 )  # fmt: skip
