@@ -103,7 +103,7 @@ def test_r_net_and_o_net_agree_with_numpy(net, side):
 def test_pixels_enter_the_networks_as_they_were_trained(monkeypatch):
     """MTCNN's range: (value in 0..255 - 127.5) / 128."""
     seen = []
-    monkeypatch.setattr(mtcnn, "propose", lambda weights, picture: seen.append(picture) or torch.zeros(0, 4))
+    monkeypatch.setattr(mtcnn, "propose", lambda weights, picture, *sizes: seen.append(picture) or torch.zeros(0, 4))
     assert BuiltInDetector().detect(torch.tensor([0.0, 0.5, 1.0])[:, None, None].expand(3, 40, 40)) == []
     assert seen[0][:, 0, 0].tolist() == pytest.approx([-127.5 / 128, 0.0, 127.5 / 128])
 
