@@ -109,7 +109,7 @@ class Run:
                     self._tokens[person] = tokens
             patches = options.get("patches", {})
             options["patches"] = {**patches, "attn1_patch": [*patches.get("attn1_patch", ()), self._append]}
-            self._replace(options, base)
+            self._replace(options)
         if self._faces is not None:
             self._faces.record(options, self._sites)
             self._texts = _text_lengths(guider.conds)
@@ -142,7 +142,7 @@ class Run:
             if self._faces is not None:
                 self._faces.stop(self._texts)
 
-    def _replace(self, options: dict, base: torch.nn.Module) -> None:
+    def _replace(self, options: dict) -> None:
         """Our attention at the chosen blocks, on copies; a block where another pack's patch stands is left to it."""
         replaced = {kind: dict(table) for kind, table in options.get("patches_replace", {}).items()}
         table = replaced.setdefault("attn1", {})
