@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from omniportrait import environment
 
 environment.use_comfyui()
@@ -46,6 +47,35 @@ def base(world, tmp_path_factory):
     from training_world import config_of
 
     return load_base(config_of(world, tmp_path_factory.mktemp("out")))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty models/pivot_encoders, registered as the pack registers it."""
+    import folder_paths
+    from omniportrait.nodes import register_model_folders
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
+    folder_paths.folder_names_and_paths.pop("pivot_encoders", None)
+    register_model_folders()
+    (tmp_path / "pivot_encoders").mkdir()
+    return tmp_path / "pivot_encoders"
+
+
+@pytest.fixture
+def load(folder):
+    """load(family, ...): the handle of such an encoder, through a file and the loader node."""
+    from omniportrait.lab.testbed import texts
+    from omniportrait.models.pivot.file import save
+    from omniportrait.nodes.pivot_encoder_loader import PivotEncoderLoader
+
+    def through_a_file(family: str, **options):
+        save(folder / "face.safetensors", texts.encoder(family, **options), step=5)
+        with torch.inference_mode():
+            return PivotEncoderLoader.execute("face.safetensors").result[0]
+
+    return through_a_file
 
 
 @pytest.fixture(autouse=True)

@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from omniportrait.models.faces import build as build_module
-from omniportrait.models.faces.build import FaceOptions, NoFaceError, make_reference, make_references
-from omniportrait.models.faces.detector import ORDERS, Backend, arrange, find_faces
-from omniportrait.models.faces.face import DetectedFace
-from omniportrait.models.faces.mask import face_oval, near_face
-
-
-def face_at(x: float, y: float, size: float, score: float = 0.99, trust: float = 0.97) -> DetectedFace:
-    """A frontal face whose box is 0.8 size x size around (x, y); doubtful below a trust of 0.65."""
-    marks = ((-0.2, -0.12), (0.2, -0.12), (0.0, 0.08), (-0.16, 0.27), (0.16, 0.27))
-    return DetectedFace(
-        (x - 0.4 * size, y - size / 2, x + 0.4 * size, y + size / 2),
-        tuple((x + dx * size, y + dy * size) for dx, dy in marks),
-        score,
-        trust,
-        trust >= 0.65,
-    )
-
-
-class Told:
-    """A detector that finds the given faces, in pictures that are not resized (longer side 320 to 1024)."""
-
-    name = "told"
-
-    def __init__(self, *faces: DetectedFace) -> None:
-        self.faces = list(faces)
-
-    def detect(self, picture: torch.Tensor) -> list[DetectedFace]:
-        return self.faces
+from omniportrait.models.faces.build import FaceOptions, NoFaceError, make_reference
+from omniportrait.models.faces.detector import ORDERS, arrange
+from told_faces import face_at, grey
 
 
 class Painted:
@@ -47,20 +18,6 @@ class Painted:
 
     def parse(self, crop: torch.Tensor) -> torch.Tensor:
         return (crop.mean(0) > 0.5).float()
-
-
-@pytest.fixture
-def told(monkeypatch):
-    """told(*faces, parser=None): from here on these faces are found."""
-
-    def tell(*faces: DetectedFace, parser=None) -> None:
-        monkeypatch.setattr(build_module, "choose_backend", lambda name, folders: Backend(Told(*faces), parser))
-
-    return tell
-
-
-def grey(height: int = 480, width: int = 640, value: float = 0.25) -> torch.Tensor:
-    return torch.full((1, height, width, 3), value)
 
 
 FACES = (face_at(100, 200, 80, 0.90), face_at(330, 260, 120, 0.95), face_at(560, 120, 60, 0.99))
@@ -121,101 +78,6 @@ def test_crop_box_and_marks_belong_together(told, factor):
         assert y == pytest.approx((py - reference.box[1]) * scale)
         assert float(reference.crop[0, round(y) - 2 : round(y) + 2, round(x) - 2 : round(x) + 2].max()) > 0.9
         assert float(reference.crop[0, round(y) + 6, round(x) + 6].max()) < 0.1
-
-
-def test_the_oval_holds_brows_to_chin_and_not_the_box():
-    face = face_at(256, 256, 240)
-    mask = face_oval(face, 512)
-    assert mask.shape == (512, 512) and 0 <= float(mask.min()) and float(mask.max()) == 1
-    eyes, mouth = 256 - 0.12 * 240, 256 + 0.27 * 240
-    down = max(mouth - eyes, 1.05 * 0.4 * 240)
-    for x, y in (*face.landmarks, (256, eyes - 0.7 * down), (256, eyes + 1.5 * down), (180, 256), (332, 256)):
-        assert float(mask[round(y), round(x)]) == 1
-    for x, y in ((256, eyes - 1.0 * down), (256, eyes + 1.8 * down), (120, 256), (392, 256), (160, 136), (352, 376)):
-        assert float(mask[round(y), round(x)]) == 0
-    half_width = max(1.08 * 96, 0.88 * down)
-    assert float(mask.sum()) == pytest.approx(math.pi * half_width * 1.25 * down, rel=0.02)  # π a b
-    assert torch.allclose(mask, mask.flip(1), atol=1e-3)
-
-
-@given(st.floats(-60, 60), st.floats(0.2, 1.0), st.floats(-1, 1))
-@settings(max_examples=60, deadline=None)
-def test_the_oval_holds_all_landmarks_of_tilted_and_turned_heads(degrees, squeeze, aside):
-    """squeeze narrows the face as turning the head does, aside moves nose and mouth; tilting turns the picture."""
-    face = face_at(0, 0, 150)
-    angle = math.radians(degrees)
-    points = [(x * squeeze + (aside * 60 if i >= 2 else 0), y) for i, (x, y) in enumerate(face.landmarks)]
-    cos, sin = math.cos(angle), math.sin(angle)
-    turned = tuple((256 + x * cos - y * sin, 256 + x * sin + y * cos) for x, y in points)
-    mask = face_oval(replace(face.mapped(1, 256, 256), landmarks=turned), 512)
-    for x, y in turned:
-        assert float(mask[round(y), round(x)]) > 0.99
-    assert float(mask.mean()) < 0.5
-
-
-def test_the_oval_turns_with_the_face():
-    face = face_at(200, 220, 160)
-    quarter = DetectedFace(
-        (face.box[1], 400 - face.box[2], face.box[3], 400 - face.box[0]),
-        tuple((y, 400 - x) for x, y in face.landmarks),
-        face.score,
-    )
-    assert torch.allclose(face_oval(quarter, 400), torch.rot90(face_oval(face, 400), 1), atol=1e-3)
-
-
-@pytest.mark.parametrize("degrees", [-70, -35, 20, 45])
-def test_the_oval_of_a_tilted_face_is_the_same_oval_tilted(degrees):
-    """Its area, centre of mass and long axis (the mask's second moments) against those of the upright face."""
-    face = face_at(0, 0, 150)
-    angle = math.radians(degrees)
-    cos, sin = math.cos(angle), math.sin(angle)
-    turn = torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
-
-    def moments(points) -> tuple[float, torch.Tensor, torch.Tensor]:
-        mask = face_oval(replace(face.mapped(1, 256, 256), landmarks=points), 512).double()
-        at = torch.arange(512).double() + 0.5 - 256
-        grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).reshape(-1, 2)
-        weight = mask.reshape(-1, 1) / mask.sum()
-        mean = (grid * weight).sum(0)
-        return float(mask.sum()), mean, ((grid - mean) * weight).T @ (grid - mean)
-
-    area, mean, spread = moments(tuple((256 + x, 256 + y) for x, y in face.landmarks))
-    tilted = moments(tuple((256 + x * cos - y * sin, 256 + x * sin + y * cos) for x, y in face.landmarks))
-    assert tilted[0] == pytest.approx(area, rel=0.01)
-    assert torch.allclose(tilted[1], turn @ mean, atol=0.5)
-    assert torch.allclose(tilted[2], turn @ spread @ turn.T, atol=0.02 * float(spread.max()))
-
-
-def test_the_oval_grows_around_unusual_landmarks():
-    """Eyes close together over a mouth twice as wide: at the mouth's height the usual oval would be too narrow."""
-    face = face_at(256, 256, 200)
-    wide = face.landmarks[:3] + ((256 - 110, 310), (256 + 110, 310))
-    mask = face_oval(replace(face, landmarks=wide), 512)
-    assert all(float(mask[round(y), round(x)]) == 1 for x, y in wide)
-
-
-@pytest.mark.parametrize("aside", [-24, 0, 30])
-def test_a_profile_s_oval_is_in_the_middle_of_its_box(aside):
-    """In a profile all landmarks sit at the front of the box; the face's middle is further back."""
-    face = face_at(256, 256, 200)
-    mask = face_oval(replace(face, landmarks=tuple((x + aside, y) for x, y in face.landmarks)), 512)
-    columns = torch.arange(512) + 0.5
-    assert float((mask.sum(0) * columns).sum() / mask.sum()) == pytest.approx(256, abs=0.5)
-
-
-@pytest.mark.parametrize("landmarks", [((5.0, 5.0),) * 5, ((0.0, 0.0),) * 2 + ((1e4, 1e4),) * 3])
-def test_degenerate_landmarks_still_give_a_finite_oval(landmarks):
-    mask = face_oval(DetectedFace((0, 0, 10, 10), landmarks, 1.0), 64)
-    assert bool(mask.isfinite().all()) and 0 <= float(mask.min()) <= float(mask.max()) <= 1
-
-
-def test_a_parsed_neighbour_does_not_count():
-    face = face_at(200, 250, 120)
-    parsed = torch.zeros(500, 500)
-    parsed[200:300, 160:240] = 1
-    parsed[200:300, 400:480] = 1
-    kept = near_face(parsed, face)
-    assert float(kept[230:260, 180:220].min()) == 1 and float(kept[:, 400:].max()) == 0
 
 
 def test_the_parser_makes_the_mask_where_there_is_one(told):
@@ -387,130 +249,3 @@ def test_key_is_the_content(told):
         replace(first, face_box=(0.0, 0.0, 9.0, 9.0)),
     ]
     assert len({first.key, *(other.key for other in others)}) == 6
-
-
-class Bright:
-    """A detector that finds a face around the brightest pixel; none in an even picture."""
-
-    name = "bright"
-
-    def __init__(self, trusts: tuple[float, ...] = (0.97,)) -> None:
-        self.trusts = trusts  # by quarter turn
-
-    def detect(self, picture: torch.Tensor) -> list[DetectedFace]:
-        value, at = picture[0].flatten().max(0)
-        if float(value - picture.min()) < 0.1:
-            return []
-        y, x = divmod(int(at), picture.shape[-1])
-        corner = picture[2, [0, 0, -1, -1], [0, -1, -1, 0]]  # 1 in the upright picture's upper left corner
-        return [face_at(x + 0.5, y + 0.5, 80, 0.99, self.trusts[-int(corner.argmax()) % len(self.trusts)])]
-
-
-def marked(x: int, y: int, height: int = 480, width: int = 640) -> torch.Tensor:
-    """A photograph in which `Bright` finds a face, and whose upper left corner is known."""
-    photo = grey(height, width, 0.0)
-    photo[0, y, x, 0] = photo[0, 0, 0, 2] = 1.0
-    return photo
-
-
-@pytest.fixture
-def bright(monkeypatch):
-    def tell(*trusts: float) -> None:
-        monkeypatch.setattr(build_module, "choose_backend", lambda name, folders: Backend(Bright(trusts), None))
-
-    return tell
-
-
-@pytest.mark.parametrize(
-    ("trusts", "turns"),
-    [
-        ((0.97,), 0),
-        ((0.5, 0.3, 0.97, 0.6), 2),
-        ((0.55, 0.95, 0.4, 0.6), 1),
-        ((0.55, 0.6, 0.4, 0.95), 3),
-        ((0.89, 0.5, 0.5, 0.96), 3),
-        ((0.89, 0.5, 0.93, 0.5), 0),  # not by the margin
-        ((0.92, 0.99, 0.99, 0.99), 0),  # certain as it stands
-        ((0.0, 0.34, 0.75, 0.6), 0),  # nothing that is to be trusted
-    ],
-)
-def test_all_turns_compete_with_a_margin_for_upright(trusts, turns):
-    faces, taken = find_faces(Bright(trusts), marked(100, 150)[0].movedim(-1, 0))
-    assert taken == turns and faces[0].trust == trusts[turns]
-
-
-@pytest.mark.parametrize("turns", [0, 1, 2, 3])
-def test_box_and_mask_lie_in_the_photograph_as_it_came(bright, turns):
-    """The face is found in a turned copy; both outputs are for the photograph that is connected."""
-    bright(*(0.97 if each == turns else 0.1 for each in range(4)))
-    result = make_reference(marked(200, 150), None, FaceOptions(mask_source="landmarks"))
-    ((x, y, width, height),) = result.boxes
-    assert (width, height) == ((64, 80) if turns % 2 == 0 else (80, 64))
-    assert abs(x + width / 2 - 200) <= 1 and abs(y + height / 2 - 150) <= 1
-    assert result.photo_mask.shape == (1, 480, 640)
-    rows, columns = torch.nonzero(result.photo_mask[0] > 0.5, as_tuple=True)
-    assert abs(float(columns.float().mean()) - 200) < 12 and abs(float(rows.float().mean()) - 150) < 12
-    assert 0.3 < len(rows) / (width * height) < 1.5
-    turned = any(float(pixel) != 0 for pixel in result.overview[0, -8, :8].flatten())  # a note on the lower edge
-    assert turned == bool(turns)
-
-
-def test_a_whole_image_has_a_box_and_a_mask_too(told):
-    told()
-    result = make_reference(grey(), None, FaceOptions(no_face="whole image"))
-    assert result.boxes == ((0, 0, 640, 480),) and float(result.photo_mask.min()) == 1
-
-
-def test_a_batch_is_one_person(bright):
-    bright(0.97)
-    photos = torch.cat([marked(100, 150), marked(300, 200), marked(500, 300)])
-    result = make_reference(photos, None, FaceOptions())
-    singles = [make_reference(photo[None], None, FaceOptions()).reference for photo in photos]
-    assert result.reference.crop.equal(singles[0].crop)
-    assert [each.key for each in result.reference.more] == [single.key for single in singles[1:]]
-    assert len({result.reference.key, *(single.key for single in singles)}) == 4
-    assert result.crop.shape[0] == result.mask.shape[0] == result.overview.shape[0] == 3 == len(result.boxes)
-    for number, (x, y) in enumerate([(100, 150), (300, 200), (500, 300)]):
-        left, top, width, height = result.boxes[number]
-        assert left < x < left + width and top < y < top + height
-        assert float(result.photo_mask[number, y, x]) == 1
-
-
-def test_each_photograph_of_a_batch_has_its_own_mask_or_the_only_one(bright):
-    bright(0.97)
-    photos = torch.cat([marked(100, 150), marked(300, 200)])
-    masks = torch.zeros(2, 480, 640)
-    masks[0, 130:170, 80:120] = masks[1, 180:220, 280:320] = 1
-    result = make_reference(photos, masks, FaceOptions())
-    assert [int(mask.sum() / 100) for mask in result.photo_mask] == [16, 16]
-    with pytest.raises(ValueError, match="does not cover it"):
-        make_reference(photos, masks[:1], FaceOptions())
-
-
-def test_one_without_a_face_stops_or_is_skipped_and_is_named(bright, caplog):
-    bright(0.97)
-    photos = torch.cat([marked(100, 150), grey(), marked(500, 300)])
-    with pytest.raises(NoFaceError, match="Photograph 2 of 3: No face was found"):
-        make_reference(photos, None, FaceOptions(no_face="stop"))
-    result = make_reference(photos, None, FaceOptions(no_face="skip"))
-    assert len(result.reference.more) == 1 and result.crop.shape[0] == 2
-    assert "skips one. Photograph 2 of 3: No face was found" in caplog.text
-    assert [float(mask.max()) for mask in result.photo_mask] == [1, 0, 1]
-    with pytest.raises(NoFaceError, match="any of the 2 photographs"):
-        make_reference(torch.cat([grey(), grey()]), None, FaceOptions(no_face="skip"))
-    with pytest.raises(NoFaceError, match="^No face was found"):
-        make_reference(grey(), None, FaceOptions(no_face="skip"))
-
-
-def test_a_list_is_several_people_and_one_without_a_face_does_not_stop_the_others(bright, caplog):
-    bright(0.97)
-    images = [marked(100, 150), grey(), torch.cat([marked(500, 300), grey()])]
-    with pytest.raises(NoFaceError, match="^Entry 2 of 3 in the list: No face was found"):
-        make_references(images, [None] * 3, [FaceOptions()] * 3)
-    first, third = make_references(images, [None] * 3, [FaceOptions(no_face="skip")] * 3)
-    assert first.reference.key == make_reference(images[0], None, FaceOptions()).reference.key
-    assert third.reference.key == make_reference(images[2][:1], None, FaceOptions()).reference.key
-    for place in ("Entry 2 of 3 in the list: No face", "Entry 3 of 3 in the list, photograph 2 of 2: No face"):
-        assert place in caplog.text
-    with pytest.raises(NoFaceError, match="any of the 2 photographs"):
-        make_references([grey(), grey()], [None] * 2, [FaceOptions(no_face="skip")] * 2)
