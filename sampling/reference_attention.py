@@ -54,11 +54,11 @@ class Run:
         self._canvas = tuple(noise.shape[-2:])
         people = {person for each in self._by_uuid.values() for person in each}
         self._references = ReferenceTokens(people, patcher, vae, settings, noise)
-        for person in self._references.lost:
-            self._leave_out(person)
+        for person, photographs in self._references.lost.items():
+            self._leave_out(person, photographs)
         self._where = self._seen_where()
         self._faces = OwnFaces(self._by_uuid) if self._where == "own face" else None
-        self._tokens: dict[Person, Tokens] = {}  # of the prediction at hand
+        self._tokens: dict[Person, list[Tokens]] = {}  # of each photograph, at the prediction at hand
         self._areas: dict[object, object] = {}
         self._taken: set[BlockKey] = set()
         self._texts: dict[object, int] = {}
@@ -67,9 +67,11 @@ class Run:
         """Older cores deep-copy model_options; a run is one and stays one."""
         return self
 
-    def _leave_out(self, person: Person) -> None:
-        """Go on without a person whose face the VAE cannot encode."""
-        self.reasons["the VAE makes NaN of a reference face (start ComfyUI with --fp32-vae)"] += 1
+    def _leave_out(self, person: Person, photographs: int) -> None:
+        """Go on without photographs that the VAE cannot encode, and without a person of whom there are no others."""
+        self.reasons["the VAE makes NaN of a reference face (start ComfyUI with --fp32-vae)"] += photographs
+        if photographs <= len(person.face.more):
+            return
         left = {uuid: tuple(p for p in people if p is not person) for uuid, people in self._by_uuid.items()}
         self._by_uuid = {uuid: people for uuid, people in left.items() if people}
 
@@ -102,10 +104,11 @@ class Run:
             self.calls += 1
             for person in dict.fromkeys(person for people in self._by_uuid.values() for person in people):
                 self._put_hooks(guider, person, sigma, model_options)
-                tokens = self._references.at(base, person, sigma[:1])
-                if tokens is None:
-                    self.reasons["the model makes NaN of a reference face"] += 1
-                else:
+                photographs = self._references.at(base, person, sigma[:1])
+                if None in photographs:
+                    self.reasons["the model makes NaN of a reference face"] += photographs.count(None)
+                tokens = [each for each in photographs if each is not None]
+                if tokens:
                     self._tokens[person] = tokens
             patches = options.get("patches", {})
             options["patches"] = {**patches, "attn1_patch": [*patches.get("attn1_patch", ()), self._append]}
@@ -176,7 +179,7 @@ class Run:
         if n.shape[1] != h * w:  # another pack merges tokens or cuts the picture into tiles
             self.reasons["another node merges or tiles the tokens of a block"] += 1
             return None
-        return torch.cat([self._tokens[person][key] for person in everybody], dim=1)
+        return torch.cat([tokens[key] for person in everybody for tokens in self._tokens[person]], dim=1)
 
     def _everybody(self, extra: dict) -> list[Person]:
         """Whose tokens a call's rows may see, each once."""
@@ -201,7 +204,7 @@ class Run:
             )
 
         key, everybody = (*extra["block"], extra["block_index"]), self._everybody(extra)
-        counts = [self._tokens[person][key].shape[1] for person in everybody]
+        counts = [[tokens[key].shape[1] for tokens in self._tokens[person]] for person in everybody]
         rows, parts = len(q) // len(extra["uuids"]), []
         for number, uuid in enumerate(extra["uuids"]):
             here = slice(number * rows, (number + 1) * rows)
@@ -211,7 +214,7 @@ class Run:
                 parts.append(plain(here))
                 continue
             seen = [everybody.index(person) for person in people]
-            keys, values = (_with(each[here], own, counts, seen) for each in (k, v))
+            keys, values = (_with(each[here], own, list(map(sum, counts)), seen) for each in (k, v))
             inside = self._inside(uuid, people, tuple(extra["activations_shape"][-2:]), q.device)
             bias = reference_bias(inside, [counts[place] for place in seen], self.settings.strength, own)
             bias = None if bias is None else bias.to(q)

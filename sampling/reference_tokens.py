@@ -1,8 +1,9 @@
-"""What a reference face gives to self-attention: one call of the model at each sigma, cached across queue items."""
+"""What a reference face gives to self-attention: one call of the model for each photograph at each sigma, cached
+across queue items."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
 import torch
@@ -17,7 +18,7 @@ from .reference import CELLS, call_key, encode_reference, reference_arguments
 
 CACHE_BYTES = 512 * 2**20
 Tokens = dict[BlockKey, torch.Tensor]
-"""[1, M, C] of a reference's face at each block, as they enter self-attention."""
+"""[1, M, C] of the face in one photograph at each block, as they enter self-attention."""
 _cache: OrderedDict[tuple, Tokens] = OrderedDict()
 
 
@@ -29,7 +30,7 @@ def forget_all() -> None:
 class ReferenceTokens:
     """The tokens of a run's people. Made before ComfyUI loads the model.
 
-    blocks: where they are read and appended. lost: people of whose face the VAE made no finite latent.
+    blocks: where they are read and appended. lost: of how many of a person's photographs the VAE made no finite latent.
     Raises: ValueError when the VAE does not belong to the model.
     """
 
@@ -38,36 +39,43 @@ class ReferenceTokens:
     ) -> None:
         blocks = family_of(patcher).self_attention(COUNTS[settings.levels])
         self.blocks = tuple(key for key in blocks if key[0] != "middle")  # perturbed attention's, which goes by block
-        self.lost: list[Person] = []
+        self.lost: Counter[Person] = Counter()
         self._seed = settings.seed
         self._latents: dict[str, torch.Tensor] = {}
-        self._keys: dict[Person, tuple] = {}
+        self._keys: dict[Person, dict[tuple, FaceReference]] = {}
         cells = max(min(noise.shape[-2:]) // CELLS * CELLS, CELLS)
         for person in people:
-            face = person.face
-            self._keys[person] = (*call_key(patcher, vae, person, face, cells), self.blocks, settings.seed)
-            if face.key not in self._latents:
-                self._latents[face.key] = encode_reference(vae, face, cells * LATENT_SCALE, noise.shape[1])
-            if not self._latents[face.key].isfinite().all():
-                self.lost.append(person)
+            self._keys[person] = {}
+            for face in (person.face, *person.face.more):
+                if face.photo_key not in self._latents:
+                    self._latents[face.photo_key] = encode_reference(vae, face, cells * LATENT_SCALE, noise.shape[1])
+                if self._latents[face.photo_key].isfinite().all():
+                    key = (*call_key(patcher, vae, person, face, cells), self.blocks, settings.seed)
+                    self._keys[person][key] = face
+                else:
+                    self.lost[person] += 1
 
-    def at(self, base: torch.nn.Module, person: Person, sigma: torch.Tensor) -> Tokens | None:
-        """A person's tokens at a sigma [1], on its device: computed once, then taken from the cache. The weights in
-        place have to be those of the person's conditioning. None where they are not finite."""
-        key = (*self._keys[person], float(sigma))
+    def at(self, base: torch.nn.Module, person: Person, sigma: torch.Tensor) -> list[Tokens | None]:
+        """The tokens of each photograph of a person at a sigma [1], on its device: computed once, then taken from the
+        cache. The weights in place have to be those of the person's conditioning. None where they are not finite."""
+        return [self._one(base, person, key, sigma) for key in self._keys[person]]
+
+    def _one(self, base: torch.nn.Module, person: Person, photograph: tuple, sigma: torch.Tensor) -> Tokens | None:
+        key = (*photograph, float(sigma))
         known = _cache.get(key)
         if known is None:
             with torch.inference_mode(False), torch.no_grad():
-                known = self._call(base, person, sigma.clone())
+                known = self._call(base, person, self._keys[person][photograph], sigma.clone())
             if not all(tokens.isfinite().all() for tokens in known.values()):
                 return None
-            _remember(key, {block: tokens.cpu() for block, tokens in known.items()})
+            own = {each for keys in self._keys.values() for each in keys}
+            _remember(key, {block: tokens.cpu() for block, tokens in known.items()}, own)
         else:
             _cache.move_to_end(key)
         return {block: tokens.to(sigma.device) for block, tokens in known.items()}
 
-    def _call(self, base: torch.nn.Module, person: Person, sigma: torch.Tensor) -> Tokens:
-        latent = base.process_latent_in(self._latents[person.face.key].clone().to(sigma.device)).float()
+    def _call(self, base: torch.nn.Module, person: Person, face: FaceReference, sigma: torch.Tensor) -> Tokens:
+        latent = base.process_latent_in(self._latents[face.photo_key].clone().to(sigma.device)).float()
         arguments = reference_arguments(base, person.conditioning, latent)
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(self._seed)).to(latent)
         x = base.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, latent)
@@ -77,7 +85,7 @@ class ReferenceTokens:
             block = (*extra["block"], extra["block_index"])
             if block in self.blocks:
                 h, w = extra["activations_shape"][-2:]
-                kept[block] = n[:1, tokens_inside(head_mask(person.face), (h, w))[0].to(n.device)].clone()
+                kept[block] = n[:1, tokens_inside(head_mask(face), (h, w))[0].to(n.device)].clone()
             return n, context, value
 
         options = {
@@ -103,11 +111,11 @@ def head_mask(face: FaceReference) -> torch.Tensor:
     return torch.maximum(whole, ellipse[None].float())
 
 
-def _remember(key: tuple, tokens: Tokens) -> None:
-    """Hold as many as fit, on the CPU. Others' make room; a run's own do not, or a run too long for the cache would
-    find nothing of what it stored."""
+def _remember(key: tuple, tokens: Tokens, own: set[tuple]) -> None:
+    """Hold as many as fit, on the CPU. Others make room; the run's `own` photographs do not, or a run too long for the
+    cache would find nothing of what it stored."""
     size = sum(each.nbytes for each in tokens.values())
-    others = [known for known in _cache if known[:-1] != key[:-1]]
+    others = [known for known in _cache if known[:-1] not in own]
     while others and held_bytes() + size > CACHE_BYTES:
         del _cache[others.pop(0)]
     if held_bytes() + size <= CACHE_BYTES:

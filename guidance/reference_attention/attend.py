@@ -1,8 +1,10 @@
 """Self-attention that also sees a reference's tokens, some of a picture's tokens only, and counts them as wished.
 
-    softmax([q k^T, q k_ref^T + log(strength)]) [v; v_ref]
+    softmax([q k^T, q k_1^T + log(strength / K), ..., q k_K^T + log(strength / K)]) [v; v_1; ...; v_K]
 
-A reference counted n times is the same as n copies of its tokens, so strength is continuous and 1 is plain appending.
+for K photographs of the reference. One counted n times is the same as n copies of its tokens, so strength is continuous
+and 1 is plain appending. Under the softmax the K photographs weigh strength * mean_k sum_j exp(q k_kj): as much as one
+of them on average, so that strength means the same for any number, and K times the same photograph is that photograph.
 """
 
 from __future__ import annotations
@@ -12,20 +14,25 @@ import math
 import torch
 
 
-def reference_bias(inside: torch.Tensor | None, counts: list[int], strength: float, own: int) -> torch.Tensor | None:
-    """What is added to the logits: float32 [B, 1, N, own + sum(counts)], or None where it would be all zeros.
+def reference_bias(
+    inside: torch.Tensor | None, counts: list[list[int]], strength: float, own: int
+) -> torch.Tensor | None:
+    """What is added to the logits: float32 [B, 1, N, own + M], or None where it would be all zeros.
 
-    inside: boolean [B, K, N], which of the picture's N tokens see each of the K references; None: all see all.
-    counts: how many tokens each reference has. own: how many keys the picture has itself, which stay as they are.
+    inside: boolean [B, R, N], which of the picture's N tokens see each of the R references; None: all see all.
+    counts: for each reference how many tokens each of its photographs has, M in all. own: how many keys the picture has
+    itself, which stay as they are.
     """
-    if inside is None and strength == 1:
+    biases = [math.log(strength / len(photographs)) for photographs in counts]
+    totals = [sum(photographs) for photographs in counts]
+    if inside is None and not any(biases):
         return None
     if inside is None:
-        bias = torch.zeros(1, 1, 1, own + sum(counts))
-        bias[..., own:] = math.log(strength)
-        return bias
-    seen = torch.full(inside.shape, -math.inf, device=inside.device).masked_fill(inside, math.log(strength))
-    parts = [seen[:, k, :, None].expand(-1, -1, count) for k, count in enumerate(counts)]
+        parts = [torch.full((1, 1, 1, total), bias) for bias, total in zip(biases, totals, strict=True)]
+        return torch.cat([torch.zeros(1, 1, 1, own), *parts], dim=-1)
+    hidden = torch.full(inside.shape, -math.inf, device=inside.device)
+    seen = torch.where(inside, torch.tensor(biases, device=inside.device)[:, None], hidden)
+    parts = [seen[:, r, :, None].expand(-1, -1, total) for r, total in enumerate(totals)]
     zeros = torch.zeros(len(inside), inside.shape[-1], own, device=inside.device)
     return torch.cat([zeros, *parts], dim=-1)[:, None]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from omniportrait.backbone.family import family_of
@@ -28,8 +30,8 @@ def attending(model, vae, **settings):
         return patch(model, vae, Settings(**settings))
 
 
-def appended_by_core(model, vae, record, blocks, times: int):
-    """The trial's way: core's own attn1_patch appends the reference's tokens, times over, to every row's."""
+def read_by_core(model, vae, record) -> dict:
+    """The trial's way to a reference's tokens at each block."""
     kept = {}
 
     def write(n, context, value, extra):
@@ -37,13 +39,6 @@ def appended_by_core(model, vae, record, blocks, times: int):
         inside = tokens_inside(head_mask(record.face), (h, w))[0]
         kept[(*extra["block"], extra["block_index"])] = n[:, inside].clone()
         return n, context, value
-
-    def read(n, context, value, extra):
-        key = (*extra["block"], extra["block_index"])
-        if key not in blocks:
-            return n, context, value
-        more = [kept[key].expand(len(n), -1, -1)] * times
-        return n, torch.cat([context, *more], 1), torch.cat([value, *more], 1)
 
     writing = model.clone()
     writing.set_model_attn1_patch(write)
@@ -53,6 +48,19 @@ def appended_by_core(model, vae, record, blocks, times: int):
     latent = vae.encode(pixels.clamp(0, 1).movedim(1, -1))
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
     small.sample(writing, record.reference_conditioning, latent=latent, noise=noise, cfg=1.0, **ONE_CALL)
+    return kept
+
+
+def appended_by_core(model, blocks, *references: dict):
+    """The trial's way to append them: core's own attn1_patch, for every row."""
+
+    def read(n, context, value, extra):
+        key = (*extra["block"], extra["block_index"])
+        if key not in blocks:
+            return n, context, value
+        more = [kept[key].expand(len(n), -1, -1) for kept in references]
+        return n, torch.cat([context, *more], 1), torch.cat([value, *more], 1)
+
     reading = model.clone()
     reading.set_model_attn1_patch(read)
     return reading
@@ -64,12 +72,60 @@ def test_it_is_what_core_makes_of_appended_tokens(family, vae, levels, times):
     record = small.record(family)
     positive = small.annotated(family)
     blocks = [key for key in family_of(family).self_attention(COUNTS[levels]) if key[0] != "middle"]
-    expected = small.sample(appended_by_core(family, vae, record, blocks, times), positive, cfg=1.0, **ONE_CALL)
+    reference = read_by_core(family, vae, record)
+    expected = small.sample(appended_by_core(family, blocks, *[reference] * times), positive, cfg=1.0, **ONE_CALL)
     found = small.sample(attending(family, vae, strength=float(times), levels=levels), positive, cfg=1.0, **ONE_CALL)
     plain = small.sample(family, positive, cfg=1.0, **ONE_CALL)
     change = float((expected - plain).abs().max())
     assert change > 1e-4 * float(plain.abs().max())
     assert float((found - expected).abs().max()) < 1e-3 * change
+
+
+def several(model, *numbers: int) -> list:
+    """A conditioning with one person; a photograph for each number."""
+    first, *others = map(small.face, numbers)
+    face = replace(first, more=tuple(others))
+    tensor, options = small.conditioning(model, 1)[0]
+    return [[tensor, options | {small.RECORDS_KEY: (replace(small.record(model), face=face),)}]]
+
+
+def test_two_photographs_at_strength_two_are_both_appended_once(sd15, vae):
+    """The weight is shared among photographs, so twice the strength is core's plain appending of both."""
+    both = [read_by_core(sd15, vae, replace(small.record(sd15), face=small.face(number))) for number in (0, 1)]
+    blocks = [key for key in family_of(sd15).self_attention(COUNTS["all"]) if key[0] != "middle"]
+    expected = small.sample(appended_by_core(sd15, blocks, *both), several(sd15, 0), cfg=1.0, **ONE_CALL)
+    model = attending(sd15, vae, strength=2.0, **ALL)
+    found, alone = (small.sample(model, several(sd15, *n), cfg=1.0, **ONE_CALL) for n in ((0, 1), (0,)))
+    change = float((expected - alone).abs().max())
+    assert change > 1e-4 * float(alone.abs().max())
+    assert float((found - expected).abs().max()) < 1e-3 * change
+
+
+def test_each_photograph_is_read_once_a_sigma_and_kept(sd15, vae, monkeypatch):
+    """Also for the next run with fewer of them; where not all fit, one photograph does not push out another."""
+    calls, original = [], reference_tokens.ReferenceTokens._call
+    monkeypatch.setattr(reference_tokens.ReferenceTokens, "_call", lambda *args: calls.append(1) or original(*args))
+    model = attending(sd15, vae, **ALL)
+    picture = small.sample(model, several(sd15, 0, 1, 2, 1))
+    assert len(calls) == 3 * 4
+    small.sample(model, several(sd15, 2))
+    assert len(calls) == 3 * 4
+    monkeypatch.setattr(reference_tokens, "CACHE_BYTES", reference_tokens.held_bytes() // 2)
+    reference_tokens.forget_all()
+    small.sample(model, several(sd15, 0, 1, 2))
+    calls.clear()
+    assert torch.equal(small.sample(model, several(sd15, 0, 1, 2)), picture) and len(calls) == 6
+
+
+def test_a_photograph_without_a_latent_leaves_the_other(sd15, vae, monkeypatch):
+    expected = small.sample(attending(sd15, vae, **ALL), several(sd15, 0))
+    encode, bad = reference_tokens.encode_reference, small.face(1).photo_key
+
+    def sometimes(vae_, face, *rest):
+        return encode(vae_, face, *rest) * (float("nan") if face.photo_key == bad else 1)
+
+    monkeypatch.setattr(reference_tokens, "encode_reference", sometimes)
+    assert torch.equal(small.sample(attending(sd15, vae, **ALL), several(sd15, 1, 0)), expected)
 
 
 def test_strength_zero_is_the_model_to_the_bit_and_leaves_nothing(family, vae):
