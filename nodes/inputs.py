@@ -22,6 +22,8 @@ from ..guidance.reference_attention.settings import Levels, Where
 from ..guidance.reference_attention.settings import Settings as AttentionSettings
 from ..models.faces.build import MASK_SOURCES, MAX_CROP_FACTOR, NO_FACE_POLICIES
 from ..models.faces.detector import DETECTORS, ORDERS
+from ..models.faces.likeness import CHOICES
+from ..models.faces.recogniser import BUILT_IN
 
 DEFAULT = Settings()
 SEEN = AttentionSettings()
@@ -72,6 +74,12 @@ def _encoder_files() -> list[str]:
     import folder_paths
 
     return folder_paths.get_filename_list("pivot_encoders")
+
+
+def _face_embedders() -> list[str]:
+    import folder_paths
+
+    return [BUILT_IN, *folder_paths.get_filename_list("face_embedders")]
 
 
 def _samplers() -> list[str]:
@@ -162,6 +170,18 @@ ATTENTION = (
     Parameter("balance", "BOOLEAN", SEEN.balance, advanced=True,
         meaning="Show the reference to the unconditional prediction as well, which weakens the effect."),
     REFERENCE_SEED)
+REFERENCE_FACE = Parameter("face_reference", "FACE_REFERENCE",
+    meaning="The person, from Face Reference. Of several photographs the mean counts.")
+JUDGING = (
+    Parameter("embedder", "COMBO", BUILT_IN, options=_face_embedders, choices="built-in, and the files found",
+        meaning="What compares the faces. built-in: dlib's network, by distance; nothing to download. Files in "
+        "models/face_embedders, by cosine: FaceNet (.safetensors), or an ONNX file such as AuraFace, which needs "
+        "onnxruntime."),
+    Parameter("threshold", "FLOAT", 0.0, -1.0, 2.0, 0.01,
+        meaning="From where two faces count as the same person. 0 is the embedder's own: a distance of at most 0.6 "
+        "(built-in), a cosine of at least 0.379 (FaceNet) or 0.28 (ONNX)."),
+    Parameter("face", "COMBO", CHOICES[0], options=CHOICES, advanced=True,
+        meaning="Which face counts where a picture shows several."))
 
 INPUTS: dict[str, tuple[Parameter, ...]] = {
     "OmniPortraitPivotEncoderLoader": (
@@ -232,6 +252,17 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
         Parameter("sigma", "FLOAT", 0.0, 0.0, 1000.0, 0.001, advanced=True,
             meaning="Look at exactly this sigma instead of at percent. 0 uses percent."),
     ),
+    "OmniPortraitIdentityScore": (
+        Parameter("image", "IMAGE", meaning="The pictures to judge, one or a batch."),
+        REFERENCE_FACE,
+        *JUDGING,
+    ),
+    "OmniPortraitBestOfBatch": (
+        Parameter("image", "IMAGE", meaning="The batch of pictures to choose from."),
+        REFERENCE_FACE,
+        Parameter("keep", "INT", 1, 1, 4096, meaning="How many of the pictures to keep."),
+        *JUDGING,
+    ),
     "OmniPortraitReferenceAttention": (
         MODEL,
         VAE,
@@ -292,6 +323,19 @@ OUTPUTS: dict[str, tuple[Output, ...]] = {
     "OmniPortraitFaceMaskFromAttention": (
         Output("mask", "MASK", "The face, at the picture's size: the map cut at the mask threshold."),
         Output("heat_map", "IMAGE", "The refined map of Eq. 6, bright where the model looks."),
+    ),
+    "OmniPortraitIdentityScore": (
+        Output("score", "FLOAT", "Distance (lower is nearer) or cosine (higher is nearer) of each picture. Without a "
+            "face: infinity, or -1."),
+        Output("same_person", "BOOLEAN", "For each picture, whether it passes the threshold. Without a face: no."),
+        Output("comparison", "IMAGE", "Both faces side by side with the result, one picture for each."),
+        Output("report", "STRING", "A line for each picture."),
+    ),
+    "OmniPortraitBestOfBatch": (
+        Output("best", "IMAGE", "The pictures that are kept, the most alike first."),
+        Output("sorted", "IMAGE", "All pictures, the most alike first; those without a face come last."),
+        Output("comparison", "IMAGE", "Both faces side by side with the result, in the sorted order."),
+        Output("report", "STRING", "Which picture came where, and why."),
     ),
     "OmniPortraitReferenceAttention": (
         Output("model", "MODEL", "The model that sees the reference, for any sampler or RB-Guidance."),

@@ -188,7 +188,7 @@ class Evaluation:
 
     def _distances(self, encoder: PivotEncoder | None, side: int) -> dict:
         """Distances of the portraits to their own reference, and to those of others with the same noun."""
-        from ..measures.identity import FaceEmbedder, find_landmarks
+        from ...models.faces.embedder import FaceEmbedder, find_landmarks
 
         embedder = FaceEmbedder()
 

@@ -16,22 +16,22 @@ import torch
 import torch.nn.functional as F
 
 from ...models.faces.detector import arrange, find_upright
+from ...models.faces.embedder import CHIP, FaceEmbedder, align, template
+from ...models.faces.embedder import WEIGHTS as EMBEDDER
 from ...models.faces.face import DetectedFace
 from ...models.faces.mask import face_oval
 from ...models.faces.mtcnn import WEIGHTS as DETECTOR
 from ...models.faces.mtcnn import BuiltInDetector
 from ..measures.detail import KnownMoles, contrasts
 from ..measures.held_out import away_from
-from ..measures.identity import CHIP, FaceEmbedder, align, template
-from ..measures.identity import WEIGHTS as EMBEDDER
 from ..measures.separation import THRESHOLDS, thresholds
 from ..measures.text import HEADS, SCENE, WEIGHTS, TextMeasure
 from ..world.portrait import Portrait
 from .portraits import Case, Made, sitter, wanted
 from .sources import digest, of_file, of_source
 
-MEASURES = ("lab/measures/detail.py", "lab/measures/geometry.py", "lab/measures/held_out.py",
-            "lab/measures/identity.py", "lab/measures/text.py", "models/faces")  # fmt: skip
+MEASURES = ("lab/measures/detail.py", "lab/measures/held_out.py", "lab/measures/text.py",
+            "models/faces")  # fmt: skip
 LAST_PLACES = 2
 """Blocks at the embedder's end that crop similarity leaves out: what remains still has places (9x9 on a chip)."""
 AROUND = 1.25

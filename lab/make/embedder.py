@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-OUT = Path(__file__).parents[2] / "demo" / "weights" / "face_embedder.safetensors"
+OUT = Path(__file__).parents[2] / "models" / "faces" / "weights" / "face_embedder.safetensors"
 KINDS = {"conv/filters": "kernel", "conv/bias": "bias", "scale/weights": "scale", "scale/biases": "shift"}
 BLOCKS = [
     f"conv{width}_{which}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .geometry import moved, similarity
+from ...models.faces.geometry import moved, similarity
 
 SAMPLES = 4
 """Samples along one radius of the mole, whatever that is in pixels."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ...models.faces.embedder import FaceEmbedder, find_landmarks
 from .detail import KnownMoles, contrasts
-from .identity import FaceEmbedder, find_landmarks
 from .separation import Separation, Spread
 from .text import HEADS, TextMeasure
 

@@ -73,7 +73,7 @@ nothing was trained on. Code: `lab/measures/`.
 
 ## Identity: is it the same person?
 
-The Euclidean distance of two faces in the 128-d embedding of dlib's ResNet (`measures/identity.py`; the weights are
+The Euclidean distance of two faces in the 128-d embedding of dlib's ResNet (`models/faces/embedder.py`; the weights are
 those of the npm package @vladmandic/face-api 1.7.15, MIT). Nothing in training sees it. The face is aligned by five
 landmarks as dlib's `get_face_chip` does. Same person: all pairs of one person's pictures, over every pose, expression,
 light and place. AUC is the chance that a same pair is nearer than a different one; the threshold is where the mean of

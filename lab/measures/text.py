@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .identity import align, find_landmarks
+from ...models.faces.embedder import align, find_landmarks
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights" / "text_measure.safetensors"
 SCENE, FACE = ("background", "garment", "colour"), ("expression", "subject")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from omniportrait.lab.measures.detail import FLOOR, KnownMoles, contrasts
-from omniportrait.lab.measures.geometry import moved
+from omniportrait.models.faces.geometry import moved
 
 pytestmark = pytest.mark.quick
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from omniportrait.lab.make import measures as command
 from omniportrait.lab.measures.held_out import Renders, carried_moles, exact_moles, identity_separation, references
-from omniportrait.lab.measures.identity import find_landmarks
 from omniportrait.lab.measures.separation import thresholds
 from omniportrait.lab.measures.text import HEADS, TextMeasure
+from omniportrait.models.faces.embedder import find_landmarks
 
 LANDMARKS = np.array([(90, 100), (150, 100), (120, 135), (95, 165), (145, 165)], np.float32)
 MOLES = {0: [(85, 140), (130, 80)], 1: [(155, 145)], 2: []}

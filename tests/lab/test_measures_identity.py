@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from omniportrait.lab.measures.geometry import moved, similarity
-from omniportrait.lab.measures.identity import (
+from omniportrait.lab.measures.separation import Separation, auc, best_threshold
+from omniportrait.models.faces.embedder import (
     CHIP,
     WEIGHTS,
     FaceEmbedder,
@@ -19,7 +19,7 @@ from omniportrait.lab.measures.identity import (
     read_weights,
     template,
 )
-from omniportrait.lab.measures.separation import Separation, auc, best_threshold
+from omniportrait.models.faces.geometry import moved, similarity
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from omniportrait.lab.learning.loop import Budget
 from omniportrait.lab.learning.pictures import Pictures
 from omniportrait.lab.measures.held_out import Renders, text_accuracy
-from omniportrait.lab.measures.identity import template
 from omniportrait.lab.measures.text import FACE, FACE_SIDE, HEADS, SIDE, TextMeasure, faces, scenes
 from omniportrait.lab.measures.text_training import roughened, train, words
+from omniportrait.models.faces.embedder import template
 
 CLASSES = {
     "background": ("beach", "forest", "snow"),

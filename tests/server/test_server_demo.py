@@ -13,8 +13,8 @@ import torch
 from conftest import STANDINS
 from omniportrait import environment, run
 from omniportrait.demo import main
-from omniportrait.lab.measures.identity import find_landmarks
 from omniportrait.lab.measures.text import TextMeasure
+from omniportrait.models.faces.embedder import find_landmarks
 from PIL import Image
 
 ASKED = {"subject": "woman", "expression": "smiling", "garment": "t-shirt", "colour": "red", "background": "forest"}

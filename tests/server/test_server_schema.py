@@ -12,6 +12,8 @@ NODES = {
     "OmniPortraitReferenceAttention": "Reference Attention",
     "OmniPortraitRBGuidance": "RB-Guidance",
     "OmniPortraitRBGuidanceKSampler": "RB-Guidance KSampler",
+    "OmniPortraitIdentityScore": "Identity Score",
+    "OmniPortraitBestOfBatch": "Best of Batch",
 }
 
 

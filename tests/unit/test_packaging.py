@@ -37,8 +37,9 @@ def test_the_changelog_begins_with_the_version():
 
 
 def test_a_user_gets_what_runs_and_little_else():
+    """6 MiB of it are the network that compares faces."""
     files = shipped()
-    assert sum((ROOT / file).stat().st_size for file in files) < 4 * MIB
+    assert sum((ROOT / file).stat().st_size for file in files) < 11 * MIB
     assert {"__init__.py", "requirements.txt", "models/faces/weights/mtcnn.safetensors"} <= {str(f) for f in files}
 
 

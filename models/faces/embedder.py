@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...models.faces.detector import arrange, find_upright
-from ...models.faces.mtcnn import BuiltInDetector
+from .detector import arrange, find_upright
 from .geometry import similarity
+from .mtcnn import BuiltInDetector
 
-WEIGHTS = Path(__file__).parents[2] / "demo" / "weights" / "face_embedder.safetensors"
+WEIGHTS = Path(__file__).parent / "weights" / "face_embedder.safetensors"
 CHIP = 150
 MEAN = (122.782, 117.001, 104.298)
 """What dlib takes off the red, green and blue of 0..255 before it divides by 256."""
@@ -53,9 +53,14 @@ def align(pictures: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
     them. Black outside the picture. The fit goes from the chip to the picture, as dlib's does: errors are weighed in
     the picture. Large faces are sampled several times a pixel and averaged, or they would alias.
     """
+    return chips(pictures, landmarks, template(), CHIP)
+
+
+def chips(pictures: torch.Tensor, landmarks: torch.Tensor, goal: torch.Tensor, side: int) -> torch.Tensor:
+    """`align` to other places: landmarks come to lie at `goal` [5, 2] in chips [B, 3, side, side]; differentiable."""
     from kornia.geometry.transform import warp_affine
 
-    goal = template().to(landmarks).expand_as(landmarks)
+    goal = goal.to(landmarks).expand_as(landmarks)
     to_picture = F.pad(similarity(goal, landmarks - 0.5), (0, 0, 0, 1))
     to_picture[:, 2, 2] = 1
     step = to_picture[:, :2, 0].norm(dim=1).max().item()  # pixels of the picture for one of the chip
@@ -63,8 +68,8 @@ def align(pictures: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
     to_fine = torch.diag(torch.tensor([fine, fine, 1.0])).to(to_picture)
     to_fine[:2, 2] = (fine - 1) / 2
     transform = (to_fine @ torch.linalg.inv(to_picture))[:, :2]
-    chips = warp_affine(pictures, transform.to(pictures), (CHIP * fine, CHIP * fine), align_corners=True)
-    return F.avg_pool2d(chips, fine)
+    enlarged = warp_affine(pictures, transform.to(pictures), (side * fine, side * fine), align_corners=True)
+    return F.avg_pool2d(enlarged, fine)
 
 
 def find_landmarks(picture: torch.Tensor) -> torch.Tensor | None:
