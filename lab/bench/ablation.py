@@ -5,6 +5,7 @@
     python run.py bench ablation --encoder-without-lloc FILE        # with the row "without L_loc"
     python run.py bench ablation --also "gain 200: gain=200 clip=0.5"       # one more row
     python run.py bench ablation --without "without both" "literal strength"        # fewer
+    python run.py bench ablation --only "without RB-Guidance" "the pivot and Reference Attention" --page FILE
     python run.py bench ablation --smoke                            # a handful, for CI
 
 Every variant starts from the same noise and runs through the pack's own nodes, with what the demo's workflow has;
@@ -27,17 +28,25 @@ from ..measures.intervals import DRAWS, Interval, difference_of, mean_of, text_o
 from ..measures.text import FACE, HEADS
 from .campaign import Campaign, arguments, command, markdown, named
 from .judge import RIVALS, VIEWS
-from .portraits import Variant
+from .portraits import ATTENTION_INPUTS, Variant
 from .sheets import contact_sheet, one_each
 
 FULL, TRUTH = "full", "drawn by the portrait world"
 COPY, STRANGER = "drawn, through the autoencoder", "somebody else, through the autoencoder"
 UNGUIDED, WORD, NEITHER = "without RB-Guidance", "without pivot encoder", "without both"
+ATTENTION, PIVOT_ATTENTION = "Reference Attention alone", "the pivot and Reference Attention"
+GUIDED_ATTENTION, EVERYTHING = "Reference Attention and RB-Guidance", "full and Reference Attention"
 PAIRS = {
     "RB-Guidance, with the pivot": (FULL, UNGUIDED),
     "RB-Guidance, without the pivot": (WORD, NEITHER),
     "the pivot, without RB-Guidance": (UNGUIDED, NEITHER),
     "both": (FULL, NEITHER),
+    "Reference Attention, over the plain word": (ATTENTION, NEITHER),
+    "Reference Attention, over the pivot": (PIVOT_ATTENTION, UNGUIDED),
+    "Reference Attention, over full": (EVERYTHING, FULL),
+    "RB-Guidance, over Reference Attention": (GUIDED_ATTENTION, ATTENTION),
+    "RB-Guidance, over the pivot and Reference Attention": (EVERYTHING, PIVOT_ATTENTION),
+    "Reference Attention instead of the pivot": (ATTENTION, UNGUIDED),
 }
 """What is added: the row that has it, and the row that lacks it."""
 
@@ -89,7 +98,8 @@ from the same noise. Means over the people with 95% intervals, by resampling the
   still taken over the face. *{truth}* is no generated picture but a render of the same person as the prompt asks, in a
   random pose and light: what the measures give a perfect portrait. *{copy}* is that render encoded and decoded by the
   model's own autoencoder, and *{stranger}* the same of another person with the same noun: the scale on which the
-  generated pictures are to be read.
+  generated pictures are to be read. The rows with *Reference Attention*, which is ours and not the paper's, have it at
+  the node's own values.
 - **margin**: how much nearer the face is to other pictures of the person (the mean of {views}) than to those of
   {rivals} others with the same noun, in an embedding that no training has seen. A face that merely looks like a
   reference portrait, frontal and softly lit, gains nothing here. **distance**: to the reference portrait itself, the
@@ -104,14 +114,15 @@ from the same noise. Means over the people with 95% intervals, by resampling the
   did; *{truth}*, which did not, has its own ({drawn_identity:g} and {drawn_detail:g}).
 - **scene**: garment, its colour and background, as a classifier of pictures sees them; **text** adds the expression
   and the subject, which another reads off the face.
-- **background change**: mean absolute difference to the same variant without RB-Guidance, outside of both faces.
+- **background change**: mean absolute difference to the same variant without RB-Guidance, or without Reference
+  Attention where that is all it has, outside of both faces.
 - **mask IoU**: M_gen of the last guided step and the face's oval in the finished picture.
 
 {missing}## Values
 
 {values}
 
-## Differences to {full}
+## Differences to {base}
 
 On the same people, prompts and noise. **Bold**: 0 is outside of the 95% interval. That happens by chance to one in
 twenty differences that are none.
@@ -126,7 +137,7 @@ twenty differences that are none.
 
 {inside}
 
-The prompt, word by word, and its differences to {full}:
+The prompt, word by word, and its differences to {base}:
 
 {text}
 
@@ -134,8 +145,8 @@ The prompt, word by word, and its differences to {full}:
 
 ## Time
 
-Sampling, the reference's features made anew each time, over the same without RB-Guidance made right after it: medians
-of five rounds on {device}.
+Sampling, the reference's features and tokens made anew each time, over the same without RB-Guidance (without Reference
+Attention where that is all there is) made right after it: medians of {rounds} rounds on {device}.
 
 {times}
 
@@ -145,9 +156,9 @@ of five rounds on {device}.
 """
 
 
-def variants(options: argparse.Namespace) -> list[Variant]:
+def every_row(options: argparse.Namespace) -> list[Variant]:
     """The rows of the table, `full` first."""
-    encoder = options.encoder
+    encoder, attending = options.encoder, {"attention_strength": ATTENTION_INPUTS["attention_strength"]}
     rows = [
         Variant(FULL, encoder),
         Variant(UNGUIDED, encoder, {"strength": 0.0}),
@@ -155,16 +166,30 @@ def variants(options: argparse.Namespace) -> list[Variant]:
         Variant(NEITHER, None, {"strength": 0.0}),
         Variant("without background masking", encoder, {"background_masking": False}),
         Variant("literal strength", encoder, {"mode": "literal"}),
+        Variant(ATTENTION, None, {"strength": 0.0} | attending),
+        Variant(PIVOT_ATTENTION, encoder, {"strength": 0.0} | attending),
+        Variant(GUIDED_ATTENTION, None, attending),
+        Variant(EVERYTHING, encoder, attending),
         *(Variant(name, encoder, inputs) for name, inputs in options.also),
     ]
     if options.encoder_without_lloc:
         rows.insert(1, Variant("without L_loc", options.encoder_without_lloc))
     bounds = {COPY: "copied", STRANGER: "stranger", TRUTH: "drawn"}
     rows += [Variant(name, source=source) for name, source in bounds.items()]
+    return rows
+
+
+def variants(options: argparse.Namespace) -> list[Variant]:
+    """The rows that are asked for; the first is what the others are compared with."""
+    rows = every_row(options)
     names = [row.name for row in rows]
-    if unknown := set(options.without) - set(names[1:]):
-        raise SystemExit(f"--without {' '.join(sorted(unknown))}: the rows are {', '.join(names[1:])}.")
-    return [row for row in rows if row.name not in options.without]
+    for option in ("without", "only"):
+        if unknown := set(getattr(options, option)) - set(names):
+            raise SystemExit(f"--{option} {' '.join(sorted(unknown))}: the rows are {', '.join(names)}.")
+    left = [row for row in rows if row.name in (options.only or names) and row.name not in options.without]
+    if not left or left[0].source != "generated":
+        raise SystemExit("No generated row is left; name fewer by --without, or more by --only.")
+    return left
 
 
 def table(columns: Sequence[Column], rows: Mapping[str, Mapping[str, Interval | None]], bold: bool) -> str:
@@ -177,24 +202,24 @@ def table(columns: Sequence[Column], rows: Mapping[str, Mapping[str, Interval | 
 
 
 def page(campaign: Campaign, results: Mapping[str, Sequence[Mapping]], times: Mapping[str, float], sheet: str) -> str:
-    everything = results[FULL]
+    base, everything = next(iter(results.items()))
     absent = "" if campaign.options.encoder_without_lloc else (
         "The row *without L_loc* needs an encoder that was trained so (`--encoder-without-lloc`); none was given.\n\n"
     )  # fmt: skip
-    if left_out := campaign.options.without:
+    if left_out := [row.name for row in every_row(campaign.options) if row.name not in results]:
         absent += f"Rows left out here: {', '.join(f'*{name}*' for name in left_out)}.\n\n"
     values, differences = (
         {name: {c.key: of(rows, c.key) for c in (*TABLE, *INSIDE, *TEXT)} for name, rows in results.items()}
         for of in (mean_of, lambda rows, key: difference_of(rows, everything, key))
     )
-    differences.pop(FULL)
+    differences.pop(base)
     pairs = {
         name: {c.key: difference_of(results[with_it], results[without], c.key) for c in (*TABLE, *OFF_THE_FACE)}
         for name, (with_it, without) in PAIRS.items()
         if with_it in results and without in results
     }
     return PAGE.format(
-        command=command("ablation"), full=FULL, truth=TRUTH, copy=COPY, stranger=STRANGER, draws=DRAWS,
+        command=command("ablation"), full=FULL, base=base, truth=TRUTH, copy=COPY, stranger=STRANGER, draws=DRAWS,
         missing=absent, sheet=sheet, rivals=RIVALS, views=len(VIEWS),
         people=len({row["person"] for row in everything}), prompts=campaign.options.prompts,
         settings=campaign.told_settings(), device=device_name(), **campaign.judge.cuts,
@@ -202,6 +227,7 @@ def page(campaign: Campaign, results: Mapping[str, Sequence[Mapping]], times: Ma
         values=table(TABLE, values, False), differences=table(TABLE, differences, True),
         pairs=table((*TABLE, *OFF_THE_FACE), pairs, True), inside=table(INSIDE, values, False),
         text=table(TEXT, values, False), text_differences=table(TEXT, differences, True), times=timetable(times),
+        rounds=campaign.options.rounds,
     )  # fmt: skip
 
 
@@ -223,6 +249,8 @@ def parser() -> argparse.ArgumentParser:
         "--also", type=named, action="append", default=[], metavar='"NAME: INPUT=VALUE ..."', help="one more variant"
     )
     made.add_argument("--without", nargs="+", default=[], metavar="NAME", help="rows to leave out")
+    made.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows to make")
+    made.add_argument("--rounds", type=int, default=5, metavar="N", help="of timing")
     made.add_argument("--sheet", type=int, default=6, metavar="N", help="people on the contact sheet")
     return made
 
@@ -239,7 +267,9 @@ def main(words: list[str]) -> int:
     images.mkdir(parents=True, exist_ok=True)
     file = images / f"{options.page.stem}.jpg"
     sheet.save(file, quality=88)
-    timed = [v for v in rows if v.source == "generated" and v.inputs.get("strength") != 0]
-    times = campaign.times(timed, rounds=1 if options.smoke else 5)
+    timed = [
+        v for v in rows if v.source == "generated" and v.inputs.get("strength", v.inputs.get("attention_strength", 1))
+    ]
+    times = campaign.times(timed, rounds=1 if options.smoke else options.rounds)
     campaign.publish(page(campaign, results, times, file.name))
     return 0

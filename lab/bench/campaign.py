@@ -39,8 +39,8 @@ def arguments(name: str, identities: int, prompts: int) -> argparse.ArgumentPars
     parser.add_argument("--thresholds", type=Path, default=THRESHOLDS, metavar="FILE", help="of `make measures`")
     parser.add_argument(
         "--set", type=assignment, action="append", default=[], metavar="NAME=VALUE",
-        help="an input of RB-Guidance KSampler, for all variants, as gain=200 or steps=20 (default: what the "
-        "demo's workflow has)",
+        help="an input of RB-Guidance KSampler, or attention_ and one of Reference Attention, for all variants, as "
+        "gain=200 or attention_strength=2 (default: what the demo's workflow has, and no Reference Attention)",
     )  # fmt: skip
     parser.add_argument("--part", type=part_of, default="1/1", metavar="I/N", help="every N-th person; no page")
     parser.add_argument("--smoke", action="store_true", help="2 people, 1 prompt, 4 steps; writes no page")
@@ -137,14 +137,14 @@ class Campaign:
             raise SystemExit(f"{variant.name}: {error}") from error
 
     def times(self, variants: Sequence[Variant], rounds: int = 5) -> dict[str, float]:
-        """Seconds of sampling over those of the same without RB-Guidance, made right after it: the median of so many
-        rounds, now and one after another, whatever the kept pictures took when they were made."""
+        """Seconds of sampling over those of `Variant.off`, made right after it: the median of so many rounds, now and
+        one after another, whatever the kept pictures took when they were made."""
         case = self.cases()[0]
         shares: dict[str, list[float]] = {variant.name: [] for variant in variants}
         for number in range(rounds + 1):
             for variant in variants:
                 guided = self.studio.seconds(case, variant)
-                share = guided / self.studio.seconds(case, variant.unguided)
+                share = guided / self.studio.seconds(case, variant.off)
                 if number:  # the first warms up
                     shares[variant.name].append(share)
         return {name: median(found) for name, found in shares.items()}
@@ -152,9 +152,10 @@ class Campaign:
     def _row(self, case: Case, variant: Variant, key: str) -> dict:
         inputs = self.studio.inputs | dict(variant.inputs)
         guided = variant.source == "generated" and inputs["strength"] > 0
-        unguided = self.studio.portrait(case, variant.unguided) if guided else None
+        changed = guided or (variant.source == "generated" and inputs["attention_strength"] > 0)
+        off = self.studio.portrait(case, variant.off) if changed else None
         numbers = self.judge(
-            case, self.studio.portrait(case, variant), unguided, guided and bool(inputs["background_masking"]),
+            case, self.studio.portrait(case, variant), off, guided and bool(inputs["background_masking"]),
             drawn=variant.source == "drawn",
         )  # fmt: skip
         row = {"key": key, "variant": variant.name, "person": case.person, "prompt": case.prompt, **numbers}

@@ -1,7 +1,8 @@
 """Portraits of held-out people as the pack's own nodes make them, on ComfyUI, in this process.
 
-Face Reference, Pivot Conditioning, then what the RB-Guidance KSampler does, VAE Decode, with everything but the variant
-held equal: the same person, prompt and seed. A picture that was made once is read from its file.
+Face Reference, Pivot Conditioning, Reference Attention where a variant has it, then what the RB-Guidance KSampler does,
+VAE Decode, with everything but the variant held equal: the same person, prompt and seed. A picture that was made once
+is read from its file.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from ...backbone.family import family_of
 from ...demo.architecture import register
 from ...demo.sampling import SAMPLING, workflow_inputs
 from ...guidance.omniportrait.settings import Settings
+from ...guidance.reference_attention.settings import Settings as AttentionSettings
 from ...models.faces.build import FaceOptions, make_reference
 from ...models.pivot.handle import load_handle
 from ...nodes.inputs import settings_from
 from ...nodes.pivot_conditioning import PivotConditioning
 from ...nodes.rb_guidance_ksampler import RBGuidanceKSampler
 from ...sampling import reference as features
+from ...sampling import reference_attention, reference_tokens
 from ...sampling.patch import patch
 from ...sampling.trace import Trace
 from ...training.files import write_whole
@@ -52,10 +55,13 @@ DECODER = ("demo/autoencoder.py", "demo/architecture.py")
 SOURCES = ("guidance", "backbone", "sampling", "models", "nodes/face_reference.py", "nodes/pivot_conditioning.py",
            "lab/world", *DECODER)  # fmt: skip
 """Code that a picture depends on."""
-DEFAULTS = (Path(inspect.getfile(Settings)),)
+DEFAULTS = (Path(inspect.getfile(Settings)), Path(inspect.getfile(AttentionSettings)))
 """Not counted as such: all values are given, and a new default must not void the pictures that it follows from."""
 OWN = ("model", "vae", "seed", "positive", "negative", "latent_image", "denoise")
 """The sampler's inputs that no variant may set."""
+ATTENTION_INPUTS = {f"attention_{field.name}": field.default for field in fields(AttentionSettings)}
+"""Reference Attention's settings by the names that a variant calls them, as the node has them. Portraits are made
+without it unless their variant gives `attention_strength`."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,9 @@ class Case:
 @dataclass(frozen=True)
 class Variant:
     """A way to make a portrait. encoder: a pivot encoder's file, or None for the plain word. inputs: those of the
-    RB-Guidance KSampler that differ from the studio's. source: `drawn` is not generated, but drawn by the portrait
-    world; `copied` is that, encoded and decoded by the base model's autoencoder; `stranger` is a copy of somebody else
-    with the same noun."""
+    RB-Guidance KSampler, and those of ATTENTION_INPUTS, that differ from the studio's. source: `drawn` is not
+    generated, but drawn by the portrait world; `copied` is that, encoded and decoded by the base model's autoencoder;
+    `stranger` is a copy of somebody else with the same noun."""
 
     name: str
     encoder: Path | None = None
@@ -86,8 +92,20 @@ class Variant:
     @property
     def unguided(self) -> Variant:
         """The same without RB-Guidance."""
-        kept = {name: value for name, value in self.inputs.items() if name in SAMPLING}
+        kept = {name: value for name, value in self.inputs.items() if name in SAMPLING or name in ATTENTION_INPUTS}
         return replace(self, name=f"{self.name}, unguided", inputs={**kept, "strength": 0.0})
+
+    @property
+    def plain(self) -> Variant:
+        """The same without RB-Guidance and Reference Attention."""
+        kept = {name: value for name, value in self.inputs.items() if name in SAMPLING}
+        return replace(self, name=f"{self.name}, plain", inputs={**kept, "strength": 0.0, "attention_strength": 0.0})
+
+    @property
+    def off(self) -> Variant:
+        """What the variant is compared with: the same without RB-Guidance or, where it has none, without Reference
+        Attention."""
+        return self.unguided if self.inputs.get("strength", 1.0) else self.plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,10 +190,10 @@ def conditioned(clip, case: Case, picture: np.ndarray, encoder: object | None, n
 
 def defaults() -> dict[str, object]:
     """The RB-Guidance KSampler's own values of all inputs that a variant may set, and those of the settings that are
-    not inputs yet: a benchmark decides which become some."""
+    not inputs yet: a benchmark decides which become some. Of ATTENTION_INPUTS all values, and the strength is 0."""
     inputs = {i.id: i.default for i in RBGuidanceKSampler.define_schema().inputs if i.id not in OWN}
     settings = {field.name: field.default for field in fields(Settings) if field.name != "block"}
-    return settings | inputs
+    return settings | inputs | ATTENTION_INPUTS | {"attention_strength": 0.0}
 
 
 def demo_inputs() -> dict[str, object]:
@@ -188,6 +206,11 @@ def settings_of(values: Mapping[str, object]) -> Settings:
     """What the sampler's inputs say of the guidance."""
     own = {field.name: values[field.name] for field in fields(Settings) if field.name in values}
     return settings_from(values["mode"], values["feature_block"], **own)
+
+
+def attention_of(values: Mapping[str, object]) -> AttentionSettings:
+    """What they say of Reference Attention."""
+    return AttentionSettings(**{field.name: values[f"attention_{field.name}"] for field in fields(AttentionSettings)})
 
 
 class Studio:
@@ -221,8 +244,11 @@ class Studio:
         inputs = self.inputs | dict(variant.inputs)
         if inputs["feature_block"] < 0:
             inputs["feature_block"] = self.feature_block
+        attention = {name: inputs.pop(name) for name in ATTENTION_INPUTS}
         if inputs["strength"] == 0:
-            inputs = {name: inputs[name] for name in ("strength", "steps", "cfg", "sampler_name", "scheduler")}
+            inputs = {name: inputs[name] for name in ("strength", *SAMPLING)}
+        if attention["attention_strength"]:
+            inputs |= attention
         files = [of_file(file) for file in (self.checkpoint, variant.encoder) if file]
         device = str(comfy.model_management.get_torch_device())
         return digest(inputs, files, device, torch.__version__, __version__, self._source)
@@ -250,10 +276,14 @@ class Studio:
 
     def check(self, variant: Variant) -> None:
         """ValueError where this model cannot be guided so; a campaign asks before it begins."""
-        family_of(self._loaded[0]).feature_block(settings_of(self.inputs | dict(variant.inputs)).block)
+        values = self.inputs | dict(variant.inputs)
+        attention_of(values)
+        family_of(self._loaded[0]).feature_block(settings_of(values).block)
 
     def seconds(self, case: Case, variant: Variant) -> float:
-        """Of sampling, now."""
+        """Of sampling, now; the run pays for its reference."""
+        features.forget_all()
+        reference_tokens.forget_all()
         return self._sample(case, variant)[1]
 
     def _make(self, case: Case, variant: Variant) -> Made:
@@ -274,12 +304,12 @@ class Studio:
         (latent,) = node(core.EmptyLatentImage, width=SIZE, height=SIZE, batch_size=1)
         values = self.inputs | dict(variant.inputs)
         steps, cfg, sampler, scheduler = (values[name] for name in ("steps", "cfg", "sampler_name", "scheduler"))
-        features.forget_all()  # so that every run pays for its reference
         comfy.model_management.load_models_gpu([model])
         traces: list[Trace] = []
         start = time.perf_counter()
         with torch.inference_mode():  # the RB-Guidance KSampler, but for its plot
-            guided = patch(model, vae, settings_of(values), observe=traces.append)
+            attending = reference_attention.patch(model, vae, attention_of(values))
+            guided = patch(attending, vae, settings_of(values), observe=traces.append)
             (latent,) = core.common_ksampler(
                 guided, case.seed, steps, cfg, sampler, scheduler, positive, negative, latent
             )

@@ -1,7 +1,9 @@
-"""Each number of RB-Guidance swept alone: what it does to the person, the moles and the prompt (Fig. 7 and Fig. 14).
+"""Each number of RB-Guidance, or of Reference Attention without it, swept alone: what it does to the person, the moles
+and the prompt (Fig. 7 and Fig. 14).
 
     python run.py bench sweeps --first 100                      # all of SWEEPS, 10 held-out people x 5 prompts
     python run.py bench sweeps --inputs gain u                  # some of them
+    python run.py bench sweeps --inputs attention --page FILE               # of Reference Attention
     python run.py bench sweeps --values gain=0.1,1,10 --set clip=0          # other values, with the cap off
     python run.py bench sweeps --also "both: ensemble=1 t0=271"             # a combination
     python run.py bench sweeps --encoders eta0=a.safetensors eta0.002=b.safetensors     # trainings, one a value
@@ -28,7 +30,7 @@ from pathlib import Path
 
 from ..measures.intervals import Interval, difference_of, mean_of, text_of
 from .campaign import Campaign, arguments, command, converted, markdown, named
-from .portraits import Variant, defaults
+from .portraits import ATTENTION_INPUTS, Variant, defaults
 from .sheets import contact_sheet, one_each
 
 SWEEPS: dict[str, tuple[object, ...]] = {
@@ -47,6 +49,14 @@ SWEEPS: dict[str, tuple[object, ...]] = {
     "every": (1, 2, 3),
 }
 """Input and its values. p is not among them: E is proportional to it, so it does what gain does."""
+ATTENTION: dict[str, tuple[object, ...]] = {
+    "attention_strength": (0.5, 1.0, 2.0),
+    "attention_start_percent": (0.0, 0.3),
+    "attention_end_percent": (0.6, 1.0),
+    "attention_levels": ("finest", "all"),
+    "attention_where": ("whole picture", "own face"),
+}
+"""The same of Reference Attention, whose name stands before; the pivot is there and RB-Guidance is not."""
 GAINS = {
     "margin": ("margin", 1),
     "distance": ("distance", 1),
@@ -56,7 +66,7 @@ GAINS = {
     "expression": ("expression, %", 100),
     "face": ("face found, %", 100),
 }
-"""Columns shown as differences to RB-Guidance off: title and factor."""
+"""Columns shown as differences to RB-Guidance, or Reference Attention, off: title and factor."""
 VALUES = {
     "change": ("background change, /255", 1),
     "iou": ("mask IoU", 1),
@@ -67,20 +77,22 @@ VALUES = {
 PLOTTED = ("margin", "similarity", "detail", "scene", "change", "amount")
 COSTS = ("guided_pass", "every", "feature_block")
 """Inputs that trade likeness for time; they share a plot."""
-STRENGTHS = ("gain", "clip", "u", "strength")
+STRENGTHS = ("gain", "clip", "u", "strength", "attention_strength")
 """Inputs that trade the prompt for likeness; they share a plot (Fig. 14), and have a sheet of pictures (Fig. 7)."""
+OWN_STRENGTH = {"attention_strength": ATTENTION_INPUTS["attention_strength"]}
+"""As the node has it."""
 ENCODERS, COMBINED = "pivot encoder", "combined"
 
-INTRODUCTION = """# RB-Guidance, one number at a time
+INTRODUCTION = """# {what}, one number at a time
 
 Made by `{command}`; do not edit.
 
 {people} held-out people (from number {first}) × {prompts} held-out prompts each on the embedded model ({settings}). The
-measures are those of `bench ablation` ([how they are calibrated](measures.md)). Differences are to RB-Guidance off
-(and to the demo's own value) with the same people, prompts, noise and encoder: means over the people with 95%
+measures are those of `bench ablation` ([how they are calibrated](measures.md)). Differences are to {what} off
+(and to {own}) with the same people, prompts, noise and encoder: means over the people with 95%
 intervals, by resampling the people; **bold** where 0 is outside. Among so many, one in twenty is bold by chance:
-what is chosen here has to hold on the ablation's people too. The demo's own value is filled in the plots and
-starred in the tables.
+what is chosen here has to hold on the ablation's people too. That value is filled in the plots and starred in the
+tables.
 """
 
 Sweep = Mapping[object, Variant]
@@ -92,20 +104,27 @@ def plan(options: argparse.Namespace) -> dict[str, dict[object, Variant]]:
     given = dict(map(values_of, options.values))
     every = options.inputs == ["all"] or not (options.inputs or given or options.encoders or options.also)
     names = list(SWEEPS) if every else options.inputs or list(given)
+    if names == ["attention"]:
+        names = list(ATTENTION)
     sweeps: dict[str, dict[object, Variant]] = {}
     for name in names:
-        values = given.get(name) or SWEEPS.get(name)
+        values = given.get(name) or (SWEEPS | ATTENTION).get(name)
         if not values:
             raise SystemExit(f"There are no values for {name}: give some by --values {name}=A,B,C.")
         if options.smoke:
             values = values[:2]
-        sweeps[name] = {v: Variant(f"{name} {shown(v)}", options.encoder, {name: v}) for v in values}
+        sweeps[name] = {v: Variant(f"{name} {shown(v)}", options.encoder, inputs_of(name) | {name: v}) for v in values}
     if options.also:
         sweeps[COMBINED] = {name: Variant(name, options.encoder, inputs) for name, inputs in options.also}
     if options.encoders:
         files = dict(word.split("=", 1) for word in options.encoders)
         sweeps[ENCODERS] = {label: Variant(f"{ENCODERS} {label}", Path(file)) for label, file in files.items()}
     return sweeps
+
+
+def inputs_of(name: str) -> dict[str, object]:
+    """What is on where an input is swept: RB-Guidance, or Reference Attention alone."""
+    return {"strength": 0.0} | OWN_STRENGTH if name in ATTENTION_INPUTS else {}
 
 
 def values_of(text: str) -> tuple[str, tuple[object, ...]]:
@@ -122,9 +141,18 @@ def values_of(text: str) -> tuple[str, tuple[object, ...]]:
 
 def own_value(campaign: Campaign, name: str) -> object:
     """The value that the campaign has where the input is not swept."""
+    if name in OWN_STRENGTH:
+        return OWN_STRENGTH[name]
     if name == "feature_block" and campaign.studio.inputs[name] < 0:
         return campaign.studio.feature_block
     return campaign.studio.inputs.get(name)
+
+
+def subject_of(sweeps: Mapping[str, Sweep]) -> dict[str, str]:
+    """What a page is about, whose value is the own one, and how the names of its plots begin."""
+    if all(name in ATTENTION_INPUTS for name in sweeps):
+        return {"what": "Reference Attention", "own": "the node's own value", "prefix": "sweep_attention"}
+    return {"what": "RB-Guidance", "own": "the demo's own value", "prefix": "sweep"}
 
 
 def plot(file: Path, name: str, gains: Mapping[object, Cells], values: Mapping[object, Cells], own: object) -> None:
@@ -205,7 +233,7 @@ def compared(name: str, differences: Mapping[object, Cells]) -> str:
 
 
 def time_line(times: Mapping[object, float]) -> str:
-    """A line: each value's sampling time over RB-Guidance off."""
+    """A line: each value's sampling time over what is compared with."""
     return f"Sampling time over off: {', '.join(f'{shown(value)} {time:.2f}' for value, time in times.items())}."
 
 
@@ -222,15 +250,15 @@ def page(
     images: Path,
 ) -> str:
     """The page for people, and its plots as files."""
-    some = next(iter(results.values()))
+    some, subject = next(iter(results.values())), subject_of(sweeps)
     lines = [INTRODUCTION.format(
         command=command("sweeps"), people=len({row["person"] for row in some}), first=campaign.options.first,
-        prompts=campaign.options.prompts, settings=campaign.told_settings(),
+        prompts=campaign.options.prompts, settings=campaign.told_settings(), **subject,
     )]  # fmt: skip
     costs, trades, cases = {}, {}, one_each(campaign.cases(), 4)
     for name, by_value in sweeps.items():
         rows = {value: results[variant.name] for value, variant in by_value.items()}
-        off = {value: results[variant.unguided.name] for value, variant in by_value.items()}
+        off = {value: results[variant.off.name] for value, variant in by_value.items()}
         gains = {v: {c: difference_of(rows[v], off[v], c) for c in GAINS} for v in rows}
         values = {v: {c: mean_of(rows[v], c) for c in VALUES} for v in rows}
         own = own_value(campaign, name)
@@ -248,13 +276,13 @@ def page(
             lost = {v: gains[v]["scene"] for v in rows}
             trades[name] = {v: (100 * lost[v].mean, gains[v]["similarity"]) for v in rows if lost[v]}
             sheet = images / f"sweep_{name}_sheet.jpg"
-            variants = [next(iter(by_value.values())).unguided, *by_value.values()]
+            variants = [next(iter(by_value.values())).off, *by_value.values()]
             contact_sheet(campaign.studio, variants, cases).save(sheet, quality=88)
             lines += [f"![{name}, in pictures]({images.name}/{sheet.name})", ""]
-    for title, points, x in (("Likeness against time", costs, "sampling time over RB-Guidance off"),
+    for title, points, x in (("Likeness against time", costs, "sampling time over off"),
                              ("Likeness against the prompt", trades, "scene over off, points")):  # fmt: skip
         if points:
-            file = images / f"sweep_{title.split()[-1]}.png"
+            file = images / f"{subject['prefix']}_{title.split()[-1]}.png"
             scatter(file, points, x)
             lines += [f"## {title}", "", f"![{title}]({images.name}/{file.name})", ""]
     return "\n".join(lines)
@@ -262,7 +290,13 @@ def page(
 
 def parser() -> argparse.ArgumentParser:
     made = arguments("sweeps", identities=10, prompts=5)
-    made.add_argument("--inputs", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(SWEEPS)}; or all")
+    made.add_argument(
+        "--inputs",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"of {', '.join([*SWEEPS, *ATTENTION])}; or all, or attention",
+    )
     made.add_argument("--values", nargs="+", default=[], metavar="NAME=A,B,C", help="other values, or other inputs")
     made.add_argument("--encoders", nargs="+", default=[], metavar="LABEL=FILE", help="pivot encoders to compare")
     made.add_argument(
@@ -277,7 +311,7 @@ def main(words: list[str]) -> int:
     sweeps = plan(options)
     campaign = Campaign(options)
     variants = [variant for by_value in sweeps.values() for variant in by_value.values()]
-    results = campaign.measure([each for variant in variants for each in (variant.unguided, variant)])
+    results = campaign.measure([each for variant in variants for each in (variant.off, variant)])
     if campaign.parts > 1:
         return 0
     timed = [variant for name in COSTS for variant in sweeps.get(name, {}).values()]

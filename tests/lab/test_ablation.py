@@ -66,13 +66,17 @@ def options(files, store, *more: str, of=ablation):
     return of.parser().parse_args([*given, "--identities", "1", "--prompts", "1", "--set", "steps=3", *more])
 
 
-def test_rows_can_be_left_out_but_not_the_one_they_are_compared_with(files, tmp_path):
-    every = [row.name for row in ablation.variants(options(files, tmp_path))]
-    fewer = [row.name for row in ablation.variants(options(files, tmp_path, "--without", "literal strength"))]
-    assert fewer == [name for name in every if name != "literal strength"]
-    for name in ("strength", ablation.FULL):
-        with pytest.raises(SystemExit, match="the rows are without RB-Guidance, "):
-            ablation.variants(options(files, tmp_path, "--without", name))
+def test_rows_can_be_chosen(files, tmp_path):
+    def named(*words: str) -> list[str]:
+        return [row.name for row in ablation.variants(options(files, tmp_path, *words))]
+
+    every = named()
+    assert named("--without", "literal strength") == [name for name in every if name != "literal strength"]
+    assert named("--only", ablation.TRUTH, ablation.UNGUIDED) == [ablation.UNGUIDED, ablation.TRUTH]
+    with pytest.raises(SystemExit, match="the rows are full, without RB-Guidance, "):
+        named("--without", "strength")
+    with pytest.raises(SystemExit, match="No generated row"):
+        named("--only", ablation.TRUTH)
 
 
 @pytest.mark.slow
@@ -101,7 +105,8 @@ def test_two_variants_resume_without_making_anything_twice(files, registered, tm
     (added,) = (line for line in text.splitlines() if line.startswith("| RB-Guidance, with the pivot |"))
     assert f" {full['detail'] - off['detail']:+.1%}".rstrip("%") in added.replace("**", "")
     assert "| both |" not in text, "its rows are not here"
-    assert "\nRows left out here: *literal strength*.\n" in text
+    (left_out,) = (line for line in text.splitlines() if line.startswith("Rows left out here: "))
+    assert "*literal strength*" in left_out and f"*{ablation.FULL}*" not in left_out
     assert contact_sheet(campaign.studio, rows, [CASE], side=32).width == 3 * 32
 
     monkeypatch.setattr(Studio, "_make", None)  # would raise
@@ -121,6 +126,7 @@ def test_which_inputs_are_swept(files, tmp_path):
     encoders = ["--encoders", "x=x.safetensors"]
     assert named() == list(sweeps.SWEEPS)
     assert named("--inputs", "u", "t0") == ["u", "t0"]
+    assert named("--inputs", "attention") == list(sweeps.ATTENTION)
     assert named(*encoders) == [sweeps.ENCODERS]
     assert named("--inputs", "all", *encoders) == [*sweeps.SWEEPS, sweeps.ENCODERS]
 
@@ -149,9 +155,29 @@ def test_a_sweep_s_page(files, registered, tmp_path, monkeypatch):
         campaign.measure([Variant("wrong", chosen.encoder, {"feature_block": 40})])
 
 
-def test_unguided_keeps_the_sampler(files):
-    swept = Variant("x", None, {"cfg": 7.0, "gain": 3.0}).unguided
-    assert swept.inputs == {"cfg": 7.0, "strength": 0.0}
+def test_off_takes_one_thing_away_and_keeps_the_sampler():
+    both = Variant("x", None, {"cfg": 7.0, "gain": 3.0, "attention_strength": 2.0})
+    assert both.off.inputs == {"cfg": 7.0, "strength": 0.0, "attention_strength": 2.0}
+    assert both.off.off.inputs == {"cfg": 7.0, "strength": 0.0, "attention_strength": 0.0}
+
+
+def test_reference_attention_is_part_of_what_a_picture_is_known_by(files, tmp_path):
+    studio = Campaign(options(files, tmp_path)).studio
+
+    def key(**inputs: object) -> str:
+        return studio.key(Variant("x", None, inputs))
+
+    assert key(strength=0.0) == key(strength=0.0, attention_strength=0.0, attention_levels="all")
+    attended = [key(strength=0.0, attention_strength=1.0, attention_levels=levels) for levels in ("finest", "all")]
+    assert len({key(strength=0.0), key(), key(attention_strength=1.0), *attended}) == 5
+
+
+@pytest.mark.slow
+def test_reference_attention_makes_another_picture(files, registered, tmp_path):
+    studio = Campaign(options(files, tmp_path)).studio
+    with_it = Variant("x", files / "pivot.safetensors", {"strength": 0.0, "attention_strength": 1.0})
+    attended, off = (studio.portrait(CASE, variant) for variant in (with_it, with_it.off))
+    assert not torch.equal(attended.picture, off.picture) and attended.guided is None
 
 
 def test_the_embedded_model_is_sampled_as_the_demo_samples_it(files, registered, tmp_path):
