@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 
-MODEL_FOLDERS = {"pivot_encoders": {".safetensors"}, "face_embedders": {".onnx", ".safetensors"}}
+MODEL_FOLDERS = {
+    "pivot_encoders": {".safetensors"},
+    "face_embedders": {".onnx", ".safetensors"},
+    "omniportrait_identities": {".safetensors"},
+}
 """Our folders in ComfyUI's `models`, and the files in them."""
 
 
@@ -30,17 +34,21 @@ def extension():
     from .face_mask_from_attention import FaceMaskFromAttention
     from .face_reference import FaceReferenceNode
     from .identity_score import IdentityScore
+    from .load_identity import LoadIdentity
     from .pivot_conditioning import PivotConditioning
     from .pivot_encoder_loader import PivotEncoderLoader
     from .rb_guidance import RBGuidance
     from .rb_guidance_ksampler import RBGuidanceKSampler
     from .reference_attention import ReferenceAttention
+    from .save_identity import SaveIdentity
 
     class OmniPortraitExtension(ComfyExtension):
         async def get_node_list(self) -> list[type]:
             return [
                 PivotEncoderLoader,
                 FaceReferenceNode,
+                SaveIdentity,
+                LoadIdentity,
                 PivotConditioning,
                 FaceMaskFromAttention,
                 ReferenceAttention,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import get_args
 
 from ..guidance.omniportrait.settings import (
@@ -24,6 +25,8 @@ from ..models.faces.build import MASK_SOURCES, MAX_CROP_FACTOR, NO_FACE_POLICIES
 from ..models.faces.detector import DETECTORS, ORDERS
 from ..models.faces.likeness import CHOICES
 from ..models.faces.recogniser import BUILT_IN
+from ..models.pivot.handle import Photographs
+from .files import names_in
 
 DEFAULT = Settings()
 SEEN = AttentionSettings()
@@ -70,16 +73,8 @@ class Output:
     meaning: str
 
 
-def _encoder_files() -> list[str]:
-    import folder_paths
-
-    return folder_paths.get_filename_list("pivot_encoders")
-
-
 def _face_embedders() -> list[str]:
-    import folder_paths
-
-    return [BUILT_IN, *folder_paths.get_filename_list("face_embedders")]
+    return [BUILT_IN, *names_in("face_embedders")]
 
 
 def _samplers() -> list[str]:
@@ -185,7 +180,7 @@ JUDGING = (
 
 INPUTS: dict[str, tuple[Parameter, ...]] = {
     "OmniPortraitPivotEncoderLoader": (
-        Parameter("pivot_encoder_name", "COMBO", options=_encoder_files, choices="the files found",
+        Parameter("pivot_encoder_name", "COMBO", options=partial(names_in, "pivot_encoders"), choices="the files found",
             meaning="A .safetensors file in models/pivot_encoders, for your checkpoint's family. Press R after adding "
             "one."),
     ),
@@ -215,9 +210,25 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
             "replaces the automatic mask, and is cropped around when no face is found; where faces are found and it "
             "covers none, the node stops. An empty mask is ignored."),
     ),
+    "OmniPortraitSaveIdentity": (
+        Parameter("face_reference", "FACE_REFERENCE", meaning="The person's face, from Face Reference."),
+        Parameter("name", "STRING", "person",
+            meaning="The file's name in models/omniportrait_identities; a / makes a subfolder, as in family/anna."),
+        Parameter("overwrite", "BOOLEAN", False,
+            meaning="What to do where the name is taken by another person. Off: the new file gets a number, as in "
+            "person_00002. On: the old file is replaced."),
+        Parameter("pivot_encoder", "PIVOT_ENCODER", optional=True,
+            meaning="Its embeddings of the photographs are kept, too, so that this encoder need not look again."),
+    ),
+    "OmniPortraitLoadIdentity": (
+        Parameter("identity_name", "COMBO", options=partial(names_in, "omniportrait_identities"),
+            choices="the files found",
+            meaning="A file of Save Identity in models/omniportrait_identities. Press R after adding one."),
+    ),
     "OmniPortraitPivotConditioning": (
         Parameter("clip", "CLIP", meaning="The checkpoint's text encoder: CLIP of SD1.x, SD2.x or SDXL."),
-        Parameter("face_reference", "FACE_REFERENCE", meaning="The person's face, from Face Reference."),
+        Parameter("face_reference", "FACE_REFERENCE",
+            meaning="The person's face, from Face Reference or Load Identity."),
         Parameter("text", "STRING", "a photo of a woman in a garden",
             more={"multiline": True, "dynamic_prompts": True},
             meaning="The prompt. With a base conditioning: the same text as in the node that made it."),
@@ -234,6 +245,9 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
             "Encode."),
         Parameter("region", "MASK", optional=True, advanced=True,
             meaning="Limits this person to the white part of a mask of any size; of a batch, to the union."),
+        Parameter("combine_photographs", "COMBO", "norm mean", options=get_args(Photographs), optional=True,
+            advanced=True, meaning="How the encoder's embeddings of several photographs become one. norm mean: the "
+            "mean of their directions at their mean length. mean: their plain mean. No effect with one photograph."),
     ),
     "OmniPortraitFaceMaskFromAttention": (
         MODEL,
@@ -316,6 +330,14 @@ OUTPUTS: dict[str, tuple[Output, ...]] = {
             "turned."),
         Output("photo_mask", "MASK", "The face mask at the photograph's size, as the photograph was connected."),
         Output("face_box", "BBOX", "x, y, width and height of the face in the photograph, one for each photograph."),
+    ),
+    "OmniPortraitSaveIdentity": (
+        Output("face_reference", "FACE_REFERENCE", "The same person, with the embeddings if there are any."),
+    ),
+    "OmniPortraitLoadIdentity": (
+        Output("face_reference", "FACE_REFERENCE", "The face, for Pivot Conditioning or RB-Guidance."),
+        Output("crop", "IMAGE", "The crops of the person's photographs."),
+        Output("face_mask", "MASK", "The face inside each crop. All white when it is left to the model's attention."),
     ),
     "OmniPortraitPivotConditioning": (
         Output("conditioning", "CONDITIONING", "The prompt with the person in it, for the sampler or the next person."),

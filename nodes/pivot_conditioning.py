@@ -23,14 +23,14 @@ class PivotConditioning(io.ComfyNode):
     @classmethod
     def execute(
         cls, clip, face_reference, text, subject, occurrence, strength,
-        pivot_encoder=None, base_conditioning=None, region=None,
+        pivot_encoder=None, base_conditioning=None, region=None, combine_photographs="norm mean",
     ) -> io.NodeOutput:  # fmt: skip
         annotation = Annotation(
             face=face_reference,
             subject=subject,
             occurrence=occurrence - 1,
             strength=strength,
-            pivot=None if pivot_encoder is None else pivot_encoder.pivot(face_reference),
+            pivot=None if pivot_encoder is None else pivot_encoder.pivot(face_reference, combine_photographs),
             region=region,
         )
         return io.NodeOutput(annotate(clip, text, annotation, base_conditioning))

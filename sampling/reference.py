@@ -65,7 +65,7 @@ class References:
         for person in people:
             self._keys[person] = {
                 cache_key(patcher, vae, person, face, block, cells, sigma, settings): face
-                for face in (person.face, *person.face.more)
+                for face in person.face.photographs
             }
             for key, face in self._keys[person].items():
                 known = cached(key)

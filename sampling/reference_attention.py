@@ -70,7 +70,7 @@ class Run:
     def _leave_out(self, person: Person, photographs: int) -> None:
         """Go on without photographs that the VAE cannot encode, and without a person of whom there are no others."""
         self.reasons["the VAE makes NaN of a reference face (start ComfyUI with --fp32-vae)"] += photographs
-        if photographs <= len(person.face.more):
+        if photographs < len(person.face.photographs):
             return
         left = {uuid: tuple(p for p in people if p is not person) for uuid, people in self._by_uuid.items()}
         self._by_uuid = {uuid: people for uuid, people in left.items() if people}

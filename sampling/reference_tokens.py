@@ -46,7 +46,7 @@ class ReferenceTokens:
         cells = max(min(noise.shape[-2:]) // CELLS * CELLS, CELLS)
         for person in people:
             self._keys[person] = {}
-            for face in (person.face, *person.face.more):
+            for face in person.face.photographs:
                 if face.photo_key not in self._latents:
                     self._latents[face.photo_key] = encode_reference(vae, face, cells * LATENT_SCALE, noise.shape[1])
                 if self._latents[face.photo_key].isfinite().all():

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .crop import Box, crop_square, inside, paste, resize, square_around, turned_back
+from .crop import Box, crop_square, inside, paste, square_around, turned_back
 from .detector import AUTO, DETECTORS, ORDERS, Backend, arrange, choose_backend, find_faces
 from .face import DetectedFace
 from .mask import face_oval, near_face
@@ -80,10 +80,9 @@ class NoFaceError(ValueError):
 
 @dataclass(frozen=True)
 class _Face:
-    """One photograph's share of a FaceResult: mask [S, S], overview [1, h, w, 3], photo_mask [H, W]."""
+    """One photograph's share of a FaceResult: overview [1, h, w, 3], photo_mask [H, W]."""
 
     reference: FaceReference
-    mask: torch.Tensor
     overview: torch.Tensor
     photo_mask: torch.Tensor
     box: tuple[int, int, int, int]
@@ -152,15 +151,13 @@ def _at(*places: str) -> str:
 def _together(faces: list[_Face], places: list[_Face | None], size: tuple[int, int]) -> FaceResult:
     """The first photograph leads, the others follow it in the reference."""
     first, *others = faces
-    side = first.mask.shape[-1]
-    crops = [resize(face.reference.crop[0].movedim(-1, 0), side, side).movedim(0, -1) for face in faces]
+    reference = replace(first.reference, more=tuple(face.reference for face in others))
     overviews = [face.overview[0] for face in faces]
     height, width = (max(picture.shape[axis] for picture in overviews) for axis in (0, 1))  # a turned one differs
     empty = torch.zeros(size)
     return FaceResult(
-        replace(first.reference, more=tuple(face.reference for face in others)),
-        torch.stack(crops).contiguous(),
-        torch.stack([resize(face.mask[None], side, side)[0] for face in faces]),
+        reference,
+        *reference.pictures(),
         torch.stack([F.pad(p, (0, 0, 0, width - p.shape[1], 0, height - p.shape[0])) for p in overviews]),
         torch.stack([empty if face is None else face.photo_mask for face in places]),
         tuple(face.box for face in faces),
@@ -205,7 +202,7 @@ def _one(image: torch.Tensor, mask: torch.Tensor | None, options: FaceOptions, b
     overview = draw_overview(photo, faces, faces.index(face) if face else None, box, note)
     whole = torch.rot90(paste(shown, box, height, width), -turns, (-2, -1))
     bounds = turned_back(box if face is None else face.box, turns, height, width)
-    return _Face(reference, shown, overview, whole.contiguous(), _inside(bounds, *whole.shape))
+    return _Face(reference, overview, whole.contiguous(), _inside(bounds, *whole.shape))
 
 
 def _inside(box: Box, height: int, width: int) -> tuple[int, int, int, int]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+
+from .crop import resize
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +23,8 @@ class FaceReference:
     landmarks: five (x, y) in pixels of the crop: eyes, nose, mouth corners, each pair from the picture's left; None
     without a face.
     more: further photographs of the same person, whose features count with this one's.
+    embeddings: e_ref [D] float32 of this photograph by the key of the pivot encoder that made it; such an encoder need
+    not look again.
     photo_key, key: digest of all that consumers read of this photograph, and of all of them; equal for equal content.
     """
 
@@ -30,6 +35,7 @@ class FaceReference:
     face_box: tuple[float, float, float, float] | None = None
     landmarks: tuple[tuple[float, float], ...] | None = None
     more: tuple[FaceReference, ...] = ()
+    embeddings: Mapping[str, torch.Tensor] = field(default_factory=dict)
     photo_key: str = field(init=False)
     key: str = field(init=False)
 
@@ -42,3 +48,18 @@ class FaceReference:
         for other in self.more:
             digest.update(other.key.encode())
         object.__setattr__(self, "key", digest.hexdigest())
+
+    @property
+    def photographs(self) -> tuple[FaceReference, ...]:
+        """This one and the others."""
+        return (self, *self.more)
+
+    def pictures(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """For the eye: crops [N, S, S, 3] and masks [N, S, S] of all photographs, at the first one's size.
+
+        A mask is all ones where it is left to the attention.
+        """
+        side = self.crop.shape[1]
+        crops = [resize(each.crop[0].movedim(-1, 0), side, side).movedim(0, -1) for each in self.photographs]
+        masks = [torch.ones(1, side, side) if each.mask is None else each.mask for each in self.photographs]
+        return torch.stack(crops).contiguous(), torch.stack([resize(mask, side, side)[0] for mask in masks])

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
+from ..tensor_file import bad, from_json, integer, metadata_of, opened, write
 from .encoder import FAMILIES, FUSIONS, PivotConfig, PivotEncoder, TowerConfig
 
 FORMAT = "omniportrait-pivot-encoder"
 FORMAT_VERSION = 1
+ORIGIN = "OmniPortrait's training"
 
 _TOWER_LIMITS = {
     "image_size": (8, 1024),
@@ -34,25 +35,7 @@ _COLOUR_LIMITS = {"mean": (0.0, 1.0), "std": (0.01, 1.0)}
 _TEXT_LIMITS = (8, 8192)
 _MAX_TEXT_ENCODERS = 3
 _MAX_PATCHES = 4096
-_MAX_METADATA = 10_000
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-
-_SIGNATURES = (
-    (b"PK\x03\x04", "a pickled checkpoint (.pt, .ckpt or .bin)"),
-    (b"\x80", "a pickled checkpoint (.pt, .ckpt or .bin)"),
-    (b"GGUF", "a GGUF file"),
-    (b"<!DO", "a web page"),
-    (b"<htm", "a web page"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to"),
-)
-_CONTENTS = (
-    (("lora_", ".lora_A", ".lora_B", ".lora.down"), "a LoRA"),
-    (("model.diffusion_model.", "double_blocks.", "input_blocks."), "a diffusion checkpoint"),
-    (("image_proj.", "ip_adapter."), "an IP-Adapter"),
-    (("text_model.",), "a text encoder"),
-    (("emb_params", "clip_l", "clip_g"), "a textual-inversion embedding"),
-    (("visual.", "vision_model."), "a CLIP image encoder"),
-)
 
 
 @dataclass(frozen=True)
@@ -72,8 +55,6 @@ def save(
 
     made: how it was trained, as plain values.
     """
-    from safetensors.torch import save as serialise
-
     config = encoder.config
     metadata = {
         "format": FORMAT,
@@ -87,23 +68,12 @@ def save(
     if made is not None:
         metadata["made"] = json.dumps(dict(made))
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in encoder.state_dict().items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")  # not mkstemp: its files are the owner's alone
-    try:
-        with open(temporary, "wb") as file:
-            file.write(serialise(weights, metadata=metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write(path, weights, metadata)
 
 
 def read_header(path: str | os.PathLike) -> PivotHeader:
     """Metadata and shapes, checked, without loading a tensor. ValueError says what is wrong or what the file is."""
-    with _open(path) as file:
+    with opened(path, ORIGIN) as file:
         return _check(Path(path).name, file)
 
 
@@ -113,7 +83,7 @@ def load(path: str | os.PathLike, dtype: torch.dtype | None = None) -> tuple[Piv
     ValueError as in `read_header`, and for weights that are not finite.
     """
     name = Path(path).name
-    with _open(path) as file:
+    with opened(path, ORIGIN) as file:
         header = _check(name, file)
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
     broken = sorted(key for key, value in weights.items() if not torch.isfinite(value).all())
@@ -132,43 +102,8 @@ def load(path: str | os.PathLike, dtype: torch.dtype | None = None) -> tuple[Piv
     return encoder.eval(), header
 
 
-def _open(path: str | os.PathLike):
-    """safetensors' reader, or ValueError with what the file is instead."""
-    from safetensors import SafetensorError, safe_open
-
-    name = Path(path).name
-    try:
-        with open(path, "rb") as file:
-            start = file.read(32)
-    except OSError as error:
-        raise ValueError(f"{name} cannot be read ({error.strerror}): check the file and its permissions.") from error
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        # Only now: safetensors begins with a length, whose bytes may be anybody's signature.
-        kind = next((kind for signature, kind in _SIGNATURES if start.startswith(signature)), None)
-        if kind:
-            raise ValueError(
-                f"{name} is {kind}, but only safetensors files are loaded: choose one from OmniPortrait's training."
-            ) from error
-        raise ValueError(
-            f"{name} is damaged, cut short or no safetensors file ({error}): download or copy it again."
-        ) from error
-
-
 def _check(name: str, file) -> PivotHeader:
-    metadata = file.metadata() or {}
-    keys = list(file.keys())
-    if metadata.get("format") != FORMAT:
-        kind = next((kind for marks, kind in _CONTENTS if any(mark in key for key in keys for mark in marks)), None)
-        found = f"looks like {kind}" if kind else "does not say that it is a pivot encoder"
-        raise ValueError(f"{name} {found}: choose a file that OmniPortrait's training wrote (format {FORMAT}).")
-    version = _integer(name, metadata, "format_version", 1)
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{name} has format version {version}, but this OmniPortrait reads up to {FORMAT_VERSION}: update "
-            "ComfyUI-OmniPortrait."
-        )
+    metadata = metadata_of(name, file, FORMAT, FORMAT_VERSION, "a pivot encoder", ORIGIN)
     family = _choice(name, metadata, "base_family", FAMILIES)
     text_dims, tower = _text_dims(name, metadata), _tower(name, metadata)
     fusion = _choice(name, metadata, "fusion", FUSIONS)
@@ -176,68 +111,47 @@ def _check(name: str, file) -> PivotHeader:
         config = PivotConfig(family, text_dims, tower, fusion)
     except ValueError as error:
         raise ValueError(f"{name} cannot be used: {error}") from error
-    step = _integer(name, metadata, "training_step", 0)
-    return PivotHeader(config, step, _check_shapes(name, file, keys, config))
-
-
-def _bad(name: str, key: str, expected: str) -> ValueError:
-    return ValueError(f"{name} has a broken header: {key} must be {expected}, so download it again or export it anew.")
-
-
-def _integer(name: str, metadata: dict, key: str, low: int) -> int:
-    value = metadata.get(key, "")
-    if not re.fullmatch(r"[0-9]{1,12}", value) or int(value) < low:
-        raise _bad(name, key, f"a whole number from {low}")
-    return int(value)
+    step = integer(name, metadata, "training_step", 0)
+    return PivotHeader(config, step, _check_shapes(name, file, config))
 
 
 def _choice(name: str, metadata: dict, key: str, known: Iterable[str]) -> str:
     value = metadata.get(key, "")
     if value not in known:
-        raise _bad(name, key, f"one of {', '.join(known)}")
+        raise bad(name, key, f"one of {', '.join(known)}")
     return value
 
 
-def _json(name: str, metadata: dict, key: str) -> object:
-    value = metadata.get(key, "")
-    try:
-        if len(value) <= _MAX_METADATA:
-            return json.loads(value)
-    except (ValueError, RecursionError):
-        pass
-    raise _bad(name, key, "short, valid JSON")
-
-
 def _text_dims(name: str, metadata: dict) -> tuple[int, ...]:
-    dims = _json(name, metadata, "text_dims")
+    dims = from_json(name, metadata, "text_dims")
     low, high = _TEXT_LIMITS
     if (
         not isinstance(dims, list)
         or not 1 <= len(dims) <= _MAX_TEXT_ENCODERS
         or not all(type(dim) is int and low <= dim <= high for dim in dims)
     ):
-        raise _bad(name, "text_dims", f"a list of 1 to {_MAX_TEXT_ENCODERS} widths from {low} to {high}")
+        raise bad(name, "text_dims", f"a list of 1 to {_MAX_TEXT_ENCODERS} widths from {low} to {high}")
     return tuple(dims)
 
 
 def _tower(name: str, metadata: dict) -> TowerConfig:
-    given = _json(name, metadata, "tower")
+    given = from_json(name, metadata, "tower")
     known = {field.name for field in fields(TowerConfig)}
     if not isinstance(given, dict) or not known - set(_COLOUR_LIMITS) <= set(given) <= known:
-        raise _bad(name, "tower", f"an object with {', '.join(sorted(known))} and nothing else")
+        raise bad(name, "tower", f"an object with {', '.join(sorted(known))} and nothing else")
     for key, (low, high) in _TOWER_LIMITS.items():
         number = type(given[key]) is int or (key == "mlp_ratio" and type(given[key]) is float)
         if not number or not low <= given[key] <= high:
-            raise _bad(name, f"tower.{key}", f"a number from {low} to {high}")
+            raise bad(name, f"tower.{key}", f"a number from {low} to {high}")
     if type(given["quick_gelu"]) is not bool:
-        raise _bad(name, "tower.quick_gelu", "true or false")
+        raise bad(name, "tower.quick_gelu", "true or false")
     for key in _COLOUR_LIMITS.keys() & given.keys():
         given[key] = _colour(name, key, given[key])
     tower = TowerConfig(**given)
     if tower.width % tower.head_width:
-        raise _bad(name, "tower.width", "a multiple of tower.head_width")
+        raise bad(name, "tower.width", "a multiple of tower.head_width")
     if not tower.patch_size <= tower.image_size or (tower.image_size // tower.patch_size) ** 2 > _MAX_PATCHES:
-        raise _bad(name, "tower.patch_size", f"such that the image has from 1 to {_MAX_PATCHES} patches")
+        raise bad(name, "tower.patch_size", f"such that the image has from 1 to {_MAX_PATCHES} patches")
     return tower
 
 
@@ -245,15 +159,15 @@ def _colour(name: str, key: str, values: object) -> tuple[float, ...]:
     low, high = _COLOUR_LIMITS[key]
     three = isinstance(values, list) and len(values) == 3 and all(type(value) in (int, float) for value in values)
     if not three or not all(low <= value <= high for value in values):
-        raise _bad(name, f"tower.{key}", f"three numbers from {low} to {high}")
+        raise bad(name, f"tower.{key}", f"three numbers from {low} to {high}")
     return tuple(map(float, values))
 
 
-def _check_shapes(name: str, file, keys: list[str], config: PivotConfig) -> torch.dtype:
+def _check_shapes(name: str, file, config: PivotConfig) -> torch.dtype:
     """Compare the file's tensors with the module's, free of memory on the meta device. Returns the tower's dtype."""
     with torch.device("meta"):
         expected = {key: list(value.shape) for key, value in PivotEncoder(config).state_dict().items()}
-    slices = {key: file.get_slice(key) for key in keys}
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
     odd = sorted(set(expected) ^ set(slices)) or sorted(
         key for key in expected if slices[key].get_shape() != expected[key]
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
@@ -17,6 +19,9 @@ from .file import PivotHeader
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
+Photographs = Literal["norm mean", "mean"]
+"""How the embeddings of several photographs of a person become one."""
+
 
 @dataclass(frozen=True, eq=False)
 class PivotHandle:
@@ -26,10 +31,12 @@ class PivotHandle:
     header: PivotHeader
     patcher: ModelPatcher
 
-    def pivot(self, face: FaceReference) -> Callable[[torch.Tensor], torch.Tensor]:
+    def pivot(
+        self, face: FaceReference, photographs: Photographs = "norm mean"
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
         """The function from e_txt [N, D] to e_mix [N, D] for one person, whose photographs are encoded once; float32 on
         the CPU."""
-        reference = self.encode(face)
+        reference = fused(self.encode(face), photographs)
 
         def mix(text: torch.Tensor) -> torch.Tensor:
             self._check_width(text.shape[-1])
@@ -40,20 +47,40 @@ class PivotHandle:
         return mix
 
     def encode(self, face: FaceReference) -> torch.Tensor:
-        """e_ref of a person, [1, D] float32 on the CPU: of several photographs the fused one.
+        """e_ref of a person's photographs, [K, D] float32 on the CPU; as stored in them where this encoder made it.
 
         ValueError if it is not finite, as half precision may make it.
         """
+        if all(each.embeddings and self.key in each.embeddings for each in face.photographs):
+            return torch.stack([each.embeddings[self.key] for each in face.photographs])
         encoder = self._loaded()
         size = self.header.config.tower.image_size
-        pixels = torch.cat([prepare_face(f.crop, size, f.mask, f.face_box) for f in (face, *face.more)])
+        pixels = torch.cat([prepare_face(each.crop, size, each.mask, each.face_box) for each in face.photographs])
         reference = encoder.reference(pixels.to(self.patcher.load_device)).cpu()
         if not torch.isfinite(reference).all():
             raise ValueError(
                 f"The pivot encoder {self.name} gave numbers that are not finite for this face: use another encoder "
                 "file, or start ComfyUI with --fp32-text-enc."
             )
-        return fused(reference)
+        return reference
+
+    def remembered(self, face: FaceReference) -> FaceReference:
+        """The same person with e_ref in each photograph."""
+        stored = [
+            replace(each, more=(), embeddings={**each.embeddings, self.key: reference.clone()})
+            for each, reference in zip(face.photographs, self.encode(face), strict=True)
+        ]
+        return replace(stored[0], more=tuple(stored[1:]))
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the weights that make e_ref, in the precision in which they compute here."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.patcher.model.state_dict().items()):
+            if not name.startswith("fusion."):
+                digest.update(repr((name, weight.dtype, tuple(weight.shape))).encode())
+                digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def _loaded(self):
         import comfy.model_management
@@ -70,15 +97,23 @@ class PivotHandle:
             )
 
 
-def fused(references: torch.Tensor) -> torch.Tensor:
-    """One e_ref [1, D] of the K photographs' [K, D]: the mean of their directions, at their mean length.
+def fused(references: torch.Tensor, photographs: Photographs = "norm mean") -> torch.Tensor:
+    """One e_ref [1, D] of the K photographs' [K, D].
 
-    So a photograph whose features are large does not outweigh the others, and the fusion sees a length that it knows.
+    norm mean: the mean of their directions, at their mean length, so that a photograph whose features are large does
+    not outweigh the others, and the fusion sees a length that it knows. mean: their plain mean, which is shorter the
+    less they agree. There is no concatenation: the pivot takes one row of the text.
+    Raises: ValueError for another choice, which ComfyUI 0.3.75 lets through.
     """
+    if photographs not in get_args(Photographs):
+        raise ValueError(f"Pivot Conditioning cannot fuse photographs by {photographs!r}; choose norm mean or mean.")
+    if len(references) == 1:
+        return references
+    if photographs == "mean":
+        return references.mean(0, keepdim=True)
     length = references.norm(dim=1, keepdim=True)
     direction = (references / length.clamp(min=1e-12)).mean(0, keepdim=True)
-    mean = direction / direction.norm().clamp(min=1e-12) * length.mean()
-    return references if len(references) == 1 else mean
+    return direction / direction.norm().clamp(min=1e-12) * length.mean()
 
 
 def load_handle(path: str) -> PivotHandle:

@@ -26,7 +26,7 @@ def test_every_node_has_a_name_a_place_and_a_description(infos):
 
 def test_every_input_and_output_has_a_tooltip(infos):
     for info in infos:
-        for group in info["input"].values():
+        for group in (info["input"][kind] for kind in ("required", "optional") if kind in info["input"]):
             for name, (_, *options) in group.items():
                 assert options and len(options[0].get("tooltip") or "") > 10, (info["name"], name)
         assert len(info["output_tooltips"]) == len(info["output"]) > 0

@@ -7,6 +7,8 @@ import pytest
 NODES = {
     "OmniPortraitPivotEncoderLoader": "Pivot Encoder Loader",
     "OmniPortraitFaceReference": "Face Reference",
+    "OmniPortraitSaveIdentity": "Save Identity",
+    "OmniPortraitLoadIdentity": "Load Identity",
     "OmniPortraitPivotConditioning": "Pivot Conditioning",
     "OmniPortraitFaceMaskFromAttention": "Face Mask From Attention",
     "OmniPortraitReferenceAttention": "Reference Attention",
