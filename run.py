@@ -35,6 +35,7 @@ COMMANDS = {
         "tower": "training.commands.tower",
     },
     "make": {
+        "attribute-pictures": "lab.make.attribute_pictures",
         "base": "lab.make.base",
         "embedder": "lab.make.embedder",
         "help-pages": "lab.make.help_pages",

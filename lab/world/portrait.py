@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .attributes import HAT_GROUP, dressed_for, hat, phrase_of
 from .backgrounds import background
-from .hair import curtain, grow, scalp
+from .hair import Curtain, curtain, grow, scalp
 from .identity import Detail, Identity
 from .looks import looks, places
 from .mesh import add_target, mesh
 from .raster import NOTHING, interpolate, rasterise, vertex_normals
-from .shade import CURTAIN_GROUP, FACE_LABELS, Surface, colours
+from .shade import CURTAIN_GROUP, FACE_LABELS, LABELS, Surface, colours
 from .view import View, caption, face_units
 
 FACE_HEIGHT = 1.9
@@ -32,6 +33,7 @@ class Portrait:
 
 def render(person: Identity, view: View, size: int = 256, oversample: int = 2) -> Portrait:
     """Draw `person` as `view` says, `size` pixels square. The same arguments give the same bytes."""
+    person = dressed_for(person, view.worn)
     head = posed(person, view)
     surface, pixels, screen, seen = visible(person, view, head, size * oversample)
     shaded, labels = colours(person, view, surface)
@@ -79,15 +81,17 @@ def visible(person: Identity, view: View, head: np.ndarray, size: int):
     template = mesh()
     faces, groups, places = template.faces, template.groups.astype(np.int16), template.vertices
     vertices, lips, grown = head, template.lips, scalp(round(person.hairline, 2))
-    hanging = curtain(person, person.vertices)
-    if hanging is not None:
-        faces = np.concatenate([faces, hanging.faces + len(vertices)])
-        groups = np.concatenate([groups, np.full(len(hanging.faces), CURTAIN_GROUP, np.int16)])
-        vertices, places = np.concatenate([vertices, hanging.vertices]), np.concatenate([places, hanging.along])
-        nothing = np.zeros(len(hanging.vertices), np.float32)
+    fronts = [faces]  # what has two sides counts once for the normals
+    for part, group in additions(person, view, head):
+        added = part.faces + len(vertices)
+        fronts.append(added[: len(added) // 2])
+        faces = np.concatenate([faces, added])
+        groups = np.concatenate([groups, np.full(len(added), group, np.int16)])
+        vertices, places = np.concatenate([vertices, part.vertices]), np.concatenate([places, part.along])
+        nothing = np.zeros(len(part.vertices), np.float32)
         lips, grown = np.concatenate([lips, nothing]), np.concatenate([grown, nothing])
     vertices = turned(vertices, view)
-    normals = vertex_normals(vertices, faces[: len(faces) - (0 if hanging is None else len(hanging.faces) // 2)])
+    normals = vertex_normals(vertices, np.concatenate(fronts))
     screen, depth = projected(vertices, view, size)
     seen, weights = rasterise(screen, depth, faces, size)
     pixels = np.nonzero(seen != NOTHING)
@@ -96,6 +100,13 @@ def visible(person: Identity, view: View, head: np.ndarray, size: int):
     at = interpolate(values, faces, triangles, weights[pixels])
     normal = at[:, :3] / (np.linalg.norm(at[:, :3], axis=1, keepdims=True) + 1e-6)
     return Surface(normal, at[:, 3:6].copy(), at[:, 6], at[:, 7], groups[triangles]), pixels, screen, seen
+
+
+def additions(person: Identity, view: View, head: np.ndarray) -> list[tuple[Curtain, int]]:
+    """What hangs or sits on a head, and the group of its triangles."""
+    hanging = curtain(person, person.vertices)
+    found = [] if hanging is None else [(hanging, CURTAIN_GROUP)]
+    return [*found, (hat(person, head), HAT_GROUP)] if "hat" in view.worn else found
 
 
 def large_background(view: View, size: int) -> np.ndarray:
@@ -132,7 +143,14 @@ def described(
         "landmarks": [[round(float(v), 2) for v in screen[points].mean(0)] for points in landmark_vertices()],
         "face_box": box,
         "details": [where(detail, seen, pixels, oversample, view, len(labels)) for detail in person.details],
-    }
+    } | (wearing(view, labels) if view.worn else {})
+
+
+def wearing(view: View, labels: np.ndarray) -> dict:
+    """What the record says of what is worn: its words, and the box of its pixels, or None where none is seen."""
+    rows, columns = np.nonzero(labels == LABELS.index("worn"))
+    box = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1] if len(rows) else None
+    return {"target": phrase_of(view.worn), "worn": list(view.worn), "target_box": box}
 
 
 def where(detail: Detail, seen: Surface, pixels: tuple, oversample: int, view: View, size: int) -> dict:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .attributes import ATTRIBUTES
 from .garments import wear
 from .hair import smooth
 from .identity import Identity
@@ -13,7 +14,7 @@ from .mesh import GROUPS, mesh
 from .raster import paint_spots
 from .view import LIGHTS, View
 
-LABELS = ("background", "skin", "hair", "eyes", "clothes", "lips", "brows", "neck", "ears")
+LABELS = ("background", "skin", "hair", "eyes", "clothes", "lips", "brows", "neck", "ears", "worn")
 FACE_LABELS = tuple(LABELS.index(name) for name in ("skin", "eyes", "lips", "brows"))
 CURTAIN_GROUP = len(GROUPS)
 GAMMA = 1.6
@@ -44,6 +45,10 @@ def colours(person: Identity, view: View, seen: Surface) -> tuple[np.ndarray, np
     paint_eyes(person, seen, albedo, labels)
     paint_hair(person, seen, body, albedo, labels)
     dressed(view, seen, body, albedo, labels)
+    for name in view.worn:
+        covered, colour = ATTRIBUTES[name].paint(seen.place, seen.group, body)
+        albedo[covered] = np.broadcast_to(colour, albedo.shape)[covered]
+        labels[covered] = LABELS.index("worn")
     lit = albedo * light(view, seen.normal, gloss(labels, seen.group))
     return np.clip(lit, 0, 1) ** np.float32(1 / GAMMA), labels
 
@@ -132,7 +137,7 @@ def dressed(view: View, seen: Surface, body: np.ndarray, albedo: np.ndarray, lab
 
 def gloss(labels: np.ndarray, group: np.ndarray) -> np.ndarray:
     """[N] how much of a highlight each part shows."""
-    amounts = np.array((0, 0.10, 0.10, 0.35, 0.0, 0.20, 0.05, 0.06, 0.08), np.float32)
+    amounts = np.array((0, 0.10, 0.10, 0.35, 0.0, 0.20, 0.05, 0.06, 0.08, 0.0), np.float32)
     return np.where(group == CURTAIN_GROUP, np.float32(0.08), amounts[labels])
 
 

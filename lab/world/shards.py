@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,12 +76,17 @@ def portraits(shard: Shard) -> Iterator[tuple[str, Portrait]]:
 
 def write(shard: Shard) -> Path:
     """Write one shard and return its path; one that is there is left as it is."""
+    if not shard.path.exists():
+        write_portraits(shard.path, portraits(shard))
+    return shard.path
+
+
+def write_portraits(path: Path, found: Iterable[tuple[str, Portrait]]) -> None:
+    """A shard of keys and portraits, as a whole or not at all."""
     import webdataset
 
-    if shard.path.exists():
-        return shard.path
-    with whole(shard.path) as part, webdataset.TarWriter(str(part)) as tar:
-        for key, portrait in portraits(shard):
+    with whole(path) as part, webdataset.TarWriter(str(part)) as tar:
+        for key, portrait in found:
             tar.write(
                 {
                     "__key__": key,
@@ -90,7 +95,6 @@ def write(shard: Shard) -> Path:
                     "json": json.dumps(portrait.record).encode(),
                 }
             )
-    return shard.path
 
 
 def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:

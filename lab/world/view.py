@@ -38,7 +38,7 @@ LIGHTS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float], 
 @dataclass(frozen=True)
 class View:
     """Angles in degrees, `face_height` (hairline to chin) as a share of the picture's height, `x`, `y` the place of
-    the point between the eyes as shares of the picture."""
+    the point between the eyes as shares of the picture. `worn`: of attributes.ATTRIBUTES; no caption names it."""
 
     expression: str
     garment: str
@@ -52,6 +52,7 @@ class View:
     x: float
     y: float
     seed: int
+    worn: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
