@@ -32,6 +32,7 @@ COMMANDS = {
         "pivot-encoder": "training.commands.pivot_encoder",
         "random-checkpoint": "training.commands.random_checkpoint",
         "shards": "training.commands.shards",
+        "spf-portrait": "training.commands.spf_portrait",
         "tower": "training.commands.tower",
     },
     "make": {

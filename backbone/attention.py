@@ -60,6 +60,14 @@ class Recording:
             maps.append(weights.view(len(q), *self.sizes[key]))
         return torch.stack(maps).mean(dim=0)
 
+    def text_attention(self) -> dict[BlockKey, torch.Tensor]:
+        """[B, h w, tokens] of each cross-attention layer: the mean over heads of softmax(q k^T)."""
+        return {key: _attention(q, k, heads).mean(dim=1) for key, (q, k, heads) in self.cross.items()}
+
+    def queries(self) -> dict[BlockKey, torch.Tensor]:
+        """[B, h w, D] of each cross-attention layer: its q, all heads side by side."""
+        return {key: q for key, (q, _, _) in self.cross.items()}
+
     def smooth(self, maps: torch.Tensor) -> torch.Tensor:
         """A_s . maps: [B, h, w] to the self-attention's own [B, h', w'], mean over layers and heads.
 

@@ -47,6 +47,9 @@ class Family(Protocol):
     def self_attention(self, finest: int | None) -> tuple[BlockKey, ...]:
         """The transformer blocks at the finest so many levels of resolution (None: at all), in their order."""
 
+    def cross_attention(self) -> tuple[BlockKey, ...]:
+        """Every transformer block that reads the text, in their order."""
+
     def is_large(self, block: int, batch: int, latent_size: tuple[int, int], device: torch.device) -> bool:
         """Whether a pass with a gradient as far as a block takes more than its share of the free memory."""
 

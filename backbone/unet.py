@@ -144,6 +144,9 @@ class UNetFamily:
         wanted = sorted({site.down for site in sites})[:finest]
         return tuple(site.key for site in sites if site.down in wanted)
 
+    def cross_attention(self) -> tuple[BlockKey, ...]:
+        return tuple(site.key for site in self.transformer_sites(self._last_block))
+
     def activation_bytes(self, block: int, batch: int, latent_size: tuple[int, int], itemsize: int) -> int:
         """What autograd holds for one pass without checkpointing, from counts of saved tensors.
 

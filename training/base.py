@@ -7,13 +7,13 @@ can be recomputed on the way back; its attention is recorded by backbone/attenti
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..backbone.attention import private_options, record_attention
+from ..backbone.attention import AttentionSites, Recording, private_options, record_attention
 from ..backbone.conditions import Conditions
 from ..backbone.family import LATENT_SCALE, family_of
 from ..backbone.private import PrivateTwin
@@ -32,6 +32,16 @@ class Text:
     rows: torch.Tensor
     pooled: torch.Tensor
     column: int
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One pass. x: what the model saw, [B, C, h, w]. sigma: [B]. noise: eps_theta, float32. recording: of attention."""
+
+    x: torch.Tensor
+    sigma: torch.Tensor
+    noise: torch.Tensor
+    recording: Recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +64,8 @@ class Base:
         self.device = model.load_device
         self.checkpointing = config.checkpointing
         self.half = config.precision == "bf16"
+        self.attach: Callable[[torch.nn.Module], None] | None = None
+        """Puts what learns into the UNet's private tree, which is made anew after each `let_go`."""
         self._unet: PrivateTwin | None = None
         self._empty: Text | None = None
 
@@ -65,6 +77,8 @@ class Base:
             comfy.model_management.load_models_gpu([self.model], force_full_load=True)
             self.net.requires_grad_(False).eval()
             self._unet = PrivateTwin(self.family, self.device, Conditions(checkpointing=self.checkpointing))
+            if self.attach is not None:
+                self.attach(self._unet.net)
         return self._unet
 
     def let_go(self) -> None:
@@ -108,6 +122,11 @@ class Base:
         if column >= TOKENS - 1:
             raise BadSample(LATE_NOUN)
         return self._encoded(tokens, column)
+
+    @torch.no_grad()
+    def plain_text(self, caption: str) -> Text:
+        """A caption's states, whoever it is about."""
+        return self._encoded(self.clip.tokenize(escaped(caption)), 0)
 
     @torch.no_grad()
     def empty_text(self) -> Text:
@@ -160,6 +179,21 @@ class Base:
         latents, noise: [B, C, h, w]. timesteps: [B] whole numbers. rows: [B, 77, D]. vectors: [B, P]. columns: m of
         each sample.
         """
+        sites = self.family.sites(self.family.feature_block(-1), tuple(latents.shape[-2:]))
+        seen = self.look(latents, noise, timesteps, rows, vectors, sites)
+        return Prediction(seen.noise, pooled(seen.recording.token_map(columns, TOKENS)))
+
+    def look(
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        rows: torch.Tensor,
+        vectors: torch.Tensor,
+        sites: AttentionSites,
+    ) -> Look:
+        """eps_theta(z_t, t, C) and the attention of some layers, differentiable in the text and in what is attached.
+        Arguments as of `predict`."""
         unet = self.unet()
         latents, noise = latents.to(self.device), noise.to(self.device)
         sigma = self.sigma(timesteps)
@@ -171,13 +205,12 @@ class Base:
         )
         arguments = {name: condition.cond for name, condition in conditions.items()}
         options = private_options({})
-        sites = self.family.sites(self.family.feature_block(-1), tuple(latents.shape[-2:]))
         recording = record_attention(options, sites, keep_graph=True)
         with self._autocast():
             denoised = unet.whole(x, sigma, arguments, options)
         recording.close()
         predicted = (x - denoised) / sigma.view(-1, 1, 1, 1)  # the noise, however the model was taught
-        return Prediction(predicted, pooled(recording.token_map(columns, TOKENS)))
+        return Look(x, sigma, predicted, recording)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         """On a CPU ComfyUI keeps float32 weights; on GPUs the weights themselves are bf16."""

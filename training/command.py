@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -32,13 +32,14 @@ WAIT = timedelta(days=1)
 @dataclass(frozen=True)
 class Command:
     """name: of the command. read: its config, from a recipe and overrides. open: the task of a config and a base model,
-    once ComfyUI is there."""
+    once ComfyUI is there. more: settings that have an option of their own, with its help."""
 
     name: str
     description: str
     examples: str
     read: Callable[[str, Mapping[str, object]], Run]
     open: Callable[[Run, Base], Task]
+    more: Mapping[str, str] = field(default_factory=dict)
 
     def main(self, words: list[str]) -> int:
         options = self.arguments().parse_args(words)
@@ -53,7 +54,8 @@ class Command:
 
     def config(self, options: argparse.Namespace) -> Run:
         overrides = dict(map(settings.parse_override, options.set))
-        for name, value in (("checkpoint", options.checkpoint), ("out", options.out), ("data.shards", options.data)):
+        given = {"checkpoint": options.checkpoint, "out": options.out, "data.shards": options.data}
+        for name, value in (given | {name: getattr(options, name) for name in self.more}).items():
             if value is not None:
                 overrides[name] = value
         config = self.read(options.config, overrides)
@@ -69,6 +71,8 @@ class Command:
         parser.add_argument("--checkpoint", metavar="FILE", help="the base model, which stays as it is")
         parser.add_argument("--data", nargs="+", metavar="SHARDS", help="folders, files, patterns or URLs of shards")
         parser.add_argument("--out", metavar="FOLDER", help="the run's folder: states, curves, sheets, the result")
+        for name, meaning in self.more.items():
+            parser.add_argument(f"--{name}", help=meaning)
         parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, as rate=1e-5")
         parser.add_argument("--resume", action="store_true", help="go on from the newest state in the run's folder")
         parser.add_argument("--minutes", type=float, help="end after so much training time; the rate falls towards it")

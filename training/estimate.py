@@ -34,13 +34,12 @@ def _measured(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
     cache = _try_cache(trainer, scratch) if config.data.cached else []
     if device.type == "cuda":  # not before: ComfyUI's VAE takes as many pictures at once as there is room for
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = []
-    batches = trainer.batches(0, STEPS)
-    trainer.clock.start()
-    for _ in range(STEPS):
-        seconds.append(trainer.step(next(batches))["seconds"])
-        trainer.clock.skip()
-    each = statistics.median(seconds[1:])
+    task.begin(0)
+    seconds = [_step(trainer)]
+    for _ in trainer.stages.stages[1:]:
+        trainer.next_stage()
+        seconds.append(_step(trainer))
+    run = sum(each * stage.steps for each, stage in zip(seconds, trainer.stages.stages, strict=True))
     samples = len(task.data.samples.entries)
     learning = sum(w.numel() for w in task.model.parameters() if w.requires_grad)
     moments = 12 if trainer.average.values else 8  # bytes: AdamW keeps two numbers a weight, the average one
@@ -53,11 +52,23 @@ def _measured(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:
         ("batch", f"{config.batch} = {trainer.accelerator.num_processes} process(es) x "
                   f"{config.batch // trainer.accelerator.num_processes}, {trainer.micro} at a time"),
         ("memory", _memory(device)),
-        ("a step", f"{each:.2f} s, {config.batch / each:.1f} samples a second"),
-        ("the run", f"{config.steps} steps: {each * config.steps / 3600:.1f} hours, "
+        *((f"a step {stage.name and f'({stage.name})'}".strip(),
+           f"{each:.2f} s, {config.batch / each:.1f} samples a second")
+          for each, stage in zip(seconds, trainer.stages.stages, strict=True)),
+        ("the run", f"{config.steps} steps: {run / 3600:.1f} hours, "
                     f"{config.steps * config.batch / samples:.1f} epochs"),
         ("a state on disk", f"{(4 * total + moments * learning) / 2**30:.2f} GiB; {config.keep} are kept"),
     ]  # fmt: skip
+
+
+def _step(trainer: Trainer) -> float:
+    """Seconds of a step, from the run's first ones."""
+    seconds, batches = [], trainer.batches(0, STEPS)
+    trainer.clock.start()
+    for _ in range(STEPS):
+        seconds.append(trainer.step(next(batches))["seconds"])
+        trainer.clock.skip()
+    return statistics.median(seconds[1:])
 
 
 def _try_cache(trainer: Trainer, scratch: Path) -> list[tuple[str, str]]:

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
+from .stages import Stage
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,13 @@ class Run:
     report_steps: int = 25
     log_every: int = 10
     data: Data = field(default_factory=Data)
+
+    faces: ClassVar[bool] = True
+    """Whether a sample needs a noun, a face box and a face mask; else a picture and a caption are enough."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage("", self.steps, self.rate),)
 
     @property
     def folder(self) -> Path:

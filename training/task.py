@@ -46,6 +46,9 @@ class Task(Protocol):
     model: torch.nn.Module
     models: str
 
+    def begin(self, stage: int) -> None:
+        """A stage of the run begins, or goes on from a state on disk. Every process calls."""
+
     def gather(self, samples: Sequence[Sample]) -> Inputs:
         """A micro-batch's tensors, from the cache or computed now."""
 

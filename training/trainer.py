@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from .data.samples import MicroBatches, Sample, loader
 from .files import digest, write_whole
 from .loop import Average, Budget, learning_rate, load_state, save_state, set_rate
 from .skipped import Skipped
+from .stages import Stages
 from .task import Inputs, Task
 
 
@@ -47,7 +49,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(learning, lr=config.rate, weight_decay=config.weight_decay)
         self.average = Average(learning, config.ema)
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
-        self.clock = Budget(minutes, config.steps)
+        self.clock, self.stages = Budget(minutes, config.steps), Stages(config.stages)
         entries, homes = task.data.samples.entries, task.data.samples.homes
         self.skipped = Skipped(task.data.problems, len(entries))
         order = [(each.key, each.width, each.height, home) for each, home in zip(entries, homes, strict=True)]
@@ -62,9 +64,14 @@ class Trainer:
         """
         last = min(self.config.steps, stop_at or self.config.steps)
         clock, config = self.clock, self.config
+        self.task.begin(self.stages.number)
         batches = self.batches(clock.step, last)
         clock.start()
         while clock.step < last and not clock.done:
+            while self.stages.over(clock.share):
+                self._keep(self.save())
+                self.next_stage()
+                clock.skip()
             numbers = self.step(next(batches))
             if reporter is not None:
                 reporter.step(clock.step, numbers)
@@ -74,6 +81,14 @@ class Trainer:
                 reporter.sheets(clock.step)
             clock.skip()
         return self.save()
+
+    def next_stage(self) -> None:
+        """Go on from the averaged weights of the last stage, with a new optimiser."""
+        self.average.swap()
+        self.average.restart()
+        self.optimizer.state.clear()
+        self.stages.next(self.clock.step)
+        self.task.begin(self.stages.number)
 
     def batches(self, start: int, end: int) -> Iterator[Iterator[list[Sample]]]:
         """This process's micro-batches of each global batch, read one by one: a tensor from a worker is an open file
@@ -95,7 +110,8 @@ class Trainer:
         good, seen = sum(float(each.weights.sum()) for each in inputs), sum(len(each.slots) for each in inputs)
         good, seen = self._sum(good, seen)
         self.skipped.judge(seen, seen - good)
-        rate = learning_rate(clock.share, clock.step, config.rate, config.warmup, config.rate_end)
+        stage, step = self.stages, clock.step - self.stages.first
+        rate = learning_rate(stage.share(clock.share), step, stage.stage.rate, config.warmup, config.rate_end)
         set_rate(self.optimizer, rate)
         total, terms = self._backward(inputs, max(good, 1.0))
         norm = torch.zeros(())
@@ -103,7 +119,7 @@ class Trainer:
             norm = accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
             if torch.isfinite(norm):
                 self.optimizer.step()
-                self.average.update(clock.step)
+                self.average.update(step)
         # Several processes' gradients lie in the buckets that are sent; new ones beside them would be a second copy.
         self.optimizer.zero_grad(set_to_none=not isinstance(self.model, DistributedDataParallel))
         own = clock.lap() if accelerator.is_main_process else 0.0
@@ -143,7 +159,7 @@ class Trainer:
         """What a state holds."""
         return {
             "model": self.task.model, "optimizer": self.optimizer, "average": self.average, "clock": self.clock,
-            "skipped": self.skipped,
+            "stages": self.stages, "skipped": self.skipped,
         }  # fmt: skip
 
     def save(self) -> Path:
@@ -158,6 +174,11 @@ class Trainer:
             write_whole(folder / "skipped.json", reasons.encode())
         self.accelerator.wait_for_everyone()
         return exported
+
+    def _keep(self, exported: Path) -> None:
+        """The file of a stage that is over, under a name of its own."""
+        if self.accelerator.is_main_process:
+            shutil.copyfile(exported, exported.with_stem(f"{exported.stem}_{self.stages.stage.name}"))
 
     def resume(self) -> bool:
         """Go on from the newest state of the run's folder, if there is one.

@@ -12,6 +12,7 @@ from made_shards import encoded, entries_of, sample, write
 from omniportrait.training.base import Text
 from omniportrait.training.data import cache, index
 from omniportrait.training.data.index import BadSample
+from omniportrait.training.data.samples import Samples
 from omniportrait.training.settings import Data
 
 
@@ -39,7 +40,7 @@ def filled(folder: Path, base_file: Path, numbers=None, base=None, homes=(64, 64
     """The cache of a folder's shards, and what was computed for it."""
     entries = entries_of(folder, *sorted(folder.glob("*.tar")))
     base = base or Plain()
-    targets = cache.Targets(entries, [homes] * len(entries), Data(workers=0, **data), None, 16, 0)
+    targets = Samples(entries, [homes] * len(entries), Data(workers=0, **data), None, 16, 0).targets()
     numbers = range(len(entries)) if numbers is None else numbers
     return cache.Cache(cache.fill(targets, base, base_file, folder / "cache", numbers, 0, 1), len(entries)), base
 
@@ -90,7 +91,7 @@ def test_labels_decide_which_masks_are_empty(tmp_path, base_file):
 def test_shard_that_was_away_is_tried_again(tmp_path, base_file):
     shard = write(tmp_path / "a.tar", [sample(1), sample(2, without="mask.png") | {"mask.png": b"broken"}])
     entries = entries_of(tmp_path, shard)
-    targets = cache.Targets(entries, [(64, 64)] * 2, Data(workers=0), None, 16, 0)
+    targets = Samples(entries, [(64, 64)] * 2, Data(workers=0), None, 16, 0).targets()
 
     def problems(base: Plain) -> list[str]:
         files = cache.fill(targets, base, base_file, tmp_path / "cache", range(2), 0, 1)

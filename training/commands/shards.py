@@ -22,6 +22,9 @@ def main(words: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--subject", nargs="+", metavar="WORD", help="words for the person (default: common ones)")
     parser.add_argument("--people", action="store_true", help="each subfolder is one person: pictures of it are paired")
+    parser.add_argument(
+        "--any-picture", action="store_true", help="look for no noun and no face (for train spf-portrait)"
+    )
     parser.add_argument("--size", type=int, default=1000, help="photographs in a shard (default: 1000)")
     parser.add_argument("--max-side", type=int, default=2048, help="larger photographs are reduced (default: 2048)")
     parser.add_argument("--facexlib", type=Path, nargs="*", default=[], metavar="FOLDER", help="where its files lie")

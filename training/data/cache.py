@@ -1,8 +1,9 @@
 """Latents and text states, computed once: the frozen half of the work, which is most of it for small models.
 
 One file of records a shard, in the order of its samples, and a JSON of their places. The name is a digest of all that
-decides the content: the base model, the shard as it is, which of its samples, how each picture is cropped, and which
-labels are the face. A file in which a sample is missing because its shard could not be read is made anew next time.
+decides the content: the base model, the shard as it is, which of its samples, how each picture is cropped, and what
+the samples themselves name (`Cacheable.decides`). A file in which a sample is missing because its shard could not be
+read is made anew next time.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import torch
 from ..files import digest, whole, write_whole
 from .index import BROKEN_SHARD, PASSING, BadSample
 from .plan import Slot
-from .samples import Samples, loader
+from .samples import Cacheable, loader
 
 if TYPE_CHECKING:
-    from ..base import Base, Text
+    from ..base import Base
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +31,6 @@ FORMAT = 2
 
 Place = tuple[int, int, str]
 """Offset and size of a record, or the sample's problem."""
-
-
-class Targets(Samples):
-    """Samples without their reference faces, which are augmented anew each time and so never cached."""
-
-    def face(self, *_: object) -> torch.Tensor:
-        return torch.zeros(3, 1, 1)
 
 
 class Cache:
@@ -50,7 +44,7 @@ class Cache:
                 self.places[number] = (str(file), *place)
 
     def __call__(self, number: int) -> dict[str, torch.Tensor]:
-        """ "latents" [C, h, w], "rows" [77, D], "pooled" [P], "column" []. BadSample if there was something wrong with
+        """ "latents" [C, h, w] and what `Cacheable.states` gave. BadSample if there was something wrong with
         the sample, or if the file has gone."""
         from safetensors.torch import load
 
@@ -65,7 +59,7 @@ class Cache:
             raise BadSample(BROKEN_SHARD) from error
 
 
-def name_of(samples: Samples, numbers: Sequence[int], base_file: Path) -> str:
+def name_of(samples: Cacheable, numbers: Sequence[int], base_file: Path) -> str:
     """The cache's name for these samples of one shard."""
     first = samples.entries[numbers[0]]
     status = base_file.stat()
@@ -73,14 +67,13 @@ def name_of(samples: Samples, numbers: Sequence[int], base_file: Path) -> str:
         "base": [str(base_file), status.st_size, status.st_mtime_ns],
         "shard": [first.shard, *first.stamp],
         "samples": [[samples.entries[number].key, *samples.homes[number]] for number in numbers],
-        "labels": samples.data.face_labels,
         "format": FORMAT,
-    }
+    } | samples.decides()
     return digest(json.dumps(decides))
 
 
 def fill(
-    samples: Targets, base: Base, base_file: Path, folder: Path, numbers: Iterable[int], process: int, processes: int
+    samples: Cacheable, base: Base, base_file: Path, folder: Path, numbers: Iterable[int], process: int, processes: int
 ) -> dict[Path, list[int]]:
     """Compute what is not there yet of this process's shards; returns each shard's file and the samples in it.
 
@@ -112,7 +105,7 @@ def _complete(file: Path) -> bool:
     return bool(places) and file.is_file() and not any(problem in PASSING for *_, problem in places)
 
 
-def _write(samples: Targets, numbers: list[int], base: Base, file: Path, chunk: int = 16) -> None:
+def _write(samples: Cacheable, numbers: list[int], base: Base, file: Path, chunk: int = 16) -> None:
     from safetensors.torch import save
 
     file.with_suffix(".json").unlink(missing_ok=True)  # which would belong to another file for a moment
@@ -124,22 +117,13 @@ def _write(samples: Targets, numbers: list[int], base: Base, file: Path, chunk: 
             for sample, latent in zip(found, latents, strict=True):
                 problem, record = sample.problem, b""
                 try:
-                    text = None if problem else base.text(sample.caption, sample.subject, sample.occurrence)
-                    record = b"" if text is None else save(_record(latent, text))
+                    if not problem:
+                        record = save({"latents": latent.half().contiguous()} | dict(samples.states(base, sample)))
                 except BadSample as bad:
                     problem = str(bad)
                 places.append((stream.tell(), len(record), problem))
                 stream.write(record)
     write_whole(file.with_suffix(".json"), json.dumps(places).encode())
-
-
-def _record(latent: torch.Tensor, text: Text) -> dict[str, torch.Tensor]:
-    return {
-        "latents": latent.half().contiguous(),
-        "rows": text.rows.half().contiguous(),
-        "pooled": text.pooled.half(),
-        "column": torch.tensor(text.column),
-    }
 
 
 def _latents(found: list, base: Base) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from . import cache
 from .augment import Augmentation
 from .index import SMALL_PICTURE, Entry, expand, load
 from .plan import Plan, bucket_sizes
-from .samples import Samples
+from .samples import Cacheable, Samples
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Dataset:
     """plan numbers the samples; problems: what the index left out, by reason."""
 
-    samples: Samples
+    samples: Cacheable
     plan: Plan
     problems: Counter[str]
 
@@ -35,7 +35,7 @@ def read_index(config: Run) -> tuple[list[Entry], Counter[str]]:
 
     SystemExit with the table of reasons if over half are not usable.
     """
-    entries = [entry for shard in expand(config.data.shards) for entry in load(shard, config.cache)]
+    entries = [entry for shard in expand(config.data.shards) for entry in load(shard, config.cache, config.faces)]
     good, problems = [], Counter()
     for entry in entries:
         problem = entry.problem
@@ -65,10 +65,15 @@ def people_of(entries: Iterable[Entry]) -> list[Sequence[Entry]]:
 
 def open_dataset(config: Run, side: int, augmentation: Augmentation | None) -> Dataset:
     """Index and plan, without the cache of latents. side, augmentation: of the reference faces."""
+    entries, plan, problems = open_plan(config)
+    return Dataset(Samples(entries, plan.homes, config.data, augmentation, side, config.seed), plan, problems)
+
+
+def open_plan(config: Run) -> tuple[list[Entry], Plan, Counter[str]]:
+    """The usable samples, the plan that numbers them, and the others by reason."""
     entries, problems = read_index(config)
     sizes = bucket_sizes(config.data.resolution, config.data.bucket_step, config.data.max_aspect)
-    plan = Plan([(entry.width, entry.height) for entry in entries], sizes, config.batch, config.seed)
-    return Dataset(Samples(entries, plan.homes, config.data, augmentation, side, config.seed), plan, problems)
+    return entries, Plan([(entry.width, entry.height) for entry in entries], sizes, config.batch, config.seed), problems
 
 
 def with_cache(data: Dataset, config: Run, base: Base, accelerator: Accelerator) -> Dataset:
@@ -86,18 +91,13 @@ def with_part(data: Dataset, config: Run, base: Base, folder: Path, numbers: Ite
 
 
 def _fill(data: Dataset, config: Run, base: Base, *place: object) -> dict[Path, list[int]]:
-    old = data.samples
-    targets = cache.Targets(old.entries, old.homes, old.data, None, old.side, old.seed)
-    files = cache.fill(targets, base, Path(config.checkpoint).expanduser(), *place)
+    files = cache.fill(data.samples.targets(), base, Path(config.checkpoint).expanduser(), *place)
     base.make_room()
     return files
 
 
 def _with(data: Dataset, files: dict[Path, list[int]]) -> Dataset:
-    old = data.samples
-    ready = cache.Cache(files, len(old.entries))
-    samples = Samples(old.entries, old.homes, old.data, old.augmentation, old.side, old.seed, ready)
-    return replace(data, samples=samples)
+    return replace(data, samples=data.samples.cached(cache.Cache(files, len(data.samples.entries))))
 
 
 def skip_table(reasons: Counter[str]) -> str:

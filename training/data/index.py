@@ -28,6 +28,7 @@ TOKENS = 77
 """Columns that are kept of a caption: one chunk of CLIP's."""
 
 NO_PICTURE = "no picture"
+NO_CAPTION = "no caption"
 NO_DESCRIPTION = "no readable description (json)"
 NO_NOUN = "the caption lacks the noun: name it by train shards --subject WORD, or as subject in captions.jsonl"
 NO_MASK = "no face mask"
@@ -144,22 +145,23 @@ def _check_scheme(url: str) -> None:
         )
 
 
-def load(shard: str, cache: Path) -> list[Entry]:
+def load(shard: str, cache: Path, faces: bool = True) -> list[Entry]:
     """A shard's entries, from the index in `cache` where it is newer; remote shards are downloaded first.
 
-    A shard that cannot be read is one entry with that problem.
+    faces: whether a sample needs a noun, a face box and a mask; else a picture and a caption are enough. A shard that
+    cannot be read is one entry with that problem.
     """
     try:
         path = Path(download(shard, cache)) if is_remote(shard) else Path(shard)
         stamp = stamp_of(path.stat())
     except OSError:
         return [Entry(shard, "", {}, problem=BROKEN_SHARD)]
-    store = cache / "index" / f"{digest(str(path))}.json"
+    store = cache / "index" / f"{digest(str(path), *([] if faces else ['pictures']))}.json"
     if store.is_file():
         stored = json.loads(store.read_text(encoding="utf-8"))
         if stored.get("format") == FORMAT and tuple(stored["stamp"]) == stamp:
             return [Entry(**(each | {"stamp": stamp})) for each in stored["entries"]]
-    entries = scan(path, stamp)
+    entries = scan(path, stamp, faces)
     if not any(entry.problem in PASSING for entry in entries):
         content = {"format": FORMAT, "stamp": stamp, "entries": [asdict(each) for each in entries]}
         write_whole(store, json.dumps(content).encode())
@@ -180,7 +182,7 @@ def download(url: str, cache: Path) -> str:
     return str(path)
 
 
-def scan(path: Path, stamp: tuple[int, int]) -> list[Entry]:
+def scan(path: Path, stamp: tuple[int, int], faces: bool = True) -> list[Entry]:
     """Every sample of a local shard, checked as far as its headers go."""
     grouped: dict[str, dict[str, tuple[int, int]]] = {}
     broken = False
@@ -192,7 +194,7 @@ def scan(path: Path, stamp: tuple[int, int]) -> list[Entry]:
                     grouped.setdefault(key, {})[extension] = (member.offset_data, member.size)
     except (OSError, EOFError, ValueError, tarfile.TarError):
         broken = True
-    entries = [_checked(Entry(str(path), key, members, stamp=stamp)) for key, members in grouped.items()]
+    entries = [_checked(Entry(str(path), key, members, stamp=stamp), faces) for key, members in grouped.items()]
     return entries + [Entry(str(path), "", {}, problem=BROKEN_SHARD)] * broken
 
 
@@ -203,21 +205,42 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, extension.lower()
 
 
-def _checked(entry: Entry) -> Entry:
+def _checked(entry: Entry, faces: bool) -> Entry:
     try:
-        width, height, identity = _inspect(entry)
+        width, height, identity = _inspect(entry, faces)
     except BadSample as bad:
         return replace(entry, problem=str(bad))
     return replace(entry, width=width, height=height, identity=identity)
 
 
-def _inspect(entry: Entry) -> tuple[int, int, str]:
+def _inspect(entry: Entry, faces: bool) -> tuple[int, int, str]:
     from PIL import Image
 
     members = entry.members
-    if not any(name in members for name in PICTURES) and not ("png" in members and "mask.png" in members):
+    if not any(name in members for name in PICTURES) and not (
+        "png" in members and (not faces or "mask.png" in members)
+    ):
         raise BadSample(NO_PICTURE)
     described = entry.description()
+    if faces:
+        _check_words(described)
+        if "mask.png" not in members and "png" not in members:
+            raise BadSample(NO_MASK)
+    elif not _is_text(described.get("caption")) or not described["caption"].strip():
+        raise BadSample(NO_CAPTION)
+    try:
+        width, height = Image.open(io.BytesIO(entry.read(entry.picture))).size
+    except BadSample:
+        raise
+    except Exception:  # whatever Pillow's readers come upon
+        raise BadSample(BROKEN_PICTURE) from None
+    if faces and not is_box(described.get("face_box"), width, height):
+        raise BadSample(NO_BOX)
+    return width, height, str(described.get("identity", ""))
+
+
+def _check_words(described: dict) -> None:
+    """BadSample where the caption does not tell which one person it is about."""
     caption, subject = described.get("caption"), described.get("subject")
     if not _is_text(caption) or not _is_text(subject) or not has_word(caption, subject):
         raise BadSample(NO_NOUN)
@@ -226,17 +249,6 @@ def _inspect(entry: Entry) -> tuple[int, int, str]:
         raise BadSample(BAD_OCCURRENCE)
     if described.get("faces", 1) != 1:
         raise BadSample(TWO_FACES)
-    if "mask.png" not in members and "png" not in members:
-        raise BadSample(NO_MASK)
-    try:
-        width, height = Image.open(io.BytesIO(entry.read(entry.picture))).size
-    except BadSample:
-        raise
-    except Exception:  # whatever Pillow's readers come upon
-        raise BadSample(BROKEN_PICTURE) from None
-    if not is_box(described.get("face_box"), width, height):
-        raise BadSample(NO_BOX)
-    return width, height, str(described.get("identity", ""))
 
 
 def _is_text(value: object) -> bool:

@@ -21,6 +21,7 @@ from ...models.faces.detector import AUTO, Backend, choose_backend, find_faces
 from ...models.faces.face import DetectedFace
 from ...models.faces.file import open_picture
 from ...models.faces.mask import face_oval, near_face
+from ...sampling.phrases import marked
 from ...sampling.words import SUBJECTS, find_noun, has_word
 from ..files import whole, write_whole
 from .folder import FOREIGN, NO_CAPTION, LeftOut, Photo, list_photos
@@ -45,7 +46,8 @@ LEFT_OUT = "left-out.tsv"
 
 @dataclass(frozen=True)
 class Options:
-    """people: the photograph's folder says who it is. size: photographs a shard. max_side: pixels."""
+    """people: the photograph's folder says who it is. size: photographs a shard. max_side: pixels. faces: whether a
+    noun and one face are looked for; else any picture with a caption will do."""
 
     photos: Path
     out: Path
@@ -55,12 +57,15 @@ class Options:
     max_side: int = 2048
     facexlib: tuple[Path, ...] = ()
     workers: int = 4
+    faces: bool = True
 
 
 def options_of(given: argparse.Namespace) -> Options:
     subjects = tuple(given.subject or SUBJECTS)
-    facexlib = tuple(given.facexlib)
-    return Options(given.photos, given.out, subjects, given.people, given.size, given.max_side, facexlib, given.workers)
+    return Options(
+        given.photos, given.out, subjects, given.people, given.size, given.max_side, tuple(given.facexlib),
+        given.workers, not given.any_picture,
+    )  # fmt: skip
 
 
 def made_before(out: Path) -> tuple[set[str], int]:
@@ -100,7 +105,7 @@ def make_shards(options: Options) -> Made:
     photos = list_photos(options.photos, options.people, left)
     before, number = made_before(options.out)
     new = [photo for photo in photos if photo.name not in before]
-    backend = choose_backend(AUTO, options.facexlib)
+    backend = choose_backend(AUTO, options.facexlib) if options.faces else None
     made = kept = 0
     with ThreadPoolExecutor(max(1, options.workers)) as pool:  # torch and Pillow work outside Python's lock
         for start in range(0, len(new), options.size):
@@ -113,13 +118,15 @@ def make_shards(options: Options) -> Made:
     return Made(made, kept, len(photos) - len(new), left)
 
 
-def _bounded_map(pool: ThreadPoolExecutor, photos: Sequence[Photo], options: Options, backend: Backend) -> Iterator:
+def _bounded_map(
+    pool: ThreadPoolExecutor, photos: Sequence[Photo], options: Options, backend: Backend | None
+) -> Iterator:
     """Samples in order, no more than a few dozen of them in memory."""
     for start in range(0, len(photos), 32):
         yield from pool.map(lambda photo: attempt(photo, options, backend), photos[start : start + 32])
 
 
-def attempt(photo: Photo, options: Options, backend: Backend) -> dict | str:
+def attempt(photo: Photo, options: Options, backend: Backend | None) -> dict | str:
     """A sample's files by extension, or why there is none."""
     try:
         return sample_of(photo, options, backend)
@@ -147,12 +154,14 @@ def write_shard(path: Path, photos: Sequence[Photo], samples: Iterable[dict | st
     return names
 
 
-def sample_of(photo: Photo, options: Options, backend: Backend) -> dict:
+def sample_of(photo: Photo, options: Options, backend: Backend | None) -> dict:
     """The files of one photograph's sample. BadSample for one that cannot be used."""
     if photo.problem:
         raise BadSample(photo.problem)
     if photo.caption is None:
         raise BadSample(NO_CAPTION)
+    if not options.faces:
+        return _any_picture(photo, options)
     subject = photo.subject or find_noun(photo.caption, options.subjects)
     if subject is None or not has_word(photo.caption, subject):
         raise BadSample(NO_NOUN)
@@ -162,12 +171,18 @@ def sample_of(photo: Photo, options: Options, backend: Backend) -> dict:
     described = {
         "caption": photo.caption, "subject": subject, "faces": 1, "face_box": [round(value, 1) for value in face.box],
     } | ({"identity": photo.identity} if photo.identity else {})  # fmt: skip
-    picture = (pixels * 255).round().byte().movedim(0, -1).numpy()
     return {
-        "jpg": _encoded(picture, "JPEG", quality=95, subsampling=0),
+        "jpg": _jpeg(pixels),
         "mask.png": _encoded((mask * 255).round().byte().numpy(), "PNG"),
         "json": json.dumps(described).encode(),
     }
+
+
+def _any_picture(photo: Photo, options: Options) -> dict:
+    """A picture and its caption; of [[words]] in double brackets the target."""
+    caption, target = marked(photo.caption)
+    described = {"caption": caption} | ({"target": target} if target else {})
+    return {"jpg": _jpeg(open_photo(photo.path, options.max_side)), "json": json.dumps(described).encode()}
 
 
 def open_photo(path: Path, max_side: int) -> torch.Tensor:
@@ -212,6 +227,11 @@ def face_mask(picture: torch.Tensor, face: DetectedFace, backend: Backend) -> to
     else:
         mask = near_face(backend.parser.parse(crop), inside)
     return paste(mask, (x0, y0, x1, y1), height, width)
+
+
+def _jpeg(pixels: torch.Tensor) -> bytes:
+    picture = (pixels * 255).round().byte().movedim(0, -1).numpy()
+    return _encoded(picture, "JPEG", quality=95, subsampling=0)
 
 
 def _encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +19,19 @@ from .augment import Augmentation, augment, moved_box, over_noise
 from .index import BROKEN_MASK, BROKEN_PICTURE, EMPTY_MASK, BadSample, Entry, is_box
 from .plan import Plan, Slot
 
+if TYPE_CHECKING:
+    from ..base import Base
+
 SHRINK = 8
 """Pixels of the picture for one of the latent."""
 REFERENCE_ROOM = 2.0
 """Side of the crop that is augmented, in sides of the face box, as Face Reference crops at inference."""
 ENOUGH = 1.5
 """Pixels of an augmented crop for one that the tower sees: more of them only cost time."""
+
+
+Ready = Callable[[int], Mapping[str, torch.Tensor]]
+"""What the cache holds of a sample, by its number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +52,31 @@ class Sample:
     ready: Mapping[str, torch.Tensor] | None = None
 
 
+class Cacheable(Protocol):
+    """Samples of an index by slot whose frozen half can be computed once (cache.py)."""
+
+    entries: Sequence[Entry]
+    homes: Sequence[tuple[int, int]]
+    data: Data
+
+    def __getitem__(self, slot: Slot) -> Sample:
+        """A sample, or its placeholder with the reason."""
+
+    def targets(self) -> Cacheable:
+        """The same with what is cached alone, from the shards."""
+
+    def cached(self, ready: Ready) -> Cacheable:
+        """The same with that from the cache."""
+
+    def states(self, base: Base, sample: Sample) -> Mapping[str, torch.Tensor]:
+        """The text states of a sample. BadSample where there are none."""
+
+    def decides(self) -> Mapping[str, object]:
+        """Settings that the cached content hangs on, as plain values."""
+
+
 class Samples(torch.utils.data.Dataset):
-    """The samples of an index by slot; read in the workers of a DataLoader."""
+    """The samples of an index by slot, with faces; read in the workers of a DataLoader."""
 
     def __init__(
         self,
@@ -55,7 +86,7 @@ class Samples(torch.utils.data.Dataset):
         augmentation: Augmentation | None,
         side: int,
         seed: int,
-        ready: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+        ready: Ready | None = None,
     ) -> None:
         """homes: each entry's bucket. side: of the tower's picture. ready: what the cache holds of an entry; the
         picture itself is then not needed."""
@@ -71,6 +102,21 @@ class Samples(torch.utils.data.Dataset):
             return self._load(slot)
         except BadSample as bad:
             return self.empty(slot, str(bad))
+
+    def targets(self) -> Samples:
+        """Without reference faces, which are augmented anew each time and so never cached."""
+        return _Targets(self.entries, self.homes, self.data, None, self.side, self.seed)
+
+    def cached(self, ready: Ready) -> Samples:
+        return Samples(self.entries, self.homes, self.data, self.augmentation, self.side, self.seed, ready)
+
+    def states(self, base: Base, sample: Sample) -> dict[str, torch.Tensor]:
+        text = base.text(sample.caption, sample.subject, sample.occurrence)
+        column = torch.tensor(text.column)
+        return {"rows": text.rows.half().contiguous(), "pooled": text.pooled.half(), "column": column}
+
+    def decides(self) -> dict[str, object]:
+        return {"labels": self.data.face_labels}
 
     def empty(self, slot: Slot, problem: str) -> Sample:
         """The placeholder of a bad sample."""
@@ -139,6 +185,11 @@ class Samples(torch.utils.data.Dataset):
         noisy = chance > 0 and float(torch.rand((), generator=random)) < chance
         mask = self.face_pixels(shown) if noisy else None
         return seen_face(picture, tuple(box), self.side, self.augmentation, random, mask)
+
+
+class _Targets(Samples):
+    def face(self, *_: object) -> torch.Tensor:
+        return torch.zeros(3, 1, 1)
 
 
 def seen_face(

@@ -37,6 +37,9 @@ class PivotTask:
         self.data = data or open_data(config)
         self.model = make_encoder(config, base.text_width).to(base.device)
 
+    def begin(self, stage: int) -> None:
+        """There is one stage."""
+
     def gather(self, samples: Sequence[Sample]) -> Inputs:
         return gather(samples, self.base)
 
