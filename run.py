@@ -25,6 +25,7 @@ COMMANDS = {
         "matrix": "lab.bench.matrix",
         "overhead": "lab.bench.overhead",
         "soak": "lab.bench.soak",
+        "spf": "lab.bench.spf",
         "sweeps": "lab.bench.sweeps",
     },
     "train": {
@@ -36,6 +37,7 @@ COMMANDS = {
         "tower": "training.commands.tower",
     },
     "make": {
+        "attribute-measures": "lab.make.attribute_measures",
         "attribute-pictures": "lab.make.attribute_pictures",
         "base": "lab.make.base",
         "embedder": "lab.make.embedder",

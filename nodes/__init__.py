@@ -33,6 +33,7 @@ def extension():
     from .best_of_batch import BestOfBatch
     from .face_mask_from_attention import FaceMaskFromAttention
     from .face_reference import FaceReferenceNode
+    from .fine_control_map import FineControlMap
     from .identity_score import IdentityScore
     from .load_identity import LoadIdentity
     from .pivot_conditioning import PivotConditioning
@@ -56,6 +57,7 @@ def extension():
                 RBGuidanceKSampler,
                 IdentityScore,
                 BestOfBatch,
+                FineControlMap,
             ]
 
     return OmniPortraitExtension()

@@ -21,6 +21,7 @@ from ..guidance.omniportrait.settings import (
 )
 from ..guidance.reference_attention.settings import Levels, Where
 from ..guidance.reference_attention.settings import Settings as AttentionSettings
+from ..guidance.spf_portrait.settings import ControlMap, Distance, Reading
 from ..models.faces.build import MASK_SOURCES, MAX_CROP_FACTOR, NO_FACE_POLICIES
 from ..models.faces.detector import DETECTORS, ORDERS
 from ..models.faces.likeness import CHOICES
@@ -30,6 +31,7 @@ from .files import names_in
 
 DEFAULT = Settings()
 SEEN = AttentionSettings()
+CONTROL = ControlMap()
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 
 
@@ -266,6 +268,42 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
         Parameter("sigma", "FLOAT", 0.0, 0.0, 1000.0, 0.001, advanced=True,
             meaning="Look at exactly this sigma instead of at percent. 0 uses percent."),
     ),
+    "OmniPortraitFineControlMap": (
+        replace(MODEL, meaning="The original: a Stable Diffusion 1.x, 2.x or SDXL model. It reads the base text."),
+        Parameter("clip", "CLIP", meaning="The CLIP of the checkpoint."),
+        Parameter("base_text", "STRING", "a woman in a red coat in a park", more={"multiline": True},
+            meaning="What the picture shows without the attribute. Brackets are plain characters here."),
+        Parameter("target_text", "STRING", "wearing a hat",
+            meaning="The attribute. It is put behind the base text, after a comma."),
+        Parameter("latent", "LATENT",
+            meaning="The picture to look at: a finished one (VAE Encode takes photographs) or an unfinished one."),
+        replace(SEED, meaning="Seed of the noise that is added before the models look."),
+        Parameter("percent", "FLOAT", 0.6, 0.0, 1.0, 0.01,
+            meaning="How far into sampling to look: 0 is pure noise, 1 the finished picture. 0.3 to 0.9 find the "
+            "attribute about equally well; take 0.1 for an empty latent."),
+        Parameter("looks", "INT", 3, 1, 8,
+            meaning="Noise levels around percent of which the mean is taken. Each costs one call of both models."),
+        Parameter("gain", "FLOAT", CONTROL.gain, 0.5, 10.0, 0.1, equation="gain in Eq. 9",
+            meaning="Factor of what is left after the subtraction. Higher fills the attribute, and lets in more of its "
+            "surroundings."),
+        Parameter("subtract", "FLOAT", CONTROL.subtract, 0.0, 2.0, 0.05, equation="D_p in Eq. 8",
+            meaning="How much of the base text's phrases is taken away. 0 is the bare noise difference."),
+        Parameter("tuned_model", "MODEL", optional=True,
+            meaning="The same checkpoint through Load LoRA. It reads the base text with the target. Without it the map "
+            "shows what the original itself does with the target."),
+        Parameter("image", "IMAGE", optional=True, meaning="What the overlay is drawn on; without it, black."),
+        Parameter("blur", "INT", CONTROL.blur, 1, 15, 2, advanced=True, equation="blur in Eq. 7",
+            meaning="Side of the mean filter over the noise difference, in latent cells of 8 pixels. Odd."),
+        Parameter("distance", "COMBO", CONTROL.distance, options=get_args(Distance), advanced=True,
+            equation="D_p in Eq. 8",
+            meaning="How far a phrase is from the target. states: by the text encoder. constant: 0.5 for each, for "
+            "small text encoders, which know too few words."),
+        Parameter("reading", "COMBO", CONTROL.reading, options=get_args(Reading), advanced=True,
+            meaning="measured: a phrase's share of the attention as it is, and the gain. literal: each phrase's map "
+            "stretched to 0..1 and no gain, as the figure seems to say; it can take everything away."),
+        Parameter("phrases", "STRING", "", advanced=True, more={"multiline": True},
+            meaning="Phrases of the base text, one a line, each as it stands there. Empty: they are found."),
+    ),
     "OmniPortraitIdentityScore": (
         Parameter("image", "IMAGE", meaning="The pictures to judge, one or a batch."),
         REFERENCE_FACE,
@@ -345,6 +383,12 @@ OUTPUTS: dict[str, tuple[Output, ...]] = {
     "OmniPortraitFaceMaskFromAttention": (
         Output("mask", "MASK", "The face, at the picture's size: the map cut at the mask threshold."),
         Output("heat_map", "IMAGE", "The refined map of Eq. 6, bright where the model looks."),
+    ),
+    "OmniPortraitFineControlMap": (
+        Output("mask", "MASK", "The control map S at the picture's size: soft, 1 where the target changes it."),
+        Output("overlay", "IMAGE", "The map over the image, bright where it is high."),
+        Output("parts", "IMAGE", "What the map is made of, side by side: the noise difference, each phrase's map with "
+            "its distance from the target, and the result."),
     ),
     "OmniPortraitIdentityScore": (
         Output("score", "FLOAT", "Distance (lower is nearer) or cosine (higher is nearer) of each picture. Without a "

@@ -28,12 +28,13 @@ TOKENS = 77
 @dataclass(frozen=True)
 class Columns:
     """Where the parts of a complete text stand. base: how many columns the base text has, from 1 on. end: of the end
-    token. target: the target's. phrases: of those base phrases that were found."""
+    token. target: the target's. phrases: of those phrases of the base text that were found; names: their words."""
 
     base: int
     end: int
     target: Span
     phrases: tuple[Span, ...]
+    names: tuple[str, ...]
 
 
 def base_text(caption: str, target: str) -> str:
@@ -83,9 +84,9 @@ def columns_of(clip: object, base: str, target: str, phrases: Sequence[str]) -> 
             "the base text."
         )
     count = short.ends[0] - 1
-    found = (_place(short, part) for part in parts)
+    found = {name: span for name, part in zip(phrases, parts, strict=True) if (span := _place(short, part))}
     comma = count + 1
-    return Columns(count, long.ends[0], (comma + 1, long.ends[0]), tuple(span for span in found if span))
+    return Columns(count, long.ends[0], (comma + 1, long.ends[0]), tuple(found.values()), tuple(found))
 
 
 def _place(text: Layout, part: Layout) -> Span | None:

@@ -194,11 +194,17 @@ class Base:
     ) -> Look:
         """eps_theta(z_t, t, C) and the attention of some layers, differentiable in the text and in what is attached.
         Arguments as of `predict`."""
-        unet = self.unet()
         latents, noise = latents.to(self.device), noise.to(self.device)
         sigma = self.sigma(timesteps)
         x = self.net.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise.clone(), latents)
-        height, width = (LATENT_SCALE * side for side in latents.shape[-2:])
+        return self.look_at(x, sigma, rows, vectors, sites)
+
+    def look_at(
+        self, x: torch.Tensor, sigma: torch.Tensor, rows: torch.Tensor, vectors: torch.Tensor, sites: AttentionSites
+    ) -> Look:
+        """The same of what a sampler has: x [B, C, h, w] noisy at sigma [B]."""
+        unet = self.unet()
+        height, width = (LATENT_SCALE * side for side in x.shape[-2:])
         given = {"pooled_output": vectors.to(self.device)} if vectors.shape[-1] else {}
         conditions = self.net.extra_conds(
             noise=x, device=self.device, cross_attn=rows.to(self.device), width=width, height=height, **given

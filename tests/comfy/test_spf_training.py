@@ -21,7 +21,6 @@ from omniportrait.training.data.dataset import with_cache
 from omniportrait.training.data.index import NO_CAPTION
 from omniportrait.training.data.plan import Slot
 from omniportrait.training.spf_portrait import lora_file
-from omniportrait.training.spf_portrait.adapters import Adapters
 from omniportrait.training.spf_portrait.config import Config, read
 from omniportrait.training.spf_portrait.pictures import LATE_TARGET, NO_TARGET, NOTHING_LEFT
 from omniportrait.training.spf_portrait.step import COMPLETE, NOTHING, draw
@@ -156,8 +155,8 @@ def test_balance_gives_each_terms_gradient_its_share(task):
     parts = made.model(inputs, replace(chance, path=torch.full_like(chance.path, COMPLETE), timesteps=times))
 
     def length(name: str) -> float:
-        found = torch.autograd.grad(parts[name][0], weights, retain_graph=True)
-        return float(sum(each.square().sum() for each in found).sqrt())
+        found = torch.autograd.grad(parts[name][0], weights, retain_graph=True, allow_unused=True)
+        return float(sum(each.square().sum() for each in found if each is not None).sqrt())
 
     assert float(text) * length("text") == pytest.approx(2.0 * length("denoising"), rel=1e-2)
     assert float(fine) * length("fine") == pytest.approx(0.5 * length("denoising"), rel=1e-2)
@@ -254,50 +253,6 @@ def test_metadata_are_what_browsers_read(reference):
     assert {key.split(".", 1)[1] for key in keys} == {"lora_down.weight", "lora_up.weight", "alpha"}
 
 
-@pytest.mark.parametrize(
-    ("family", "key"),
-    [
-        ("sd15", "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_out_0"),
-        ("sdxl", "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_q"),
-    ],
-)
-def test_keys_are_those_that_others_write(family, key):
-    model = getattr(small, family)()
-    adapters = Adapters(model.model.diffusion_model, "lora", 2, 2.0, 0)
-    keys = lora_file.keys_of(model, adapters.names)
-    assert key in keys.values() and len(set(keys.values())) == len(adapters.names)
-    lora_file.check(model, lora_file.content(adapters, keys), adapters.names)
-
-
-def test_a_key_that_would_patch_another_layer_is_not_written(base, monkeypatch):
-    """ComfyUI's diffusers names are wrong for the embedded model, whose levels are not equally deep."""
-    model = base.model.clone()
-    monkeypatch.setattr(type(model.model.model_config), "__name__", "SD15")
-    with pytest.raises(ValueError, match="ComfyUI would load lora_unet_.* instead of .*attn2"):
-        lora_file.keys_of(model, Adapters(model.model.diffusion_model, "lora", 2, 2.0, 0).names)
-
-
-def test_joined_file_is_the_sum():
-    random = torch.Generator().manual_seed(0)
-
-    def lora(rank: int, alpha: float | None, name: str) -> dict[str, torch.Tensor]:
-        up, down = torch.randn(5, rank, generator=random).half(), torch.randn(rank, 4, generator=random).half()
-        state = {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
-        return state if alpha is None else state | {f"{name}.alpha": torch.tensor(alpha)}
-
-    def product(state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-        up, down = (state[f"{name}.lora_{which}.weight"].float() for which in ("up", "down"))
-        return up @ down * float(state.get(f"{name}.alpha", torch.tensor(float(len(down))))) / len(down)
-
-    first, second = lora(2, 4.0, "a") | lora(2, None, "b"), lora(3, 3.0, "a") | lora(1, 1.0, "c")
-    both = lora_file.joined(first, second)
-    torch.testing.assert_close(product(both, "a"), product(first, "a") + product(second, "a"), rtol=1e-2, atol=2e-2)
-    for name, state in (("b", first), ("c", second)):
-        assert torch.equal(product(both, name), product(state, name))
-    with pytest.raises(ValueError, match="different kinds"):
-        lora_file.joined({"a.diff": torch.zeros(5, 4)}, lora(2, 2.0, "a"))
-
-
 def test_second_attribute_begins_from_the_first(reference, world, hats, tmp_path):
     """The original of the second run is the model with the first LoRA, and the joined file is both."""
     config = config_of(
@@ -348,7 +303,7 @@ def test_bad_samples_are_left_out_and_counted_by_reason(world, hats, base, tmp_p
         3: {"caption": " "},
     }
     bad = told_otherwise(hats, tmp_path / "bad", changes)
-    with pytest.raises(SystemExit, match=r"50% of the samples were bad|67% of the samples were bad") as stopped:
+    with pytest.raises(SystemExit, match="of the samples were bad") as stopped:
         trained(config_of(world, bad, tmp_path / "run"), base)
     reasons = Counter(line.strip().split("  ", 1)[1] for line in str(stopped.value).splitlines()[2:])
     assert reasons == Counter([NO_TARGET, NOTHING_LEFT, LATE_TARGET, NO_CAPTION])

@@ -16,6 +16,7 @@ NODES = {
     "OmniPortraitRBGuidanceKSampler": "RB-Guidance KSampler",
     "OmniPortraitIdentityScore": "Identity Score",
     "OmniPortraitBestOfBatch": "Best of Batch",
+    "OmniPortraitFineControlMap": "Fine Control Map (SFCM)",
 }
 
 

@@ -61,6 +61,7 @@ def control_maps(base: Base, model: DualPath, inputs: Inputs, config: Config) ->
     return noise.cpu(), taken.cpu(), kept.cpu()
 
 
+@torch.no_grad()
 def sampled(base: Base, patcher: object, text: Text, latents: torch.Tensor, steps: int) -> torch.Tensor:
     """Pictures [B, 3, H, W] in 0..1 of the texts as KSampler makes them, each with a seed of its own."""
     import comfy.sample

@@ -1,0 +1,46 @@
+"""Two attributes, one after the other: what of the first is left, and is the original still there?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...training.spf_portrait.task import JOINED
+from ..world.attributes import ATTRIBUTES
+from .campaign import markdown
+from .spf_page import over_prompts
+from .spf_pictures import Customised
+from .spf_runs import OURS, ROWS, Place, trained
+
+FIRST, SECOND = "hat", "glasses"
+
+Numbers = Callable[[str, Customised, str, int, str], list[dict]]
+"""Of a name, a model, an attribute, a training's seed and the target's words: rows of measured pictures."""
+
+
+def sequence_lines(place: Place, numbers: Numbers) -> list[str]:
+    """Lines of Markdown: the forgetting matrix. The segmenter has one class for whatever is worn, so in a text that
+    names both attributes either will do."""
+    row = ROWS[OURS]
+    first, alone = (trained(place.config(row, attribute, 0)) for attribute in (FIRST, SECOND))
+    after = trained(place.config(row, SECOND, 0, start=first))
+    models = {
+        f"after {FIRST}": Customised(((first, 1.0),)),
+        f"after {FIRST}, then {SECOND}": Customised(((after.with_name(JOINED), 1.0),)),
+        "both trained alone, stacked": Customised(((first, 1.0), (alone, 1.0))),
+    }
+    one, other = ATTRIBUTES[FIRST].phrase, ATTRIBUTES[SECOND].phrase
+    texts = {FIRST: one, SECOND: other, "both": f"{one}, {other}"}
+    lines = [["", *(f"{name}: response, LPIPS outside" for name in texts), "none: false response, LPIPS"]]
+    for name, model in models.items():
+        cells, none = [], ""
+        for text, phrase in texts.items():
+            rows = numbers(f"{name}: {text}", model, FIRST, 0, phrase)
+            cells.append(f"{_told(rows, 'shown', 'complete')}%, {_told(rows, 'outside', 'complete', 1)}")
+            none = f"{_told(rows, 'shown', 'base')}%, {_told(rows, 'whole', 'base', 1)}"
+        lines.append([name, *cells, none])
+    return ["## Two attributes in a row", "", markdown(lines), ""]
+
+
+def _told(rows: list[dict], column: str, text: str, factor: float = 100) -> str:
+    value = over_prompts(rows, column, text)
+    return "–" if value is None else f"{value.mean * factor:.{0 if factor == 100 else 3}f}"

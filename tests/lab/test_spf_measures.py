@@ -1,0 +1,121 @@
+"""What `bench spf` measures by, against sums by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from omniportrait.lab.bench.spf_page import over_prompts, paired
+from omniportrait.lab.bench.spf_pictures import Case
+from omniportrait.lab.bench.spf_runs import NAIVE, OURS, ROWS, STRENGTHS, TABLE, with_words
+from omniportrait.lab.learning.text import tokenize
+from omniportrait.lab.measures.segments import (
+    WORN,
+    Segmenter,
+    elsewhere,
+    frechet,
+    overlap,
+    perceived_distance,
+    worn_share,
+)
+from omniportrait.training.spf_portrait.config import Config
+from omniportrait.training.spf_portrait.latent_towers import LatentTowers, are_latent_towers
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter().requires_grad_(False).eval()
+
+
+def test_frechet_distance_of_known_sets():
+    """Of independent numbers with means m and deviations s: sum (m - m')^2 + (s - s')^2."""
+    random = torch.Generator().manual_seed(0)
+    plain = torch.randn(200_000, 3, generator=random, dtype=torch.float64)
+    one, other = plain * torch.tensor([1.0, 2.0, 0.5]), plain.flip(0) * torch.tensor([2.0, 2.0, 1.0]) + 3
+    assert frechet(one, other) == pytest.approx(27 + 1 + 0.25, rel=0.02)
+    assert frechet(one, one) == pytest.approx(0, abs=1e-6)
+
+
+def test_overlap_leaves_the_attribute_and_its_surroundings_out():
+    one = torch.zeros(1, 8, 8, dtype=torch.long)
+    one[0, 4:] = 1
+    other = one.clone()
+    other[0, 4:, :2] = 4
+    everywhere = torch.ones(1, 8, 8, dtype=torch.bool)
+    # background 32 of 32; skin 24 of 32; clothes 0 of 8
+    assert float(overlap(one, other, everywhere)) == pytest.approx((1 + 24 / 32 + 0) / 3)
+    one[0, 7, 7] = WORN
+    kept = elsewhere(one)
+    assert kept.sum() == 64 - 9 and not kept[0, 5:, 5:].any() and float(worn_share(one)) == 1 / 64
+
+
+def test_perceived_distance_counts_where_it_is_asked(segmenter):
+    random = torch.Generator().manual_seed(0)
+    one = torch.rand(1, 3, 128, 128, generator=random)
+    other = one.clone()
+    other[..., 64:] = torch.rand(1, 3, 128, 64, generator=random)
+    left = torch.zeros(1, 64, 64, dtype=torch.bool)
+    left[..., :16] = True
+    assert float(perceived_distance(segmenter, one, one)) == 0
+    assert float(perceived_distance(segmenter, one, other, left)) < 0.05 * float(
+        perceived_distance(segmenter, one, other)
+    )
+
+
+def test_measures_come_back_from_their_files(segmenter, tmp_path):
+    segmenter.save(tmp_path / "segmenter.safetensors", {"recipe": "none"})
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    again = Segmenter.load(tmp_path / "segmenter.safetensors")
+    torch.testing.assert_close(again(picture), segmenter(picture), rtol=0.05, atol=0.05)
+    torch.manual_seed(0)
+    towers = LatentTowers(["red", "wearing a hat"])
+    towers.save(tmp_path / "towers.safetensors", {})
+    assert are_latent_towers(tmp_path / "towers.safetensors")
+    assert not are_latent_towers(tmp_path / "segmenter.safetensors")
+    found = LatentTowers.load(tmp_path / "towers.safetensors")
+    assert found.text("a man, Wearing a Hat").shape == (64,)
+    with pytest.raises(ValueError, match="know no word of"):
+        found.text("a scarf")
+
+
+def test_means_and_differences_are_over_prompts():
+    def row(prompt: int, seed: int, value: float | None, text: str = "complete") -> dict:
+        return {"prompt": prompt, "seed": seed, "text": text, "id": value}
+
+    one = [row(0, 0, 1.0), row(0, 1, 3.0), row(1, 0, 6.0), row(2, 0, None), row(1, 0, 99.0, "base")]
+    other = [row(0, 0, 1.0), row(1, 0, 2.0), row(2, 0, 5.0)]
+    assert over_prompts(one, "id", "complete").mean == 4.0
+    assert paired(one, other, "id", "complete").mean == pytest.approx((1 + 4) / 2)
+    assert over_prompts(one, "id", "nothing") is None
+
+
+def test_cases_go_through_prompts_and_subjects():
+    found = [Case(number) for number in range(60)]
+    assert len({case.base for case in found}) == 60 and found[31].words["subject"] == "man"
+    assert found[31].base.startswith(("a ", "an ")) and " man " in found[31].base
+
+
+def test_rows_name_settings_that_there_are():
+    assert {NAIVE, OURS} <= set(ROWS) and len(STRENGTHS) == 5
+    known = set(Config.__dataclass_fields__)
+    for row in ROWS.values():
+        assert {name.split(".")[0] for name in row.changes} <= known, row.name
+
+
+def test_words_that_were_never_seen_are_told_apart(tmp_path):
+    random = torch.Generator().manual_seed(0)
+    table = torch.randn(49408, 8, generator=random)
+    hat, park = (int(tokenize([word])[0, 1]) for word in ("hat", "park"))
+    unseen = torch.ones(49408, dtype=torch.bool)
+    unseen[[park, 49406, 49407]] = False
+    table[unseen] = table[~unseen].mean(0)
+    save_file({TABLE: table.half()}, tmp_path / "base.safetensors")
+    with_words(tmp_path / "base.safetensors", tmp_path / "words.safetensors")
+    found = load_file(tmp_path / "words.safetensors")[TABLE].float()
+    changed = (found != table.half().float()).any(1).nonzero().flatten().tolist()
+    glasses, face = (int(tokenize([word])[0, 1]) for word in ("glasses", "face"))
+    assert {hat, glasses, face} <= set(changed) and park not in changed and len(changed) < 15
+    assert not torch.equal(found[hat], found[glasses]) and math.isfinite(float(found.sum()))
