@@ -1,6 +1,6 @@
 """SPF-Portrait against its rivals: does a LoRA add an attribute, and what else does it change?
 
-    python run.py bench spf                               # all rows, hat, 100 prompts: hours; docs/results/spf.md
+    python run.py bench spf                               # all rows, hat, 100 prompts: hours
     python run.py bench spf --rows ours "LoRA, rank 8"    # some of them
     python run.py bench spf --attributes hat glasses "face paint" --seeds 2
     python run.py bench spf --part 1/2                    # every second row, in one of two processes; no page
