@@ -44,10 +44,15 @@ Weights = dict[str, torch.Tensor]
 
 @lru_cache(maxsize=1)
 def load_weights() -> Weights:
-    """The three networks' tensors, `<net>.<layer>.{weight,bias,slope}`."""
+    """The three networks' tensors, `<net>.<layer>.{weight,bias,slope}`.
+
+    R-Net and O-Net run on small patches, where the CPU takes a third of the time with channels last.
+    """
     from safetensors.torch import load_file
 
-    return load_file(str(WEIGHTS))
+    weights = load_file(str(WEIGHTS))
+    patches = {name for name, value in weights.items() if value.ndim == 4 and not name.startswith("pnet.")}
+    return weights | {name: weights[name].contiguous(memory_format=torch.channels_last) for name in patches}
 
 
 class BuiltInDetector:
@@ -173,7 +178,8 @@ def _patches(picture: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Ten
     whole = boxes.clamp(-reach, 2 * reach).round().int()
     whole[:, 2:] = torch.maximum(whole[:, 2:], whole[:, :2] + 1)
     patches = (take(picture, tuple(box))[None] for box in whole.tolist())
-    return torch.cat([F.interpolate(patch, (side, side), mode="area") for patch in patches])
+    small = torch.cat([F.interpolate(patch, (side, side), mode="area") for patch in patches])
+    return small.contiguous(memory_format=torch.channels_last)
 
 
 def moved(boxes: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
