@@ -15,7 +15,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +61,28 @@ def head() -> Image.Image:
     return Image.fromarray(data.astronaut()).crop((124, 20, 324, 220))
 
 
-def portrait(seed: int = 0, side: int = 640, face: int = 260) -> Image.Image:
-    picture = background(seed, side, side)
+SCENES = ("coffee.png", "rocket.jpg", "motorcycle_left.png", "brick.png", "gravel.png", "grass.png")
+"""Photographs without people that skimage carries."""
+
+
+@cache
+def photograph(name: str) -> Image.Image:
+    import skimage
+
+    return Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")
+
+
+def scene(seed: int, width: int = 640, height: int = 640) -> Image.Image:
+    """A part of a photograph without people: texture, in which a detector sees much that is none."""
+    draw = np.random.default_rng(seed)
+    whole = photograph(SCENES[seed % len(SCENES)])
+    side = int(draw.integers(200, 380))
+    left, top = (int(draw.integers(0, each - side + 1)) for each in whole.size)
+    return whole.crop((left, top, left + side, top + side)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def portrait(seed: int = 0, side: int = 640, face: int = 260, behind=background) -> Image.Image:
+    picture = behind(seed, side, side)
     picture.paste(head().resize((face, face), Image.Resampling.BICUBIC), ((side - face) // 2 + seed % 7, side // 4))
     return picture
 
@@ -74,8 +94,10 @@ def jpeg(picture: Image.Image, **options) -> bytes:
 
 
 @cache
-def served(seed: int) -> bytes:
-    return jpeg(portrait(seed))
+def served(kind: str, seed: int) -> bytes:
+    """A portrait, a scene, or a person in a scene."""
+    made = {"portrait": portrait, "scene": scene, "person": partial(portrait, behind=scene)}
+    return jpeg(made[kind](seed))
 
 
 def two_faces() -> Image.Image:
@@ -157,7 +179,7 @@ class Web:
 
     async def _start(self) -> None:
         outer, inner = web.Application(), web.Application()
-        outer.router.add_get("/portrait/{seed}", self._portrait)
+        outer.router.add_get("/{kind:portrait|scene|person}/{seed}", self._portrait)
         outer.router.add_get("/robots.txt", self._robots)
         outer.router.add_get("/{kind:.*}", self._kind)
         inner.router.add_get("/{any:.*}", self._secret)
@@ -186,7 +208,7 @@ class Web:
         await asyncio.sleep(self.delay)
         headers = {name: request.query[name] for name in ("X-Robots-Tag", "TDM-Reservation", "Content-Usage")
                    if name in request.query}  # fmt: skip
-        content = served(int(request.match_info["seed"]))
+        content = served(request.match_info["kind"], int(request.match_info["seed"]))
         return web.Response(body=content, content_type="image/jpeg", headers=headers)
 
     async def _kind(self, request: web.Request) -> web.StreamResponse:

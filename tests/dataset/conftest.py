@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import site
 import subprocess
 from pathlib import Path
 
 import pytest
 from omniportrait import environment
+from runs import LAYER, arguments, variables
 
-LAYER = environment.ensure_layer(environment.DATASET_LOCK)
 site.addsitedir(str(environment.packages_of(LAYER.parents[1])))
 
 
@@ -69,12 +68,3 @@ def dataset():
 
     call.start = start
     return call
-
-
-def arguments(*words: object) -> list[str]:
-    return [str(LAYER), str(environment.ROOT / "run.py"), "dataset", *map(str, words)]
-
-
-def variables() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return kept | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}

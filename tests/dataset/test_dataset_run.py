@@ -10,10 +10,11 @@ import pytest
 from omniportrait.lab.make.web import Web
 from omniportrait.training.data import index
 from omniportrait.training.data.samples import Samples
-from omniportrait.training.dataset import ledger, reasons
+from omniportrait.training.dataset import reasons
 from omniportrait.training.dataset.command import main
 from omniportrait.training.dataset.folder import Folder
 from omniportrait.training.settings import Data
+from runs import entries_of
 
 KINDS = {
     "html": index.BROKEN_PICTURE, "empty": reasons.EMPTY, "bomb": reasons.TOO_MANY_PIXELS, "moving": reasons.MOVING,
@@ -27,16 +28,6 @@ KINDS = {
     "short": reasons.CUT_SHORT, "told": reasons.TOO_MANY_BYTES, "nonsense": reasons.MALFORMED,
     "forbidden/x.jpg": reasons.ROBOTS, "portrait/9?X-Robots-Tag=noai": reasons.OPTED_OUT,
 }  # fmt: skip
-
-
-def entries_of(folder: Folder) -> list[dict]:
-    """Of all ledgers; asserts that each planned row is there once."""
-    units = [name for name, done in folder.unit_names() if done]
-    assert len(units) == folder.planned()["units"]
-    entries = [entry for name in units for entry in ledger.read(folder.ledger(name))]
-    planned = [row["uid"] for name in units for row in ledger.read(folder.unit(name))]
-    assert sorted(entry["uid"] for entry in entries) == sorted(planned)
-    return entries
 
 
 def written(out: Path, cache: Path) -> list[index.Entry]:

@@ -13,7 +13,6 @@ from omniportrait.lab.make.web import background, bodies, head, jpeg, portrait
 from omniportrait.models.faces.detector import Backend, choose_backend
 from omniportrait.models.faces.face import DetectedFace
 from omniportrait.models.faces.mtcnn import BuiltInDetector
-from omniportrait.training.data import photos
 from omniportrait.training.data.index import EMPTY_MASK, TWO_FACES, BadSample
 from omniportrait.training.dataset import look, reasons
 from omniportrait.training.dataset.recipe import Face, Recipe, read
@@ -49,11 +48,6 @@ def face(x0: float, y0: float, side: float, lean: float = 0.0) -> DetectedFace:
 def verdict(*faces: DetectedFace) -> DetectedFace:
     picture = Image.new("RGB", (480, 480))
     return look.only_face(picture, look.reduced(picture, 480), Backend(Told(*faces), None), Face())
-
-
-def test_reasons_are_those_of_train_shards():
-    for name in ("NO_FACE", "DOUBTFUL_FACE", "NOT_UPRIGHT", "SMALL_FACE"):
-        assert getattr(reasons, name) == getattr(photos, name)
 
 
 @pytest.mark.parametrize("name, reason", [("nobody", reasons.NO_FACE), ("two", TWO_FACES), ("far", reasons.SMALL_FACE)])

@@ -123,3 +123,31 @@ def test_files_that_are_none(tmp_path):
 def test_shipped_recipes_are_read():
     for name in ("plain", "laion", "coyo"):
         assert json.dumps(read(name).where)
+
+
+def test_a_folder_of_photographs_is_a_source(tmp_path, metadata):
+    """Its captions, subjects and people go along."""
+    photos = tmp_path / "photos"
+    for name, caption in (
+        ("a/1.jpg", "a woman"),
+        ("a/2.png", ""),
+        ("b/1.jpg", "Anna in a park"),
+        ("c.jpg", "a castle"),
+    ):
+        path = photos / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+        path.with_suffix(".txt").write_text(caption)
+    (photos / "captions.jsonl").write_text('{"file": "b/1.jpg", "caption": "Anna in a park", "subject": "Anna"}')
+    folder = Folder(tmp_path / "out")
+    found = plan(folder, [str(photos)], read("photographs"), people=True)
+    assert (found["read"], found["rows"], found[reasons.NO_NOUN]) == (4, 2, 2)
+    told = {row["path"]: (row["text"], row["subject"], row["identity"]) for row in rows_of(folder)}
+    assert told == {str(photos / "a/1.jpg"): ("a woman", None, "a"),
+                    str(photos / "b/1.jpg"): ("Anna in a park", "Anna", "b")}  # fmt: skip
+
+
+def test_metadata_of_the_web_names_no_file_of_this_machine(tmp_path, planned):
+    row = {"url": "http://x/", "text": "a man", "path": "/etc/hostname", "subject": "dog", "identity": "somebody"}
+    (found,) = rows_of(planned(tmp_path, [row]))
+    assert found["path"] is found["subject"] is found["identity"] is None

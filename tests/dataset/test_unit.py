@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import errno
+import io
+import json
 import socket
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omniportrait.training.data.index import BadSample
+from omniportrait.lab.make.web import jpeg, portrait
+from omniportrait.training.data.index import BROKEN_PICTURE, BadSample
 from omniportrait.training.dataset import ledger, reasons
 from omniportrait.training.dataset import unit as units
 from omniportrait.training.dataset.folder import Folder, sweep
 from omniportrait.training.dataset.look import Sample
 from omniportrait.training.dataset.optout import OptOut
 from omniportrait.training.dataset.recipe import Recipe, read
+from omniportrait.training.dataset.select import plan
 from omniportrait.training.dataset.unit import Attempt, NetworkLost, members, work
+from PIL import Image
 
 NAME = "unit-00000-00000"
 
@@ -66,8 +71,6 @@ def test_every_row_is_in_the_ledger_once_and_its_sample_where_it_says(folder, we
     assert work(str(folder.root), NAME) == {"kept": 6}
     entries = ledger.read(folder.ledger(NAME))
     assert [entry["uid"] for entry in entries] == [row["uid"] for row in ledger.read(folder.unit(NAME))]
-    from omniportrait.lab.make.web import jpeg, portrait
-
     for entry in entries:
         seed = int(entry["url"].rpartition("/")[2])
         assert samples_of(folder)[entry["uid"]] == {"jpg": jpeg(portrait(seed)), "json": b"{}"}
@@ -156,6 +159,23 @@ def test_lists_of_the_recipe_and_of_forget_are_obeyed(web, folder, tmp_path, mon
     monkeypatch.setattr(units, "looker", lambda recipe: Looker())
     folder.opt_out.write_text(f"{web.home}/portrait/2\n")
     assert work(str(folder.root), NAME) == {"kept": 5, reasons.OPTED_OUT: 1}
+
+
+def test_photographs_of_a_folder_are_read_where_they_lie(tmp_path):
+    """One has gone since, one is not fetched as a web address would be."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "ab":
+        portrait(ord(name), 400, 200).save(photos / f"{name}.png")
+        (photos / f"{name}.txt").write_text("Zoë, a girl")
+    folder = Folder(tmp_path / "out")
+    plan(folder, [str(photos)], read("photographs"), people=True)
+    (photos / "b.png").unlink()
+    assert work(str(folder.root), NAME) == {"kept": 1, BROKEN_PICTURE: 1}
+    (files,) = samples_of(folder).values()
+    described = json.loads(files["json"])
+    assert (described["caption"], described["subject"]) == ("Zoë, a girl", "girl")
+    assert described["source"].startswith("photos-") and Image.open(io.BytesIO(files["jpg"])).size == (400, 400)
 
 
 STEPS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["gather", "put", "die"])), max_size=10)

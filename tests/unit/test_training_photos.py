@@ -10,8 +10,9 @@ import pytest
 import torch
 from omniportrait.models.faces.detector import Backend
 from omniportrait.models.faces.face import DetectedFace
-from omniportrait.training.data import folder, index, photos
+from omniportrait.training.data import folder, index
 from omniportrait.training.data.samples import Samples
+from omniportrait.training.dataset import look, photos, reasons
 from omniportrait.training.settings import Data
 from PIL import Image
 
@@ -54,7 +55,7 @@ def photo(root: Path, name: str, caption: str | None = "a woman, smiling (in red
 
 
 def make(root: Path, monkeypatch, *boxes, **options):
-    monkeypatch.setattr(photos, "choose_backend", lambda *_: Backend(OneFace(*boxes), None))
+    monkeypatch.setattr(look, "choose_backend", lambda *_: Backend(OneFace(*boxes), None))
     return photos.make_shards(photos.Options(root / "in", root / "out", workers=1, **options))
 
 
@@ -82,10 +83,10 @@ def test_folder_of_photographs_becomes_shards_that_training_reads(tmp_path, monk
 @pytest.mark.parametrize(
     ("boxes", "reason"),
     [
-        ((), photos.NO_FACE),
+        ((), reasons.NO_FACE),
         ((FACE, (200, 80, 260, 160)), index.TWO_FACES),
-        (((100, 80, 180, 180, False),), photos.DOUBTFUL_FACE),
-        (((100, 80, 130, 120),), photos.SMALL_FACE),
+        (((100, 80, 180, 180, False),), reasons.DOUBTFUL_FACE),
+        (((100, 80, 130, 120),), reasons.SMALL_FACE),
     ],
 )
 def test_photographs_without_one_clear_face_are_left_out(tmp_path, monkeypatch, boxes, reason):
@@ -207,10 +208,12 @@ def test_photographs_lose_their_exif_and_stand_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.fromarray(noise(1)).save(path, exif=exif)
-    assert photos.open_photo(path, 2048).shape == (3, 320, 240)
-    assert photos.open_photo(path, 160).shape == (3, 160, 120)
+    assert photos.open_photo(path, 2048).size == (240, 320)
+    assert photos.open_photo(path, 160).size == (120, 160)
 
 
-def test_first_noun_is_the_subject():
-    assert photos.find_noun("A young Man and a woman", photos.SUBJECTS) == "man"
-    assert photos.find_noun("a humanoid", photos.SUBJECTS) is None
+def test_first_noun_is_the_subject(tmp_path):
+    looks = look.Look(photos.photo_recipe(photos.Options(tmp_path, tmp_path)), photos.SUBJECTS)
+    assert looks.noun("A young Man and a girl") == "man"
+    with pytest.raises(index.BadSample, match=reasons.NO_NOUN):
+        looks.noun("a humanoid")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def main(words: list[str]) -> None:
-    from ..data.photos import LEFT_OUT, make_shards, options_of
+    from ..dataset.photos import LEFT_OUT, make_shards, options_of
 
     summary = __doc__.split("\n")[0]
     parser = argparse.ArgumentParser(prog="run.py train shards", description=summary, allow_abbrev=False)

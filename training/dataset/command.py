@@ -34,8 +34,14 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     out.add_argument("--out", type=Path, required=True, help="folder of the data set")
     planning, running, packing, locked = (argparse.ArgumentParser(add_help=False, allow_abbrev=False) for _ in range(4))
-    planning.add_argument("meta", nargs="+", metavar="META", help="parquet, CSV or JSON-lines files, folders or globs")
-    planning.add_argument("--recipe", default="plain", help="a YAML file, or laion, coyo, plain (default)")
+    planning.add_argument(
+        "meta",
+        nargs="+",
+        metavar="META",
+        help="parquet, CSV or JSON-lines files, folders of them, globs; or a folder of photographs",
+    )
+    planning.add_argument("--people", action="store_true", help="of photographs: each subfolder is one person")
+    planning.add_argument("--recipe", default="plain", help="a YAML file, or laion, coyo, photographs, plain (default)")
     planning.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. fetch.seconds=10")
     _numbers(planning)
     running.add_argument("--engine", choices=("local", "ray"), default="local")
@@ -84,7 +90,7 @@ def _plan(given: argparse.Namespace) -> None:
     from .select import plan
 
     folder = Folder(given.out)
-    planned = plan(folder, given.meta, read(given.recipe, dict(map(parse_override, given.set))))
+    planned = plan(folder, given.meta, read(given.recipe, dict(map(parse_override, given.set))), given.people)
     print(report(folder, planned, Numbers(**{each.name: getattr(given, each.name) for each in fields(Numbers)})))
 
 

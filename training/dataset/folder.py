@@ -1,6 +1,7 @@
 """The data set's folder: where everything lies, how a file appears as a whole, and the lock of the one driver.
 
 recipe.yaml, plan.json                 what was planned
+photographs/*.jsonl                    where a folder of photographs was given: what is in it
 meta/*.parquet                         selected rows of each file of metadata, by bucket
 units/00012/unit-00012-00003.parquet   rows of one unit
 work/00012/unit-00012-00003.parquet    its ledger: the unit is done when this is there
@@ -15,6 +16,7 @@ import contextlib
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +27,7 @@ class Folder:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
         self.recipe, self.plan = self.root / "recipe.yaml", self.root / "plan.json"
-        self.meta, self.units = self.root / "meta", self.root / "units"
+        self.photographs, self.meta, self.units = (self.root / name for name in ("photographs", "meta", "units"))
         self.work, self.shards = self.root / "work", self.root / "shards"
         self.opt_out, self.lock = self.root / "opt_out.txt", self.root / "lock"
 
@@ -121,19 +123,33 @@ def _since(pid: int) -> float | None:
 
 
 def sweep(folder: Folder) -> int:
-    """Delete what dead attempts left: parts, and tars that no ledger names. Only for the holder of the lock."""
-    import duckdb
+    """Delete what dead attempts left: parts, and tars that no ledger names. Only for the holder of the lock.
 
+    A ledger is opened only where there is a choice: the attempt that a ledger is of has left a tar, even an empty one.
+    """
     count = 0
     for bucket in sorted(folder.work.iterdir()) if folder.work.is_dir() else []:
-        files = set(os.listdir(bucket))
-        ledgers = [str(bucket / name) for name in files if name.endswith(".parquet") and not name.startswith(".")]
-        named = set()
-        if ledgers:
-            rows = duckdb.execute("SELECT DISTINCT tar FROM read_parquet(?) WHERE tar IS NOT NULL", [ledgers])
-            named = {tar for (tar,) in rows.fetchall()}
-        for name in files:
-            if name.endswith(".part") or (name.endswith(".tar") and name not in named):
+        names = os.listdir(bucket)
+        ledgers = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        tars = Counter(unit_of(name) for name in names if name.endswith(".tar"))
+        named = {tar for unit in ledgers if tars[unit] > 1 for tar in tars_named(bucket / f"{unit}.parquet")}
+        for name in names:
+            left = name.endswith(".tar") and not (
+                unit_of(name) in ledgers and (tars[unit_of(name)] == 1 or name in named)
+            )
+            if left or name.endswith(".part"):
                 (bucket / name).unlink(missing_ok=True)
                 count += 1
     return count
+
+
+def unit_of(tar: str) -> str:
+    """The unit of an attempt's tar."""
+    return tar.rpartition("-")[0]
+
+
+def tars_named(ledger: Path) -> list[str]:
+    import duckdb
+
+    rows = duckdb.execute("SELECT DISTINCT tar FROM read_parquet(?) WHERE tar IS NOT NULL", [str(ledger)])
+    return [tar for (tar,) in rows.fetchall()]

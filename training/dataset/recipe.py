@@ -62,12 +62,14 @@ class Face:
     """least: pixels of the larger side of the box. second: share of the largest face's area from which another counts.
 
     turned: degrees from upright, at most. facexlib: folders where its files may lie; without them the built-in one.
+    thorough: tight crops and small or turned faces are looked for, too, which takes ten times as long.
     """
 
     least: int = 48
     second: float = 0.1
     turned: float = 30.0
     facexlib: tuple[str, ...] = ()
+    thorough: bool = False
 
 
 @dataclass(frozen=True)

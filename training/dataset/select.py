@@ -8,14 +8,14 @@ whole and the pictures of one host are spread over all of them.
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...sampling.words import SUBJECTS
-from ..files import whole, write_whole
+from ..data.folder import READABLE, LeftOut, list_photos
+from ..files import digest, whole, write_whole
 from ..settings import as_yaml
 from .folder import Folder, driver_lock
 from .ledger import literal
@@ -26,6 +26,8 @@ CHILDREN = ("girl", "boy", "child", "kid", "teenager")
 MORE_CHILDREN = ("baby", "toddler", "infant", "girls", "boys", "children", "kids", "teenagers", "babies", "toddlers")
 """Words that name a child and are no subjects."""
 SELECTED = "selected"
+OURS = ("path", "subject", "identity")
+"""Columns that only a folder of photographs has."""
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 BUCKET_ROWS = 1_000_000
 MOST_BUCKETS = 65536
@@ -54,22 +56,42 @@ def connect(*folders: Path):
     return database
 
 
-def metadata_files(names: Sequence[str]) -> list[Path]:
-    """Files of metadata of files, folders and globs, in order. ValueError for a name that gives none."""
+def metadata_files(names: Sequence[str], folder: Folder, people: bool = False) -> list[Path]:
+    """Files of metadata of files, folders and globs, in order. ValueError for a name that gives none.
+
+    A folder of photographs gives the file that tells of them. people: each of its subfolders is one person.
+    """
     found: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
+        if path.is_dir() and any(each.suffix.lower() in READABLE for each in path.rglob("*")):
+            found.append(list_photographs(path.resolve(), folder, people))
+            continue
         matches = sorted(path.rglob("*")) if path.is_dir() else [Path(each) for each in sorted(glob.glob(str(path)))]
         matches = [match for match in matches if match.suffix in SUFFIXES]
         if not matches:
-            raise ValueError(f"There is no metadata at {name}: give parquet, CSV or JSON-lines files.")
+            raise ValueError(
+                f"There is no metadata at {name}: give parquet, CSV or JSON-lines files, or a folder of photographs."
+            )
         found += (match.resolve() for match in matches)
     return list(dict.fromkeys(found))
 
 
-def plan(folder: Folder, names: Sequence[str], recipe: Recipe) -> dict:
+def list_photographs(root: Path, folder: Folder, people: bool) -> Path:
+    """The photographs of a folder as metadata: url, text, and what else is known of them."""
+    target = folder.photographs / f"{root.name[:60]}-{digest(str(root))[:8]}.jsonl"
+    lines = (
+        {"url": photo.path.as_uri(), "text": photo.caption or "", "path": str(photo.path), "subject": photo.subject,
+         "identity": photo.identity or None}
+        for photo in list_photos(root, people, LeftOut())
+    )  # fmt: skip
+    write_whole(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return target
+
+
+def plan(folder: Folder, names: Sequence[str], recipe: Recipe, people: bool = False) -> dict:
     """Make the units, or go on making them; what plan.json says. ValueError for another recipe or other metadata."""
-    files = metadata_files(names)
+    files = metadata_files(names, folder, people)
     text, inputs = as_yaml(recipe), [[str(file), file.stat().st_size] for file in files]
     if folder.plan.is_file():
         known = folder.planned()
@@ -103,23 +125,26 @@ def check_same_recipe(folder: Folder, text: str) -> None:
 
 
 def select_rows(database, file: Path, folder: Folder, recipe: Recipe, buckets: int) -> Counter[str]:
-    """Stage 1: the rows of one file that pass, as uid, url, text, license, source, bucket; the others by reason."""
-    target = folder.meta / f"{file.stem[:60]}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}.parquet"
+    """Stage 1: the rows of one file that pass, as uid, url, text, license, source, bucket and OURS; the others by
+    reason. Only a file of our own may name paths: web metadata with such a column would read this machine's files."""
+    target = folder.meta / f"{file.stem[:60]}-{digest(str(file))[:8]}.parquet"
     counts = target.with_suffix(".json")
     if counts.is_file():
         return Counter(json.loads(counts.read_text(encoding="utf-8")))
     check_columns(database, file, recipe)
-    columns = recipe.columns
+    columns, ours = recipe.columns, file.parent == folder.photographs
+    ruling = verdict(recipe, ours)
+    more = ", ".join(f"CAST({name if ours else 'NULL'} AS VARCHAR) AS {name}" for name in OURS)
     rows = f"FROM {literal(file)} WHERE {_name(columns.url)} IS NOT NULL"
     licence = f"CAST({_name(columns.license)} AS VARCHAR)" if columns.license else "''"
     row = f"""md5_number_lower({_name(columns.url)}) AS uid, {_name(columns.url)} AS url,
         coalesce({_name(columns.text)}, '') AS text, {licence} AS license, {literal(file.stem)} AS source,
-        CAST(((uid >> 48) * {buckets}) >> 16 AS INTEGER) AS bucket"""
+        CAST(((uid >> 48) * {buckets}) >> 16 AS INTEGER) AS bucket, {more}"""
     try:
-        found = database.execute(f"SELECT {verdict(recipe)} AS verdict, count(*) {rows} GROUP BY 1").fetchall()
+        found = database.execute(f"SELECT {ruling} AS verdict, count(*) {rows} GROUP BY 1").fetchall()
         with whole(target) as part:
             database.execute(
-                f"COPY (SELECT {row} {rows} AND ({verdict(recipe)}) = {literal(SELECTED)} ORDER BY bucket) "
+                f"COPY (SELECT {row} {rows} AND ({ruling}) = {literal(SELECTED)} ORDER BY bucket) "
                 f"TO {literal(part)} (FORMAT parquet, COMPRESSION zstd)"
             )
     except Exception as error:
@@ -137,8 +162,11 @@ def check_columns(database, file: Path, recipe: Recipe) -> None:
             raise ValueError(f"{file} has no column {name}, but {', '.join(there)}: set `columns` in the recipe.")
 
 
-def verdict(recipe: Recipe) -> str:
-    """SQL: what becomes of a row of metadata. A caption model writes other captions, so then these decide nothing."""
+def verdict(recipe: Recipe, ours: bool) -> str:
+    """SQL: what becomes of a row of metadata. A caption model writes other captions, so then these decide nothing.
+
+    ours: the row is a photograph's, whose subject may be told.
+    """
     text, unsafe = _name(recipe.columns.text), recipe.columns.unsafe
     steps = [(f"NOT coalesce(({recipe.where or 'true'}), false)", "filtered out by `where`")]
     if unsafe:
@@ -146,7 +174,8 @@ def verdict(recipe: Recipe) -> str:
     if recipe.nouns == "adults":
         steps.append((f"regexp_matches({text}, {literal(named(CHILDREN + MORE_CHILDREN))}, 'i')", CHILD))
     if not recipe.caption.model:
-        steps.append((f"NOT coalesce(regexp_matches({text}, {literal(named(subjects(recipe)))}, 'i'), false)", NO_NOUN))
+        noun = f"coalesce(regexp_matches({text}, {literal(named(subjects(recipe)))}, 'i'), false)"
+        steps.append((f"NOT ({noun}{' OR subject IS NOT NULL' if ours else ''})", NO_NOUN))
     cases = " ".join(f"WHEN {condition} THEN {literal(reason)}" for condition, reason in steps)
     return f"CASE {cases} ELSE {literal(SELECTED)} END"
 

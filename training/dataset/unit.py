@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from ..data.index import BadSample
+from ..data.index import BROKEN_PICTURE, BadSample
 from ..files import whole
 from . import ledger
-from .fetch import Answer, Fetcher
+from .fetch import Fetcher
 from .folder import Folder
 from .optout import OptOut
 from .reasons import CRASHED, KEPT, NO_CONNECTION, ONCE_MORE, OPTED_OUT
@@ -163,14 +163,18 @@ class Attempt:
         waiting = iter(rows)
 
         async def one() -> None:
+            loop = asyncio.get_running_loop()
             for row in waiting:
+                if row.get("path"):
+                    await loop.run_in_executor(self.pool, self._see_file, row)
+                    continue
                 async with self.fetcher.get(row["url"]) as answer:
                     if answer.reason in ONCE_MORE and not last:
                         again.append((row, answer.pause))
                     elif answer.reason:
                         self._enter(row, {"status": answer.reason})
                     else:
-                        await asyncio.get_running_loop().run_in_executor(self.pool, self._see, row, answer)
+                        await loop.run_in_executor(self.pool, self._see, row, answer.content)
 
         crew = [asyncio.ensure_future(one()) for _ in range(min(self.recipe.fetch.at_once, len(rows)))]
         try:
@@ -180,9 +184,17 @@ class Attempt:
                 each.cancel()
         return again
 
-    def _see(self, row: dict, answer: Answer) -> None:
+    def _see_file(self, row: dict) -> None:
+        """A photograph of a folder, in the thread that looks."""
+        try:
+            content = Path(row["path"]).read_bytes()
+        except FileNotFoundError:
+            return self._enter(row, {"status": BROKEN_PICTURE})
+        return self._see(row, content)
+
+    def _see(self, row: dict, content: bytes) -> None:
         """In the thread that looks. OSError if the disk is full."""
-        uid, content = row["uid"], answer.content
+        uid, began = row["uid"], time.thread_time()
         fetched = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         if self.opt_out.holds(row["url"], fetched["sha256"]):
             return self._enter(row, {"status": OPTED_OUT})
@@ -190,7 +202,6 @@ class Attempt:
             return self._enter(row, fetched | {"status": CRASHED})
         look = looker(self.recipe)
         self.journal.note("+", uid)
-        began = time.thread_time()
         try:
             sample = look(row, content)
             result = sample.entry | {"status": KEPT}

@@ -1,9 +1,11 @@
-"""Shards from photographs: one face is found, boxed and masked; what cannot be used is counted by reason."""
+"""Photographs of a folder: into shards of their own (`run.py train shards`), or as the metadata of a data set.
+
+They become samples by the same code as pictures of the web (look.py), but are looked at longer: there are few of them.
+"""
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import logging
 from collections import Counter
@@ -12,34 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 
-from ...models.faces.crop import crop_square, paste, square_around
-from ...models.faces.detector import AUTO, Backend, choose_backend, find_faces
-from ...models.faces.face import DetectedFace
 from ...models.faces.file import open_picture
-from ...models.faces.mask import face_oval, near_face
 from ...sampling.phrases import marked
-from ...sampling.words import SUBJECTS, find_noun, has_word
+from ...sampling.words import SUBJECTS
+from ..data.folder import FOREIGN, NO_CAPTION, LeftOut, Photo, list_photos
+from ..data.index import BROKEN_PICTURE, NO_NOUN, BadSample
 from ..files import whole, write_whole
-from .folder import FOREIGN, NO_CAPTION, LeftOut, Photo, list_photos
-from .index import BROKEN_PICTURE, NO_NOUN, TWO_FACES, BadSample
+from . import reasons, recipe
+from .look import Look
+from .picture import encode
 
 log = logging.getLogger(__name__)
 
 FOREIGN_FORMAT = "a kind of file that cannot be read here: save it as JPEG or PNG"
-NO_FACE = "no face found"
-DOUBTFUL_FACE = "no face found for certain, only a doubtful one"
-NOT_UPRIGHT = "the face is not upright"
-SMALL_FACE = "the face is too small"
-
-LEAST_FACE = 48
-"""Pixels of the larger side of a face's box."""
-SECOND_FACE = 0.1
-"""Another face counts when its box has this share of the largest one's area: smaller ones are in the background."""
-CROP = 2.0
 LEFT_OUT = "left-out.tsv"
 """Beside the shards: every photograph and caption that is not in them, and why."""
 
@@ -96,6 +85,11 @@ class Made:
         return self.left.reasons
 
 
+def photo_recipe(options: Options) -> recipe.Recipe:
+    """How photographs are judged: the shipped recipe, and facexlib's files."""
+    return recipe.read("photographs", {"face.facexlib": tuple(map(str, options.facexlib))})
+
+
 def make_shards(options: Options) -> Made:
     """Write shards of the photographs that no shard holds yet; those that are there stay as they are.
 
@@ -105,31 +99,29 @@ def make_shards(options: Options) -> Made:
     photos = list_photos(options.photos, options.people, left)
     before, number = made_before(options.out)
     new = [photo for photo in photos if photo.name not in before]
-    backend = choose_backend(AUTO, options.facexlib) if options.faces else None
+    look = Look(photo_recipe(options), options.subjects)
     made = kept = 0
     with ThreadPoolExecutor(max(1, options.workers)) as pool:  # torch and Pillow work outside Python's lock
         for start in range(0, len(new), options.size):
             part = new[start : start + options.size]
             path = options.out / f"train-{number + made:06d}.tar"
-            names = write_shard(path, part, _bounded_map(pool, part, options, backend), left)
+            names = write_shard(path, part, _bounded_map(pool, part, options, look), left)
             kept, made = kept + len(names), made + bool(names)
     if left.names:
         left.write(options.out / LEFT_OUT)
     return Made(made, kept, len(photos) - len(new), left)
 
 
-def _bounded_map(
-    pool: ThreadPoolExecutor, photos: Sequence[Photo], options: Options, backend: Backend | None
-) -> Iterator:
+def _bounded_map(pool: ThreadPoolExecutor, photos: Sequence[Photo], options: Options, look: Look) -> Iterator:
     """Samples in order, no more than a few dozen of them in memory."""
     for start in range(0, len(photos), 32):
-        yield from pool.map(lambda photo: attempt(photo, options, backend), photos[start : start + 32])
+        yield from pool.map(lambda photo: attempt(photo, options, look), photos[start : start + 32])
 
 
-def attempt(photo: Photo, options: Options, backend: Backend | None) -> dict | str:
+def attempt(photo: Photo, options: Options, look: Look) -> dict[str, bytes] | str:
     """A sample's files by extension, or why there is none."""
     try:
-        return sample_of(photo, options, backend)
+        return sample_of(photo, options, look)
     except BadSample as bad:
         return str(bad)
 
@@ -154,7 +146,7 @@ def write_shard(path: Path, photos: Sequence[Photo], samples: Iterable[dict | st
     return names
 
 
-def sample_of(photo: Photo, options: Options, backend: Backend | None) -> dict:
+def sample_of(photo: Photo, options: Options, look: Look) -> dict[str, bytes]:
     """The files of one photograph's sample. BadSample for one that cannot be used."""
     if photo.problem:
         raise BadSample(photo.problem)
@@ -162,31 +154,24 @@ def sample_of(photo: Photo, options: Options, backend: Backend | None) -> dict:
         raise BadSample(NO_CAPTION)
     if not options.faces:
         return _any_picture(photo, options)
-    subject = photo.subject or find_noun(photo.caption, options.subjects)
-    if subject is None or not has_word(photo.caption, subject):
-        raise BadSample(NO_NOUN)
-    pixels = open_photo(photo.path, options.max_side)
-    face = only_face(pixels, backend)
-    mask = face_mask(pixels, face, backend)
-    described = {
-        "caption": photo.caption, "subject": subject, "faces": 1, "face_box": [round(value, 1) for value in face.box],
-    } | ({"identity": photo.identity} if photo.identity else {})  # fmt: skip
-    return {
-        "jpg": _jpeg(pixels),
-        "mask.png": _encoded((mask * 255).round().byte().numpy(), "PNG"),
-        "json": json.dumps(described).encode(),
-    }
+    row = {"text": photo.caption, "identity": photo.identity or None}
+    try:
+        subject = look.noun(photo.caption, photo.subject)
+    except BadSample as bad:
+        raise BadSample(NO_NOUN if str(bad) == reasons.NO_NOUN else str(bad)) from None  # with what to do about it
+    return look.sample(row, open_photo(photo.path, options.max_side), subject).files
 
 
-def _any_picture(photo: Photo, options: Options) -> dict:
+def _any_picture(photo: Photo, options: Options) -> dict[str, bytes]:
     """A picture and its caption; of [[words]] in double brackets the target."""
     caption, target = marked(photo.caption)
     described = {"caption": caption} | ({"target": target} if target else {})
-    return {"jpg": _jpeg(open_photo(photo.path, options.max_side)), "json": json.dumps(described).encode()}
+    picture = open_photo(photo.path, options.max_side)
+    return {"jpg": encode(picture, "JPEG", quality=95, subsampling=0), "json": json.dumps(described).encode()}
 
 
-def open_photo(path: Path, max_side: int) -> torch.Tensor:
-    """[3, H, W] in 0..1, upright as its EXIF says, bounded in size. What else EXIF holds goes no further."""
+def open_photo(path: Path, max_side: int) -> Image.Image:
+    """RGB, upright as its EXIF says, bounded in size. What else EXIF holds goes no further."""
     try:
         picture, note = open_picture(path)
     except Exception:  # whatever Pillow's readers come upon
@@ -194,47 +179,4 @@ def open_photo(path: Path, max_side: int) -> torch.Tensor:
     if note:
         log.warning("%s: %s.", path, note)
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255
-
-
-def only_face(picture: torch.Tensor, backend: Backend) -> DetectedFace:
-    """The one sure face of a photograph; doubtful finds beside it do not count."""
-    found, turns = find_faces(backend.detector, picture)
-    faces = [face for face in found if face.sure]
-    if not faces:
-        raise BadSample(DOUBTFUL_FACE if found else NO_FACE)
-    if turns:
-        raise BadSample(NOT_UPRIGHT)
-    faces = sorted(faces, key=lambda face: -face.area)
-    if len(faces) > 1 and faces[1].area >= SECOND_FACE * faces[0].area:
-        raise BadSample(TWO_FACES)
-    x0, y0, x1, y1 = faces[0].box
-    if max(x1 - x0, y1 - y0) < LEAST_FACE:
-        raise BadSample(SMALL_FACE)
-    return faces[0]
-
-
-def face_mask(picture: torch.Tensor, face: DetectedFace, backend: Backend) -> torch.Tensor:
-    """[H, W] in 0..1: parsed where facexlib's files are, else the oval of the landmarks, as in Face Reference."""
-    height, width = picture.shape[-2:]
-    x0, y0, x1, y1 = square_around(face.box, CROP)
-    crop = crop_square(picture, (x0, y0, x1, y1))
-    side = crop.shape[-1]
-    scale = side / (x1 - x0)
-    inside = face.mapped(scale, -x0 * scale, -y0 * scale)
-    if backend.parser is None:
-        mask = face_oval(inside, side)
-    else:
-        mask = near_face(backend.parser.parse(crop), inside)
-    return paste(mask, (x0, y0, x1, y1), height, width)
-
-
-def _jpeg(pixels: torch.Tensor) -> bytes:
-    picture = (pixels * 255).round().byte().movedim(0, -1).numpy()
-    return _encoded(picture, "JPEG", quality=95, subsampling=0)
-
-
-def _encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **options)
-    return file.getvalue()
+    return picture
