@@ -109,6 +109,14 @@ def test_a_doubtful_find_is_neither_the_face_nor_a_second_one(tmp_path, monkeypa
     assert entry.description()["face_box"] == pytest.approx(FACE, abs=1)
 
 
+def test_any_picture_will_do_where_no_face_is_asked_for(tmp_path, monkeypatch):
+    photo(tmp_path / "in", "a", "a castle in [[thick fog]]")
+    assert make(tmp_path, monkeypatch, faces=False).kept == 1
+    (shard,) = index.expand((str(tmp_path / "out"),))
+    (entry,) = index.load(shard, tmp_path / "cache", faces=False)
+    assert entry.problem == "" and entry.description() == {"caption": "a castle in thick fog", "target": "thick fog"}
+
+
 def test_captions_may_come_from_one_file(tmp_path, monkeypatch):
     photo(tmp_path / "in", "x/a", caption=None)
     line = {"file": "x/a.png", "caption": "Anna in a park", "subject": "Anna"}
