@@ -31,6 +31,7 @@ def extension():
     from comfy_api.latest import ComfyExtension
 
     from .best_of_batch import BestOfBatch
+    from .face_detail import FaceDetail
     from .face_mask_from_attention import FaceMaskFromAttention
     from .face_reference import FaceReferenceNode
     from .fine_control_map import FineControlMap
@@ -40,6 +41,7 @@ def extension():
     from .pivot_encoder_loader import PivotEncoderLoader
     from .rb_guidance import RBGuidance
     from .rb_guidance_ksampler import RBGuidanceKSampler
+    from .rb_guidance_report import RBGuidanceReport
     from .reference_attention import ReferenceAttention
     from .save_identity import SaveIdentity
 
@@ -58,6 +60,8 @@ def extension():
                 IdentityScore,
                 BestOfBatch,
                 FineControlMap,
+                RBGuidanceReport,
+                FaceDetail,
             ]
 
     return OmniPortraitExtension()

@@ -21,6 +21,7 @@ class FaceMaskFromAttention(io.ComfyNode):
             "Finds the person in a latent by where the model's attention looks for the subject's word. One model call; "
             "use it to see what RB-Guidance would take for the face, or as a mask for anything else.",
             *("omniportrait", "face segmentation", "attention map", "heat map", "token mask"),
+            experimental=True,
         )
 
     @classmethod

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..models.faces.build import FaceOptions, make_references
 from .schema import schema_of
+from .shown import shown
 
 
 class FaceReferenceNode(io.ComfyNode):
@@ -42,6 +43,7 @@ class FaceReferenceNode(io.ComfyNode):
             [result.overview for result in results],
             [result.photo_mask for result in results],
             [result.boxes for result in results],
+            ui=shown(result.overview for result in results),
         )
 
 

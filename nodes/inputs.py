@@ -1,4 +1,4 @@
-"""Every input and output of every node: its name, what it takes, what it does.
+"""Every input of every node: its name, what it takes, what it does. The outputs are in outputs.py.
 
 Each parameter is explained here and nowhere else. schema.py turns the rows into ComfyUI's inputs; `python run.py make
 help-pages` turns them into the tables of web/docs and the labels of locales/.
@@ -6,19 +6,10 @@ help-pages` turns them into the tables of web/docs and the labels of locales/.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import get_args
 
-from ..guidance.omniportrait.settings import (
-    Checkpointing,
-    GuidedPass,
-    Mode,
-    Reduction,
-    Refinement,
-    Settings,
-)
 from ..guidance.reference_attention.settings import Levels, Where
 from ..guidance.reference_attention.settings import Settings as AttentionSettings
 from ..guidance.spf_portrait.settings import ControlMap, Distance, Reading
@@ -27,52 +18,14 @@ from ..models.faces.detector import DETECTORS, ORDERS
 from ..models.faces.likeness import CHOICES
 from ..models.faces.recogniser import BUILT_IN
 from ..models.pivot.handle import Photographs
+from ..sampling.detail import NO_FACE
 from .files import names_in
+from .guidance_inputs import ALPHA, BETA, COST, GAMMA, GUIDANCE, REFERENCE_SEED, REFINEMENT
+from .parameter import Parameter
 
-DEFAULT = Settings()
 SEEN = AttentionSettings()
 CONTROL = ControlMap()
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One input of a node.
-
-    name: never changes, because saved graphs hold it. kind: ComfyUI's type. default, low, high, step: of a widget.
-    meaning: the tooltip and the help page's text. options: of a COMBO; a function where only ComfyUI knows them, and
-    `choices` then says what they are. equation: symbol and equation of the paper. label: shown instead of the name.
-    advanced: folded away. optional: may be left out. more: further arguments of ComfyUI's input.
-    """
-
-    name: str
-    kind: str
-    default: object = None
-    low: float | None = None
-    high: float | None = None
-    step: float | None = None
-    meaning: str = ""
-    options: tuple[str, ...] | Callable[[], list[str]] = ()
-    choices: str = ""
-    equation: str = ""
-    label: str = ""
-    advanced: bool = False
-    optional: bool = False
-    more: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def tooltip(self) -> str:
-        """The meaning, and where the paper has it."""
-        return f"{self.meaning} Paper: {self.equation}." if self.equation else self.meaning
-
-
-@dataclass(frozen=True)
-class Output:
-    """One output of a node: its name, ComfyUI's type, and the tooltip that the help page repeats."""
-
-    name: str
-    kind: str
-    meaning: str
 
 
 def _face_embedders() -> list[str]:
@@ -95,64 +48,18 @@ def _schedulers() -> list[str]:
 # One row a parameter: name, type, default, lowest, highest, step.
 MODEL = Parameter("model", "MODEL", meaning="A Stable Diffusion 1.x, 2.x or SDXL model. It is not changed.")
 VAE = Parameter("vae", "VAE", meaning="The VAE of the model's checkpoint. It encodes the reference face, once.")
+STEPS = Parameter("steps", "INT", 30, 1, 10000, meaning="Sampling steps. The paper uses 50, with DDIM.")
+CFG = Parameter("cfg", "FLOAT", 7.5, 0.0, 100.0, 0.1, more={"round": 0.01},
+    meaning="Classifier-free guidance scale. The paper uses 7.5.")
+SAMPLER = Parameter("sampler_name", "COMBO", "ddim", options=_samplers, choices="as in KSampler",
+    meaning="The sampling algorithm. All of KSampler's work with the guidance.")
+SCHEDULER = Parameter("scheduler", "COMBO", "normal", options=_schedulers, choices="as in KSampler",
+    meaning="The noise schedule, as in KSampler.")
+POSITIVE = Parameter("positive", "CONDITIONING",
+    meaning="From Pivot Conditioning, which marks the word that is the person.")
+NEGATIVE = Parameter("negative", "CONDITIONING", meaning="What the picture should not show.")
 SEED = Parameter("seed", "INT", 0, 0, LARGEST_SEED, more={"control_after_generate": True})
 
-STRENGTH = Parameter("strength", "FLOAT", DEFAULT.strength, 0.0, 10.0, 0.05,
-    meaning="How strong the guidance is. 0 switches it off: the picture is then bit-equal to the plain sampler's.")
-MODE = Parameter("mode", "COMBO", "calibrated", options=get_args(Mode),
-    meaning="calibrated: with the gain and clip set below, for a visible effect. literal: Eq. 8 to 11 exactly as "
-    "printed (sum, no gain, no clip, a gradient at every step), which is next to invisible.")
-P = Parameter("p", "FLOAT", DEFAULT.p, 0.0, 1000.0, 0.1, label="energy strength", equation="p in Eq. 10", advanced=True,
-    meaning="Factor in the energy E = p / (1 + S), where S is the similarity to the reference.")
-U = Parameter("u", "FLOAT", DEFAULT.u, 0.0, 1.0, 0.01, label="guided share", equation="u in Eq. 11", advanced=True,
-    meaning="Share of the timesteps that is guided, counted from the finished picture: 0.6 starts at t = 600. "
-    "0 switches the guidance off.")
-T0 = Parameter("t0", "INT", int(DEFAULT.t0), 0, 999, label="reference timestep", equation="t0 in Eq. 7",
-    advanced=True, meaning="How far the reference face is noised before its features are read.")
-GAMMA = Parameter("gamma", "INT", DEFAULT.gamma, 1, 8, label="mask rounds", equation="γ in Eq. 6", advanced=True,
-    meaning="How often the attention map is normalised and raised to the mask power. More rounds draw a tighter mask.")
-ALPHA = Parameter("alpha", "FLOAT", DEFAULT.alpha, 0.5, 8.0, 0.1, label="mask power", equation="α in Eq. 6",
-    advanced=True, meaning="The power that the attention map is raised to in each round. Higher draws a tighter mask.")
-BETA = Parameter("beta", "FLOAT", DEFAULT.beta, 0.01, 0.99, 0.01, label="mask threshold", equation="β, after Eq. 6",
-    advanced=True, meaning="Where the refined map is cut into face and not face. Lower it when the mask misses part of "
-    "the face.")
-REFINEMENT = Parameter("refinement", "COMBO", DEFAULT.refinement, options=get_args(Refinement), equation="A_s in Eq. 6",
-    advanced=True, meaning="Where self-attention spreads the map. outer: once, after all rounds, as printed. inner: in "
-    "every round.")
-REDUCTION = Parameter("reduction", "COMBO", DEFAULT.reduction, options=get_args(Reduction), equation="S in Eq. 8",
-    advanced=True, meaning="Mean or sum of the similarity over the points of the reference. The paper prints the sum, "
-    "whose gradient shrinks as the face grows. Mode literal uses the sum.")
-GAIN = Parameter("gain", "FLOAT", DEFAULT.gain, 0.0, 100000.0, 1.0, advanced=True,
-    meaning="Factor on the gradient, which Eq. 11 does not have. Mode literal uses 1.")
-CLIP_GRADIENT = Parameter("clip", "FLOAT", DEFAULT.clip, 0.0, 10.0, 0.01, advanced=True,
-    meaning="Cap on the gradient inside the face, as a share of what classifier-free guidance adds there (at cfg 1: of "
-    "the noise prediction). 0 is no cap. Mode literal uses 0.")
-SIGMA_SCALE = Parameter("sigma_scale", "BOOLEAN", DEFAULT.sigma_scale, advanced=True,
-    meaning="Multiply the gradient by sqrt(1 - alpha_bar), which the score has and Eq. 11 leaves out: weaker late "
-    "steps. Mode literal leaves it out.")
-BACKGROUND_MASKING = Parameter("background_masking", "BOOLEAN", DEFAULT.background_masking, equation="M_gen in Eq. 9",
-    advanced=True, meaning="Keep the gradient inside the face. Off is the paper's ablation and changes the whole "
-    "picture.")
-FEATURE_BLOCK = Parameter("feature_block", "INT", DEFAULT.block, -1, 11, equation="the features F in Eq. 7",
-    advanced=True, meaning="Output block of the UNet whose result is the feature. -1 chooses: 5 for SD1.5, 2 for SDXL. "
-    "Lower is faster and coarser.")
-ENSEMBLE = Parameter("ensemble", "INT", DEFAULT.ensemble, 1, 16, advanced=True,
-    meaning="How many noises are averaged for the reference's features. Paid once; the result is cached.")
-REFERENCE_SEED = Parameter("reference_seed", "INT", DEFAULT.reference_seed, 0, 0xFFFFFFFF, advanced=True,
-    meaning="Seed of the reference's noises. The sampler's noise does not depend on it.")
-CHECKPOINTING = Parameter("checkpointing", "COMBO", DEFAULT.checkpointing, options=get_args(Checkpointing),
-    advanced=True, meaning="Trade time for memory in the guided pass. auto does so when the pass would take more than "
-    "half of the free memory.")
-GUIDED_PASS = Parameter("guided_pass", "COMBO", DEFAULT.guided_pass, options=get_args(GuidedPass), optional=True,
-    advanced=True, meaning="full: a pass of its own, which leaves the sampler's prediction bit-equal. shared: inside "
-    "the sampler's own call, which is faster and equal up to rounding.")
-EVERY = Parameter("every", "INT", DEFAULT.every, 1, 10, optional=True, advanced=True,
-    meaning="Compute the gradient at every so many noise levels (for most samplers: steps) and hold it in between. 2 "
-    "nearly halves the time that guidance takes; 1 is the paper's way, which mode literal uses.")
-GUIDANCE = (
-    STRENGTH, MODE, P, U, T0, GAMMA, ALPHA, BETA, REFINEMENT, REDUCTION, GAIN, CLIP_GRADIENT, SIGMA_SCALE,
-    BACKGROUND_MASKING, FEATURE_BLOCK, ENSEMBLE, REFERENCE_SEED, CHECKPOINTING)
-COST = (GUIDED_PASS, EVERY)
 ATTENTION = (
     Parameter("strength", "FLOAT", SEEN.strength, 0.0, 10.0, 0.05,
         meaning="How often the reference's tokens count beside the picture's own: 1 once, 2 twice. 0 switches it off: "
@@ -333,20 +240,52 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
             meaning="Only together with face_reference: where the face will be in the new picture."),
         *COST,
     ),
+    "OmniPortraitFaceDetail": (
+        Parameter("model", "MODEL", meaning="The model that paints the face: usually with Reference Attention or "
+            "RB-Guidance. It is not changed."),
+        Parameter("vae", "VAE", meaning="The VAE of the model's checkpoint."),
+        POSITIVE,
+        NEGATIVE,
+        Parameter("image", "IMAGE", meaning="The existing picture. Of a batch, each picture is done by itself."),
+        Parameter("side", "INT", 512, 256, 2048, 64, meaning="Side of the crop while it is painted, in pixels: 512 for "
+            "SD1.5, 1024 for SDXL."),
+        Parameter("denoise", "FLOAT", 0.4, 0.0, 1.0, 0.01, meaning="How much of the face is painted anew. Low keeps "
+            "its pose and light, high takes more of the person."),
+        replace(SEED, meaning="Seed of the noise, as in KSampler."),
+        replace(STEPS, default=20, meaning="Sampling steps, as in KSampler."),
+        replace(CFG, default=7.0, meaning="Classifier-free guidance scale, as in KSampler."),
+        replace(SAMPLER, default="dpmpp_2m", meaning="The sampling algorithm, as in KSampler."),
+        replace(SCHEDULER, default="karras"),
+        Parameter("order", "COMBO", ORDERS[0], options=ORDERS,
+            meaning="How the faces of the picture are sorted before index picks one."),
+        Parameter("index", "INT", 0, 0, 99, meaning="Which face to paint, in that order. 0 is the first. For several "
+            "faces chain several of these nodes."),
+        Parameter("no_face", "COMBO", NO_FACE[0], options=NO_FACE,
+            meaning="What to do where no face is certain: stop with an error, or give the picture out as it was."),
+        Parameter("crop_factor", "FLOAT", 2.0, 1.0, float(MAX_CROP_FACTOR), 0.1, advanced=True,
+            meaning="Side of the crop, in multiples of the longer side of the face's box."),
+        Parameter("grow", "FLOAT", 0.05, 0.0, 0.5, 0.01, advanced=True,
+            meaning="How far the face's mask is widened before it is painted, as a share of the crop."),
+        Parameter("feather", "FLOAT", 0.05, 0.0, 0.5, 0.01, advanced=True,
+            meaning="How softly the painted face ends, as a share of the crop."),
+        Parameter("detector", "COMBO", DETECTORS[0], options=DETECTORS, advanced=True,
+            meaning="auto: facexlib if its files are in models/facexlib, else the built-in MTCNN. Nothing is "
+            "downloaded."),
+    ),
+    "OmniPortraitRBGuidanceReport": (
+        Parameter("model", "MODEL", meaning="The model from RB-Guidance, as it goes into the sampler."),
+        Parameter("latent", "LATENT", meaning="The latent from the sampler. It goes through unchanged."),
+    ),
     "OmniPortraitRBGuidanceKSampler": (
         MODEL,
         VAE,
         replace(SEED, meaning="Seed of the noise, as in KSampler."),
-        Parameter("steps", "INT", 30, 1, 10000, meaning="Sampling steps. The paper uses 50, with DDIM."),
-        Parameter("cfg", "FLOAT", 7.5, 0.0, 100.0, 0.1, more={"round": 0.01},
-            meaning="Classifier-free guidance scale. The paper uses 7.5."),
-        Parameter("sampler_name", "COMBO", "ddim", options=_samplers, choices="as in KSampler",
-            meaning="The sampling algorithm. All of KSampler's work with the guidance."),
-        Parameter("scheduler", "COMBO", "normal", options=_schedulers, choices="as in KSampler",
-            meaning="The noise schedule, as in KSampler."),
-        Parameter("positive", "CONDITIONING",
-            meaning="From Pivot Conditioning, which marks the word that is the person."),
-        Parameter("negative", "CONDITIONING", meaning="What the picture should not show."),
+        STEPS,
+        CFG,
+        SAMPLER,
+        SCHEDULER,
+        POSITIVE,
+        NEGATIVE,
         Parameter("latent_image", "LATENT", meaning="The latent to denoise. An empty one gives a new picture."),
         Parameter("denoise", "FLOAT", 1.0, 0.0, 1.0, 0.01,
             meaning="Below 1, part of the latent's own structure is kept, as in KSampler."),
@@ -354,71 +293,4 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
         *COST,
     ),
 }
-
-OUTPUTS: dict[str, tuple[Output, ...]] = {
-    "OmniPortraitPivotEncoderLoader": (
-        Output("pivot_encoder", "PIVOT_ENCODER", "The encoder, for Pivot Conditioning."),
-    ),
-    "OmniPortraitFaceReference": (
-        Output("face_reference", "FACE_REFERENCE", "The face, for Pivot Conditioning or RB-Guidance."),
-        Output("crop", "IMAGE", "The square crop that is used, 256 to 1024 pixels on a side."),
-        Output("face_mask", "MASK", "The face inside the crop. All white when it is left to the model's attention."),
-        Output("overview", "IMAGE", "The photograph with every face numbered in the chosen order: the one that is used "
-            "in green, its crop in blue, the others in yellow, doubtful ones in red. Says when the photograph was "
-            "turned."),
-        Output("photo_mask", "MASK", "The face mask at the photograph's size, as the photograph was connected."),
-        Output("face_box", "BBOX", "x, y, width and height of the face in the photograph, one for each photograph."),
-    ),
-    "OmniPortraitSaveIdentity": (
-        Output("face_reference", "FACE_REFERENCE", "The same person, with the embeddings if there are any."),
-    ),
-    "OmniPortraitLoadIdentity": (
-        Output("face_reference", "FACE_REFERENCE", "The face, for Pivot Conditioning or RB-Guidance."),
-        Output("crop", "IMAGE", "The crops of the person's photographs."),
-        Output("face_mask", "MASK", "The face inside each crop. All white when it is left to the model's attention."),
-    ),
-    "OmniPortraitPivotConditioning": (
-        Output("conditioning", "CONDITIONING", "The prompt with the person in it, for the sampler or the next person."),
-    ),
-    "OmniPortraitFaceMaskFromAttention": (
-        Output("mask", "MASK", "The face, at the picture's size: the map cut at the mask threshold."),
-        Output("heat_map", "IMAGE", "The refined map of Eq. 6, bright where the model looks."),
-    ),
-    "OmniPortraitFineControlMap": (
-        Output("mask", "MASK", "The control map S at the picture's size: soft, 1 where the target changes it."),
-        Output("overlay", "IMAGE", "The map over the image, bright where it is high."),
-        Output("parts", "IMAGE", "What the map is made of, side by side: the noise difference, each phrase's map with "
-            "its distance from the target, and the result."),
-    ),
-    "OmniPortraitIdentityScore": (
-        Output("score", "FLOAT", "Distance (lower is nearer) or cosine (higher is nearer) of each picture. Without a "
-            "face: infinity, or -1."),
-        Output("same_person", "BOOLEAN", "For each picture, whether it passes the threshold. Without a face: no."),
-        Output("comparison", "IMAGE", "Both faces side by side with the result, one picture for each."),
-        Output("report", "STRING", "A line for each picture."),
-    ),
-    "OmniPortraitBestOfBatch": (
-        Output("best", "IMAGE", "The pictures that are kept, the most alike first."),
-        Output("sorted", "IMAGE", "All pictures, the most alike first; those without a face come last."),
-        Output("comparison", "IMAGE", "Both faces side by side with the result, in the sorted order."),
-        Output("report", "STRING", "Which picture came where, and why."),
-    ),
-    "OmniPortraitReferenceAttention": (
-        Output("model", "MODEL", "The model that sees the reference, for any sampler or RB-Guidance."),
-    ),
-    "OmniPortraitRBGuidance": (
-        Output("model", "MODEL", "The model with RB-Guidance, for any sampler."),
-    ),
-    "OmniPortraitRBGuidanceKSampler": (
-        Output("latent", "LATENT", "The denoised latent."),
-        Output("face_mask", "MASK", "The face mask of the last guided step (M_gen); empty when none was guided."),
-        Output("trace", "IMAGE", "A plot over the timesteps: the similarity S, the gradient's share of the noise "
-            "prediction inside the face, and small pictures of the mask."),
-    ),
-}
 # fmt: on
-
-
-def settings_from(mode: Mode, feature_block: int, **values: object) -> Settings:
-    """The inputs of GUIDANCE and COST as Settings. Raises: ValueError for a choice that is not offered."""
-    return Settings(block=feature_block, **values).in_mode(mode)

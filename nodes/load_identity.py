@@ -6,8 +6,8 @@ from comfy_api.latest import io
 
 from ..models.faces.identity_file import load
 from .files import fingerprint, missing, path_of
-from .preview import crops_preview
 from .schema import schema_of
+from .shown import shown
 
 FOLDER = "omniportrait_identities"
 
@@ -37,7 +37,7 @@ class LoadIdentity(io.ComfyNode):
         if path is None:
             raise ValueError(_missing(identity_name))
         reference = load(path)
-        return io.NodeOutput(reference, *reference.pictures(), ui=crops_preview(cls, reference))
+        return io.NodeOutput(reference, *reference.pictures(), ui=shown([reference.pictures()[0]]))
 
 
 def _missing(name: str) -> str:

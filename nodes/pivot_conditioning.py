@@ -18,6 +18,7 @@ class PivotConditioning(io.ComfyNode):
             "without one it is only marked, so that RB-Guidance knows which word is which person. Chain several for "
             "several people.",
             *("identity", "face", "id embedding", "omniportrait", "photomaker", "clip text encode"),
+            experimental=True,
         )
 
     @classmethod

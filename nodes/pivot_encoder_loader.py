@@ -19,6 +19,7 @@ class PivotEncoderLoader(io.ComfyNode):
             "Pivot Encoder Loader",
             "Loads a trained Pivot ID Encoder, the network that puts a face into the embedding of a word.",
             *("identity encoder", "face encoder", "omniportrait", "load pivot"),
+            experimental=True,
         )
 
     @classmethod

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..sampling.patch import patch
 from ..sampling.people import ByHand
-from .inputs import settings_from
+from .guidance_inputs import settings_from
 from .schema import schema_of
 
 
@@ -21,6 +21,7 @@ class RBGuidance(io.ComfyNode):
             "Brings the fine detail of a reference face into the picture while it is sampled, inside the face only. "
             "Connect the result to any sampler whose positive conditioning comes from Pivot Conditioning.",
             *("omniportrait", "identity guidance", "face detail", "portrait", "reference based guidance"),
+            experimental=True,
         )
 
     @classmethod

@@ -5,9 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..sampling.patch import patch
-from ..sampling.trace import Trace
-from .inputs import settings_from
+from ..sampling.runs import report_of
+from .guidance_inputs import settings_from
 from .schema import schema_of
+from .shown import shown
 
 
 class RBGuidanceKSampler(io.ComfyNode):
@@ -21,6 +22,7 @@ class RBGuidanceKSampler(io.ComfyNode):
             "KSampler that brings the fine detail of the reference face into the picture, inside the face only. It "
             "also gives the face mask it used and a plot of the similarity at each step.",
             *("omniportrait", "identity sampler", "face detail", "portrait", "reference based guidance"),
+            experimental=True,
         )
 
     @classmethod
@@ -30,10 +32,10 @@ class RBGuidanceKSampler(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         import nodes  # ComfyUI's own
 
-        traces: list[Trace] = []
-        guided = patch(model, vae, settings_from(**guidance), observe=traces.append)
+        guided = patch(model, vae, settings_from(**guidance))
         (latent,) = nodes.common_ksampler(
             guided, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
         )
-        trace = traces[-1] if traces else Trace()
-        return io.NodeOutput(latent, trace.mask_for(latent["samples"]), trace.plot())
+        text, trace = report_of(guided, latent["samples"])
+        plot = trace.plot()
+        return io.NodeOutput(latent, trace.mask_for(latent["samples"]), plot, text, ui=shown([plot], text))

@@ -22,6 +22,7 @@ class ReferenceAttention(io.ComfyNode):
             "face while it is sampled. Connect the result to any sampler whose positive conditioning comes from Pivot "
             "Conditioning.",
             *("omniportrait", "reference only", "likeness", "identity", "self attention"),
+            experimental=True,
         )
 
     @classmethod

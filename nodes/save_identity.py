@@ -9,8 +9,8 @@ from comfy_api.latest import io
 
 from ..models.faces.identity_file import store
 from .load_identity import FOLDER
-from .preview import crops_preview
 from .schema import schema_of
+from .shown import shown
 
 
 class SaveIdentity(io.ComfyNode):
@@ -32,4 +32,5 @@ class SaveIdentity(io.ComfyNode):
             face_reference = pivot_encoder.remembered(face_reference)
         folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
         path = store(folder, name, face_reference, overwrite)
-        return io.NodeOutput(face_reference, ui=crops_preview(cls, face_reference, path.relative_to(folder).as_posix()))
+        crops, _ = face_reference.pictures()
+        return io.NodeOutput(face_reference, ui=shown([crops], path.relative_to(folder).as_posix()))

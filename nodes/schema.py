@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .inputs import INPUTS, OUTPUTS, Parameter
+from .inputs import INPUTS
+from .outputs import OUTPUTS
+from .parameter import Parameter
 
 CATEGORY = "OmniPortrait"
 TYPES = {
@@ -15,14 +17,21 @@ TYPES = {
 }  # fmt: skip
 
 
-def schema_of(node_id: str, display_name: str, description: str, *search_aliases: str) -> io.Schema:
-    """The schema of a node of INPUTS and OUTPUTS. search_aliases: other words under which the node search finds it."""
+def schema_of(
+    node_id: str, display_name: str, description: str, *search_aliases: str, experimental: bool = False
+) -> io.Schema:
+    """The schema of a node of INPUTS and OUTPUTS.
+
+    search_aliases: other words under which the node search finds it. experimental: its effect is not yet measured on
+    real checkpoints, and ComfyUI's page says so.
+    """
     schema = io.Schema(
         node_id=node_id,
         display_name=display_name,
         category=CATEGORY,
         description=description,
         inputs=[_input(row) for row in INPUTS[node_id]],
+        is_experimental=experimental,
         outputs=[TYPES[row.kind].Output(display_name=row.name, tooltip=row.meaning) for row in OUTPUTS[node_id]],
     )
     schema.search_aliases = list(search_aliases)  # ComfyUI 0.3.75's constructor raises TypeError on the keyword

@@ -9,6 +9,7 @@ from ..backbone.family import family_of
 from ..guidance.omniportrait.settings import Settings
 from .people import ByHand
 from .recorder import SESSION_KEY, install, uninstall
+from .runs import ATTACHMENT, Runs
 from .session import Session, predict_noise
 from .trace import Trace
 
@@ -23,12 +24,14 @@ def patch(
     """A clone of a MODEL that any sampler node guides; at strength 0 or u 0 the clone is bare, so bit-equal to the
     model.
 
-    A second RB-Guidance on the same model replaces the first: guiding twice is never meant. observe is called with the
-    trace when a run ends. Raises: ValueError for models of other families.
+    A second RB-Guidance on the same model replaces the first: guiding twice is never meant. What the runs did is in the
+    clone's `Runs`; observe is called with the trace when a run ends, whole or not. Raises: ValueError for models of
+    other families.
     """
     family_of(model)
     patched = (model if settings.off else classic(model)).clone()
     uninstall(patched)
+    patched.remove_attachments(ATTACHMENT)
     if settings.off:
         return patched
     if getattr(vae, "first_stage_model", None) is None:
@@ -36,20 +39,25 @@ def patch(
             "The vae input of RB-Guidance holds no VAE, because the checkpoint has none; connect the one of Load VAE."
         )
 
+    runs = Runs()
+
     def outer_sample(executor: Callable, noise: object, *args: object, **kwargs: object) -> object:
         guider = executor.class_obj
         options = guider.model_options["transformer_options"]
         with contextlib.closing(Session(guider, vae, settings, by_hand, noise)) as session:
             options[SESSION_KEY] = session
             try:
-                return executor(noise, *args, **kwargs)
+                result = executor(noise, *args, **kwargs)
             finally:
                 options.pop(SESSION_KEY, None)
                 trace = session.report()
                 if observe is not None:
                     observe(trace)
+            runs.add(trace, result)
+            return result
 
     install(patched, outer_sample, predict_noise)
+    patched.set_attachments(ATTACHMENT, runs)
     return patched
 
 

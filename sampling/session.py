@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..backbone.clock import Clock
-from ..guidance.omniportrait.guide import TINY, in_window, masked_rms, scaled, step
+from ..guidance.omniportrait.guide import (
+    TIMESTEPS,
+    TINY,
+    in_window,
+    masked_rms,
+    scaled,
+    step,
+    weight_at,
+)
 from ..guidance.omniportrait.settings import Settings
 from .conditionings import Lists, ambiguous, applies, carriers, lists_with_people
 from .gradient import CallGradient, add_people, finite_pictures
@@ -49,7 +57,13 @@ class Session:
         self.people = assign_people(guider.conds, by_hand)
         self.recorder = Recorder({uuid for _, uuid in self.people})
         self._settings = settings
-        self._clock = Clock(guider.model_patcher.get_model_object("model_sampling"))
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        self._clock = Clock(sampling)
+        start, end = (
+            self._clock.t(float(sampling.percent_to_sigma(percent)))
+            for percent in (settings.start_percent, settings.end_percent)
+        )
+        self._window = min(start, settings.u * TIMESTEPS), end
         self._held = HeldGradient(settings.every)
         self._notes = Notes()
         everybody = {person for people in self.people.values() for person in people}
@@ -57,6 +71,7 @@ class Session:
         t0 = self._clock.sigma(settings.t0)
         self._passes = Passes(guider.model_patcher, vae, everybody, settings, t0, noise, hooked)
         self._sigma = float("nan")  # of the call at hand
+        self._weight = 0.0  # on the strength, at the call at hand
         self._lists: Lists = {}  # of the call at hand
 
     def __deepcopy__(self, memo: dict) -> Session:
@@ -66,9 +81,11 @@ class Session:
     def arrive(self, sigma: float) -> bool:
         """ComfyUI asks for a prediction at sigma. Whether the method is on there."""
         self._sigma = sigma
-        inside = in_window(self._clock.t(sigma), self._settings.u)
-        self._held.arrive(sigma, inside)
-        return inside
+        t = self._clock.t(sigma)
+        inside = in_window(t, self._settings.u)
+        self._weight = weight_at(t, *self._window, self._settings.curve) if inside else 0.0
+        self._held.arrive(sigma, self._weight > 0)
+        return self._weight > 0
 
     @contextlib.contextmanager
     def predicting(self, conds: dict[str, list[dict]], x: torch.Tensor, sigma: torch.Tensor) -> Iterator[None]:
@@ -103,7 +120,8 @@ class Session:
             cfg = self.recorder.cfg_difference
             yardstick = noise_prediction if cfg is None else cfg.clone() / sigma.view(-1, 1, 1, 1)
             inside = gradient.inside
-            g, finite = finite_pictures(scaled(gradient.gradient, sigma, yardstick, inside, self._settings))
+            g = scaled(gradient.gradient, sigma, yardstick, inside, self._settings, self._weight)
+            g, finite = finite_pictures(g)
             share = masked_rms(g, inside) / masked_rms(noise_prediction, inside).clamp_min(TINY)
             self._notes.guided(self._sigma, gradient, share.nanmean(), (gradient.finite & finite).all())
             return step(plain, sigma, g)

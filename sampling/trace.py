@@ -44,17 +44,20 @@ class Trace:
     steps: list[Step] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     mask: torch.Tensor | None = None
-    """Last M_gen: float [B, H, W] at the picture's size, CPU."""
+    """Last M_gen: boolean [B, 1, h, w] at the latent's size, CPU."""
 
     def mask_for(self, samples: torch.Tensor) -> torch.Tensor:
-        """The last M_gen, or an empty mask at the picture's size of [B, C, h, w] samples when no step was guided."""
-        if self.mask is not None:
-            return self.mask
-        return torch.zeros(len(samples), *picture_size(samples))
+        """The last M_gen, float [B, H, W] at the picture's size; an empty one for [B, C, h, w] samples when no step was
+        guided."""
+        if self.mask is None:
+            return torch.zeros(len(samples), *picture_size(samples))
+        return torch.nn.functional.interpolate(self.mask.float(), size=picture_size(self.mask))[:, 0]
 
     def summary(self) -> str:
         """One line for the log."""
         values = [step.similarity for step in self.steps if step.similarity == step.similarity]
+        if not self.steps:
+            return "RB-Guidance: no call guided, because u, start_percent and end_percent leave no step"
         parts = [f"{len(values)} of {len(self.steps)} calls guided"]
         if values:
             parts.append(f"S {values[0]:.3f} to {values[-1]:.3f}")
@@ -115,8 +118,6 @@ class Notes:
             if not finite:
                 trace.skipped["the gradient was not finite"] += 1
         self._unread.clear()
-        if trace.mask is not None:
-            trace.mask = torch.nn.functional.interpolate(trace.mask.float(), size=picture_size(trace.mask))[:, 0]
         if trace.steps or trace.skipped:
             log.log(logging.WARNING if trace.skipped else logging.INFO, trace.summary())
         return trace

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .settings import Settings
+from .settings import Curve, Settings
 
 TIMESTEPS = 1000
 """T."""
@@ -42,16 +42,34 @@ def in_window(t: float, u: float) -> bool:
     return t <= u * TIMESTEPS
 
 
+def weight_at(t: float, first: float, last: float, curve: Curve) -> float:
+    """The weight on the strength at timestep t of a window from `first` down to `last`: 0 outside of it. Ours.
+
+    constant: 1. fade in: (first - t) / (first - last), from 0 to 1. fade out: one minus that.
+    """
+    if not last <= t <= first:
+        return 0.0
+    if curve == "constant" or first == last:
+        return 1.0
+    passed = (first - t) / (first - last)
+    return passed if curve == "fade in" else 1 - passed
+
+
 def scaled(
-    gradient: torch.Tensor, sigma: torch.Tensor, yardstick: torch.Tensor, mask: torch.Tensor, settings: Settings
+    gradient: torch.Tensor,
+    sigma: torch.Tensor,
+    yardstick: torch.Tensor,
+    mask: torch.Tensor,
+    settings: Settings,
+    weight: float = 1.0,
 ) -> torch.Tensor:
     """g of the guided step from the masked gradient [B, C, H, W]: gain, cap and strength, which the paper lacks.
 
-    yardstick, mask: as in `limit`. sigma: [B].
+    yardstick, mask: as in `limit`. sigma: [B]. weight: on the strength, by weight_at.
     """
     if settings.sigma_scale:
         gradient = gradient * (sigma / (1 + sigma**2) ** 0.5).view(-1, 1, 1, 1)  # sqrt(1 - abar_t)
-    return settings.strength * limit(gradient * settings.gain, yardstick, mask, settings.clip)
+    return settings.strength * weight * limit(gradient * settings.gain, yardstick, mask, settings.clip)
 
 
 def limit(gradient: torch.Tensor, yardstick: torch.Tensor, mask: torch.Tensor, share: float) -> torch.Tensor:

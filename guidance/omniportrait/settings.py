@@ -10,6 +10,7 @@ Mode = Literal["calibrated", "literal"]
 Refinement = Literal["outer", "inner"]
 Reduction = Literal["mean", "sum"]
 Checkpointing = Literal["auto", "on", "off"]
+Curve = Literal["constant", "fade in", "fade out"]
 GuidedPass = Literal["full", "shared"]
 """`full`: a pass of its own beside ComfyUI's call, which stays bit-equal. `shared`: in ComfyUI's call, equal up to
 rounding."""
@@ -19,17 +20,22 @@ rounding."""
 class Settings:
     """Hyper-parameters of RB-Guidance.
 
-    strength: multiplies the final gradient; 0 is off. p: of the energy. u: guided while t <= u T. t0: timestep of the
-    reference features. gamma, alpha, beta: of the mask, and its threshold. refinement: where A_s acts in the mask.
-    reduction: sum or mean in the similarity. gain, clip: a factor on the gradient, and its cap as a share of the CFG
-    difference. sigma_scale: multiply the gradient by sqrt(1 - abar_t), which the score identity has and the paper's
-    step lacks. background_masking: off is the paper's ablation (match and guide over the whole picture).
+    strength: multiplies the final gradient; 0 is off. start_percent, end_percent: where in the sampling, 0 is the first
+    step; both these and u have to hold. curve: of the strength over what is left. p: of the energy. u: guided while t
+    <= u T. t0: timestep of the reference features. gamma, alpha, beta: of the mask, and its threshold. refinement:
+    where A_s acts in the mask. reduction: sum or mean in the similarity. gain, clip: a factor on the gradient, and its
+    cap as a share of the CFG difference. sigma_scale: multiply the gradient by sqrt(1 - abar_t), which the score
+    identity has and the paper's step lacks. background_masking: off is the paper's ablation (match and guide over the
+    whole picture).
     block: output block whose result is the feature; -1 chooses by the model. ensemble: noises averaged for the
     reference. reference_seed: seed of those noises. checkpointing: auto, on or off. every: the gradient is made at
     every so many sigmas and held in between; 1 is the paper's way. guided_pass: where the rows with a gradient run.
     """
 
     strength: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    curve: Curve = "constant"
     p: float = 8.5
     u: float = 0.6
     t0: float = 671.0
@@ -51,6 +57,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """ComfyUI 0.3.75 lets any text through where a V3 node offers a choice. Raises: ValueError with the choices."""
+        _check("curve", self.curve, Curve)
         _check("refinement", self.refinement, Refinement)
         _check("reduction", self.reduction, Reduction)
         _check("checkpointing", self.checkpointing, Checkpointing)
@@ -61,7 +68,7 @@ class Settings:
     @property
     def off(self) -> bool:
         """Nothing to add at any step."""
-        return self.strength == 0 or self.u == 0
+        return self.strength == 0 or self.u == 0 or self.end_percent <= self.start_percent
 
     def in_mode(self, mode: Mode) -> Settings:
         """`literal` is the paper's equations as printed: the sum, no factor, no cap, no sigma scale, a gradient at

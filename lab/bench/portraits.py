@@ -34,7 +34,7 @@ from ...guidance.omniportrait.settings import Settings
 from ...guidance.reference_attention.settings import Settings as AttentionSettings
 from ...models.faces.build import FaceOptions, make_reference
 from ...models.pivot.handle import load_handle
-from ...nodes.inputs import settings_from
+from ...nodes.guidance_inputs import settings_from
 from ...nodes.pivot_conditioning import PivotConditioning
 from ...nodes.rb_guidance_ksampler import RBGuidanceKSampler
 from ...sampling import reference as features
@@ -293,7 +293,7 @@ class Studio:
         (trace,) = traces
         shares = [step.share for step in trace.steps if step.share == step.share]
         guided = len(shares) / len(trace.steps) if trace.steps else 0.0
-        mask = torch.zeros(SIZE, SIZE) if trace.mask is None else trace.mask[0]
+        mask = trace.mask_for(torch.zeros(1, 4, SIZE // 8, SIZE // 8))[0]
         return Made(picture, mask > 0.5, guided, sum(shares) / len(shares) if shares else 0.0)
 
     def _sample(self, case: Case, variant: Variant) -> tuple[tuple[torch.Tensor, list[Trace]], float]:

@@ -1,18 +1,20 @@
-"""Write the tables of the help pages and the labels of the page from nodes/inputs.py: `python run.py make help-pages`.
+"""Write the help pages' tables and the page's texts from nodes/inputs.py: `python run.py make help-pages`.
 
 A help page is written by hand but for what stands between `<!-- inputs -->` and `<!-- /inputs -->`, and the same for
-outputs. `locales/en/nodeDefs.json` holds the labels for web pages that do not read an input's display name.
+outputs. The texts of locales/ are written whole (locales.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...nodes.inputs import INPUTS, OUTPUTS, Output, Parameter
+from ...nodes.inputs import INPUTS
+from ...nodes.outputs import OUTPUTS
+from ...nodes.parameter import Output, Parameter
+from .locales import locales
 
 ROOT = Path(__file__).parents[2]
 HEAD = "| Input | What it does |\n|---|---|"
@@ -30,16 +32,10 @@ def main(words: list[str]) -> None:
 
 
 def files(root: Path) -> dict[Path, str]:
-    """What every generated file should hold, by its path: the help pages and the labels."""
+    """What every generated file should hold, by its path: the help pages and the page's texts."""
     pages = {root / "web" / "docs" / f"{node_id}.md": node_id for node_id in INPUTS}
     written = {path: with_tables(path.read_text(encoding="utf-8"), node_id) for path, node_id in pages.items()}
-    return written | {root / "locales" / "en" / "nodeDefs.json": json.dumps(labels(), indent=2) + "\n"}
-
-
-def labels() -> dict[str, dict]:
-    """ComfyUI's nodeDefs for the inputs that are shown under another name."""
-    shown = {node_id: {row.name: {"name": row.label} for row in rows if row.label} for node_id, rows in INPUTS.items()}
-    return {node_id: {"inputs": inputs} for node_id, inputs in shown.items() if inputs}
+    return written | locales(root)
 
 
 def with_tables(text: str, node_id: str) -> str:

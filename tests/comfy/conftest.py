@@ -11,6 +11,14 @@ environment.use_comfyui()
 from omniportrait.lab.testbed import small
 
 
+@pytest.fixture(scope="session", autouse=True)
+def previews(tmp_path_factory):
+    """Pictures that nodes show inside themselves go where pytest cleans up."""
+    import folder_paths
+
+    folder_paths.set_temp_directory(str(tmp_path_factory.mktemp("temp")))
+
+
 @pytest.fixture
 def sd15():
     return small.sd15()

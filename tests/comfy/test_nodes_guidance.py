@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from omniportrait.lab.testbed import small
@@ -145,9 +147,10 @@ def test_ksampler_with_guidance(family, vae):
     positive = small.annotated(family)
     (plain,) = sample(nodes.KSampler, family, positive)
     before = footprint(family)
-    result, mask, trace = sample(RBGuidanceKSampler, family, positive, vae=vae, **GUIDANCE)
+    result, mask, trace, report = sample(RBGuidanceKSampler, family, positive, vae=vae, **GUIDANCE)
     assert_effective(result["samples"], plain["samples"])
     assert mask.shape == (1, 128, 128) and 0 < mask.sum() < mask.numel()
+    assert re.match(r"RB-Guidance: (\d) of \1 calls guided; S 0", report)
     assert trace.ndim == 4 and trace.shape[0] == 1 and trace.shape[-1] == 3 and 0 <= trace.min() and trace.max() <= 1
     (patched,) = core(RBGuidance, model=family, vae=vae, **GUIDANCE)
     assert torch.equal(sample(nodes.KSampler, patched, positive)[0]["samples"], result["samples"])
@@ -158,22 +161,22 @@ def test_ksampler_with_guidance(family, vae):
     assert torch.equal(sample(nodes.KSampler, family, positive)[0]["samples"], plain["samples"])
 
 
-@pytest.mark.parametrize("off", [{"strength": 0.0}, {"u": 0.0}])
+@pytest.mark.parametrize("off", [{"strength": 0.0}, {"u": 0.0}, {"start_percent": 0.7, "end_percent": 0.7}])
 def test_ksampler_switched_off_is_ksampler(sd15, vae, off):
     """Bit-equal, with an empty mask and a plot that says so; no identity is needed then."""
     positive = small.conditioning(sd15, 1)
     (plain,) = sample(nodes.KSampler, sd15, positive)
-    result, mask, trace = sample(RBGuidanceKSampler, sd15, positive, vae=vae, **GUIDANCE | off)
+    result, mask, trace, report = sample(RBGuidanceKSampler, sd15, positive, vae=vae, **GUIDANCE | off)
     assert torch.equal(result["samples"], plain["samples"])
     assert mask.shape == (1, 128, 128) and not mask.any()
-    assert trace.shape[-1] == 3
+    assert trace.shape[-1] == 3 and report.startswith("RB-Guidance: off")
 
 
 def test_ksampler_keeps_the_latents_other_entries(sd15, vae):
     """Batch of two with a noise mask, as core's KSampler hands it on."""
     noise_mask = torch.ones(1, 128, 128)
     inputs = latent((16, 16), batch=2) | {"noise_mask": noise_mask}
-    result, mask, _ = sample(
+    result, mask, *_ = sample(
         RBGuidanceKSampler, sd15, small.annotated(sd15), vae=vae, latent_image=inputs, **GUIDANCE | {"denoise": 0.5}
     )
     assert result["samples"].shape == (2, 4, 16, 16) and torch.equal(result["noise_mask"], noise_mask)
@@ -199,6 +202,10 @@ def test_modes_and_advanced_inputs_reach_the_run(sd15, vae):
         {"beta": 0.9},
         {"sigma_scale": True},
         {"every": 1},
+        {"start_percent": 0.6},
+        {"end_percent": 0.7},
+        {"curve": "fade in"},
+        {"curve": "fade out"},
     ]
     for change in changes:
         picture = sample(RBGuidanceKSampler, sd15, positive, vae=vae, **GUIDANCE | change)[0]["samples"]

@@ -35,7 +35,7 @@ def test_every_input_and_output_has_a_tooltip(infos):
 
 def test_the_papers_numbers_are_folded_away_and_called_by_words(infos):
     """The names, which graphs hold, stay the paper's; symbol and equation are in the tooltip."""
-    guided = [info for info in infos if "RBGuidance" in info["name"]]
+    guided = [info for info in infos if "u" in info["input"]["required"]]
     assert len(guided) == 2
     for info in guided:
         for name in ("p", "u", "t0", "gamma", "alpha", "beta"):

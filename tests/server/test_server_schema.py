@@ -17,6 +17,8 @@ NODES = {
     "OmniPortraitIdentityScore": "Identity Score",
     "OmniPortraitBestOfBatch": "Best of Batch",
     "OmniPortraitFineControlMap": "Fine Control Map (SFCM)",
+    "OmniPortraitRBGuidanceReport": "RB-Guidance Report",
+    "OmniPortraitFaceDetail": "Face Detail",
 }
 
 

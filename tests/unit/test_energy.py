@@ -155,3 +155,25 @@ def test_literal_mode_is_the_printed_equations():
     assert Settings(gain=99.0).in_mode("calibrated") == Settings(gain=99.0)
     with pytest.raises(ValueError, match="calibrated or literal"):
         Settings().in_mode("strong")
+
+
+@pytest.mark.parametrize(
+    ("t", "constant", "fade_in"),
+    [(601, 0, 0), (600, 1, 0), (500, 1, 0.25), (400, 1, 0.5), (300, 1, 0.75), (200, 1, 1), (199, 0, 0)],
+)
+def test_the_weight_over_a_window(t, constant, fade_in):
+    """From 600 down to 200: a line through 0 and 1, and its mirror image."""
+    assert E.weight_at(t, 600, 200, "constant") == constant
+    assert E.weight_at(t, 600, 200, "fade in") == fade_in
+    assert E.weight_at(t, 600, 200, "fade out") == constant - fade_in
+
+
+def test_a_window_of_one_timestep():
+    assert [E.weight_at(t, 300, 300, "fade in") for t in (301, 300, 299)] == [0, 1, 0]
+
+
+def test_weight_multiplies_what_is_added(world):
+    _, z, _, mask = world
+    arguments = z, torch.ones(1), 2 * z, mask[None, None].double(), Settings()
+    torch.testing.assert_close(E.scaled(*arguments, 0.25), E.scaled(*arguments) / 4)
+    assert torch.equal(E.scaled(*arguments, 1.0), E.scaled(*arguments))

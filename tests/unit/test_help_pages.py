@@ -10,7 +10,9 @@ import pytest
 from omniportrait import environment
 from omniportrait.guidance.omniportrait.settings import Settings
 from omniportrait.lab.make import help_pages
-from omniportrait.nodes.inputs import ATTENTION, COST, GUIDANCE, INPUTS, OUTPUTS, settings_from
+from omniportrait.nodes.guidance_inputs import COST, GUIDANCE, settings_from
+from omniportrait.nodes.inputs import ATTENTION, INPUTS
+from omniportrait.nodes.outputs import OUTPUTS
 
 ROOT = environment.ROOT
 
@@ -62,9 +64,14 @@ def test_a_workflow_has_the_nodes_as_they_are(path):
 def test_a_workflow_for_large_models_has_the_defaults(name):
     """The demo has values of its own, which suit its small model."""
     prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    methods = {"RBGuidance": (*GUIDANCE, *COST), "ReferenceAttention": ATTENTION}
-    (found,) = (
-        (node["inputs"], rows) for node in prompt.values() for m, rows in methods.items() if m in node["class_type"]
-    )
-    inputs, rows = found
-    assert {row.name: inputs[row.name] for row in rows} == {row.name: row.default for row in rows}
+    guidance = (*GUIDANCE, *COST)
+    methods = {
+        "OmniPortraitRBGuidance": guidance,
+        "OmniPortraitRBGuidanceKSampler": guidance,
+        "OmniPortraitReferenceAttention": ATTENTION,
+    }
+    found = [node for node in prompt.values() if node["class_type"] in methods]
+    for node in found:
+        given = {row.name: node["inputs"][row.name] for row in methods[node["class_type"]]}
+        assert given == {row.name: row.default for row in methods[node["class_type"]]}
+    assert found
