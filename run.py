@@ -49,6 +49,7 @@ COMMANDS = {
         "vae": "lab.make.vae",
         "web": "lab.make.web",
         "words": "lab.make.words",
+        "workflows": "lab.make.workflows",
     },
 }
 """The module of each command; its `main(words)` takes the command's own arguments."""

@@ -1,4 +1,5 @@
-"""Every API workflow runs to its end on a real server and saves pictures that show something."""
+"""Every API workflow runs to its end on a real server and saves pictures that show something, and both forms are what
+`run.py make workflows` makes of their sources."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import io
 
 import numpy
 import pytest
-from conftest import api_workflows, read_api
+from conftest import ROOT, api_workflows, read_api
+from omniportrait.lab.make.workflows import files
 from PIL import Image
 
 
@@ -15,10 +17,31 @@ def test_workflow_runs_to_the_end(server, ask, name):
     prompt = read_api(name)
     outputs = ask(prompt)
     saving = {node_id for node_id, node in prompt.items() if node["class_type"] in ("SaveImage", "PreviewImage")}
-    assert saving and saving == {node_id for node_id, given in outputs.items() if "images" in given}
+    assert saving and saving <= {node_id for node_id, given in outputs.items() if "images" in given}
     for node_id in saving:
         for image in outputs[node_id]["images"]:
             pixels = numpy.asarray(Image.open(io.BytesIO(server.fetch(image))).convert("RGB"), dtype=float)
             assert numpy.isfinite(pixels).all()
             if "portrait" in prompt[node_id]["inputs"].get("filename_prefix", ""):
                 assert pixels.std() > 2, f"{node_id} of {name} is an empty picture"
+
+
+def test_both_forms_are_up_to_date(server):
+    """With the nodes as the server tells of them: inputs, defaults, outputs."""
+    wanted = files(ROOT, server.get("/object_info"))
+    for path, text in wanted.items():
+        assert path.is_file() and path.read_text(encoding="utf-8") == text, f"{path.name}: `run.py make workflows`"
+    there = {*(ROOT / "workflows").rglob("*.json"), *(ROOT / "subgraphs").glob("*.json")}
+    assert there == set(wanted), "a file without a source in lab/make/workflow_sources"
+
+
+def test_nodes_show_their_results(server, ask):
+    """Which face was taken, the trace and its line: told to the page as pictures and text of the nodes themselves."""
+    prompt = read_api("omniportrait_demo")
+    outputs = ask(prompt)
+    by_kind = {prompt[node_id]["class_type"]: told for node_id, told in outputs.items()}
+    for kind in ("OmniPortraitFaceReference", "OmniPortraitRBGuidanceKSampler"):
+        (image,) = by_kind[kind]["images"]
+        assert image["type"] == "temp" and Image.open(io.BytesIO(server.fetch(image))).size[0] > 200
+    (text,) = by_kind["OmniPortraitRBGuidanceKSampler"]["text"]
+    assert text.startswith("RB-Guidance: ") and "calls guided" in text
