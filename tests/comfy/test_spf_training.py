@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed import small, texts
 from omniportrait.lab.world.shards import write_portraits
 from omniportrait.lab.world.tailored import Tailored
 from omniportrait.training.base import Base, load_base
@@ -205,6 +205,18 @@ def test_run_does_not_go_on_with_other_terms(reference, world, hats, base):
 def test_sheet_shows_both_models_and_the_map(reference):
     canvas = reference[1].task.sheet()
     assert canvas.shape == (3, 64, 7 * 64) and canvas.isfinite().all() and 0.01 < float(canvas.std())
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_other_families_learn_and_write_what_load_lora_reads(family, vae, hats, tmp_path):
+    config = config_of(tmp_path, hats, tmp_path / "run", steps=2, fit=1, **{"objective.control.distance": "states"})
+    own = Base(getattr(small, family)(inference=False), texts.clip(family), vae, config)
+    trainer, curve = trained(config, own)
+    assert {"text", "fine", "map"} <= set(curve.steps[1]) and curve.steps[1]["text"] > 0
+    state, _ = lora_file.load(tmp_path / "run" / EXPORT)
+    lora_file.check(own.model, state, trainer.task.adapters.names)
+    with safe_open(tmp_path / "run" / EXPORT, "pt") as file:
+        assert file.metadata()["ss_base_model_version"] == {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0"}[family]
 
 
 # The file
