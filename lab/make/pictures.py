@@ -19,13 +19,14 @@ def main(words: list[str]) -> None:
     parser.add_argument("--views", type=int, default=8, help="pictures of each, beside the reference (default: 8)")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--framing", choices=FRAMINGS, default="sitter", help="how near the camera is")
+    parser.add_argument("--places", action="store_true", help="with which point of a face each place shows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--sheet", type=Path, help="only write a contact sheet of eight people to this file")
     options = parser.parse_args(words)
     shards = plan(
         options.out, options.identities, options.held_out, options.views, options.size, options.seed,
-        framing=options.framing, start=options.first,
+        framing=options.framing, start=options.first, places=options.places,
     )  # fmt: skip
     if options.sheet:
         options.sheet.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +21,20 @@ FACE_HEIGHT = 1.9
 """Hairline to chin of the template, decimetres."""
 CAMERA = 12.0
 """Distance of the camera, decimetres."""
+PLACE = 4
+"""Pixels of the picture for one of `Portrait.places`."""
 
 
 @dataclass(frozen=True)
 class Portrait:
-    """`picture` [S, S, 3] uint8, `labels` [S, S] uint8 (`shade.LABELS`), `record` what the shards' JSON holds."""
+    """`picture` [S, S, 3] uint8, `labels` [S, S] uint8 (`shade.LABELS`), `record` what the shards' JSON holds.
+    `places` [S / 4, S / 4, 3] float16: which point of the resting template is seen at each cell's centre, NaN off the
+    face. Equal points are the same place of a face, whoever's it is."""
 
     picture: np.ndarray
     labels: np.ndarray
     record: dict
+    places: np.ndarray
 
 
 def render(person: Identity, view: View, size: int = 256, oversample: int = 2) -> Portrait:
@@ -44,7 +50,18 @@ def render(person: Identity, view: View, size: int = 256, oversample: int = 2) -
     picture = canvas.reshape(size, oversample, size, oversample, 3).mean((1, 3))
     labels = areas[oversample // 2 :: oversample, oversample // 2 :: oversample].copy()
     record = described(person, view, screen / oversample, labels, surface, pixels, oversample)
-    return Portrait((picture * 255 + 0.5).astype(np.uint8), labels, record)
+    return Portrait(
+        (picture * 255 + 0.5).astype(np.uint8), labels, record, face_places(surface, pixels, areas, oversample)
+    )
+
+
+def face_places(seen: Surface, pixels: tuple, labels: np.ndarray, oversample: int) -> np.ndarray:
+    """`Portrait.places` of what is seen at those pixels of the oversampled picture, and of its labels."""
+    places = np.full((*labels.shape, 3), np.nan, np.float16)
+    places[pixels] = seen.place
+    places[~np.isin(labels, FACE_LABELS)] = np.nan
+    step = PLACE * oversample
+    return places[step // 2 :: step, step // 2 :: step].copy()
 
 
 def posed(person: Identity, view: View) -> np.ndarray:
@@ -75,31 +92,49 @@ def projected(points: np.ndarray, view: View, size: int) -> tuple[np.ndarray, np
     return np.stack([x, y], 1).astype(np.float32), depth.astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A head in its place: vertices [V, 3] turned, faces [F, 3], screen [V, 2] in pixels, depth [V]; what hangs or sits
+    on it comes last in all of them."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    screen: np.ndarray
+    depth: np.ndarray
+
+
+def placed(view: View, head: np.ndarray, size: int, parts: Sequence[Curtain] = ()) -> Placed:
+    """A posed head as a view shows it, with what hangs or sits on it."""
+    vertices, faces = head, mesh().faces
+    for part in parts:
+        faces = np.concatenate([faces, part.faces + len(vertices)])
+        vertices = np.concatenate([vertices, part.vertices])
+    vertices = turned(vertices, view)
+    return Placed(vertices, faces, *projected(vertices, view, size))
+
+
 def visible(person: Identity, view: View, head: np.ndarray, size: int):
     """What is seen at each covered pixel, those pixels (rows, columns), the vertices' places on the screen, and the
     triangle of each pixel."""
-    template = mesh()
-    faces, groups, places = template.faces, template.groups.astype(np.int16), template.vertices
-    vertices, lips, grown = head, template.lips, scalp(round(person.hairline, 2))
-    fronts = [faces]  # what has two sides counts once for the normals
-    for part, group in additions(person, view, head):
-        added = part.faces + len(vertices)
-        fronts.append(added[: len(added) // 2])
-        faces = np.concatenate([faces, added])
-        groups = np.concatenate([groups, np.full(len(added), group, np.int16)])
-        vertices, places = np.concatenate([vertices, part.vertices]), np.concatenate([places, part.along])
+    template, parts = mesh(), additions(person, view, head)
+    groups, places = template.groups.astype(np.int16), template.vertices
+    lips, grown = template.lips, scalp(round(person.hairline, 2))
+    fronts, vertices = [template.faces], len(head)  # what has two sides counts once for the normals
+    for part, group in parts:
+        fronts.append((part.faces + vertices)[: len(part.faces) // 2])
+        groups = np.concatenate([groups, np.full(len(part.faces), group, np.int16)])
+        places, vertices = np.concatenate([places, part.along]), vertices + len(part.vertices)
         nothing = np.zeros(len(part.vertices), np.float32)
         lips, grown = np.concatenate([lips, nothing]), np.concatenate([grown, nothing])
-    vertices = turned(vertices, view)
-    normals = vertex_normals(vertices, np.concatenate(fronts))
-    screen, depth = projected(vertices, view, size)
-    seen, weights = rasterise(screen, depth, faces, size)
+    shown = placed(view, head, size, [part for part, _ in parts])
+    normals = vertex_normals(shown.vertices, np.concatenate(fronts))
+    seen, weights = rasterise(shown.screen, shown.depth, shown.faces, size)
     pixels = np.nonzero(seen != NOTHING)
     triangles = seen[pixels]
     values = np.concatenate([normals, places, lips[:, None], grown[:, None]], 1).astype(np.float32)
-    at = interpolate(values, faces, triangles, weights[pixels])
+    at = interpolate(values, shown.faces, triangles, weights[pixels])
     normal = at[:, :3] / (np.linalg.norm(at[:, :3], axis=1, keepdims=True) + 1e-6)
-    return Surface(normal, at[:, 3:6].copy(), at[:, 6], at[:, 7], groups[triangles]), pixels, screen, seen
+    return Surface(normal, at[:, 3:6].copy(), at[:, 6], at[:, 7], groups[triangles]), pixels, shown.screen, seen
 
 
 def additions(person: Identity, view: View, head: np.ndarray) -> list[tuple[Curtain, int]]:

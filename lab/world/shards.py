@@ -25,7 +25,8 @@ REFERENCE_STREAM = 1_000_000
 
 @dataclass(frozen=True)
 class Shard:
-    """`count` identities from `first` on, each once as reference and `views` times otherwise, in one of FRAMINGS."""
+    """`count` identities from `first` on, each once as reference and `views` times otherwise, in one of FRAMINGS.
+    places: whether `Portrait.places` goes along, as `<key>.place.npy`."""
 
     path: Path
     first: int
@@ -34,11 +35,12 @@ class Shard:
     size: int
     seed: int
     framing: str = "sitter"
+    places: bool = False
 
 
 def plan(
     folder: Path, identities: int, held_out: int, views: int, size: int, seed: int, of: int = 100,
-    framing: str = "sitter", start: int = 0,
+    framing: str = "sitter", start: int = 0, places: bool = False,
 ) -> list[Shard]:  # fmt: skip
     """The shards of a data set, `of` identities each; the held-out ones come first, since all measures need them. Those
     to train on are the people from `start` on, and a shard's number is that of its first person in hundreds (`of`)."""
@@ -47,7 +49,7 @@ def plan(
         for done in range(0, total, of):
             index = (first % HELD_OUT + done) // of
             path = folder / f"{name}-{index:06d}.tar"
-            shards.append(Shard(path, first + done, min(of, total - done), views, size, seed, framing))
+            shards.append(Shard(path, first + done, min(of, total - done), views, size, seed, framing, places))
     return shards
 
 
@@ -77,24 +79,30 @@ def portraits(shard: Shard) -> Iterator[tuple[str, Portrait]]:
 def write(shard: Shard) -> Path:
     """Write one shard and return its path; one that is there is left as it is."""
     if not shard.path.exists():
-        write_portraits(shard.path, portraits(shard))
+        write_portraits(shard.path, portraits(shard), shard.places)
     return shard.path
 
 
-def write_portraits(path: Path, found: Iterable[tuple[str, Portrait]]) -> None:
-    """A shard of keys and portraits, as a whole or not at all."""
+def write_portraits(path: Path, found: Iterable[tuple[str, Portrait]], places: bool = False) -> None:
+    """A shard of keys and portraits, as a whole or not at all. places: as of `Shard`."""
     import webdataset
 
     with whole(path) as part, webdataset.TarWriter(str(part)) as tar:
         for key, portrait in found:
-            tar.write(
-                {
-                    "__key__": key,
-                    "jpg": encoded(portrait.picture, "JPEG", quality=95, subsampling=0),
-                    "png": encoded(portrait.labels, "PNG", compress_level=4),
-                    "json": json.dumps(portrait.record).encode(),
-                }
-            )
+            members = {
+                "jpg": encoded(portrait.picture, "JPEG", quality=95, subsampling=0),
+                "png": encoded(portrait.labels, "PNG", compress_level=4),
+                "json": json.dumps(portrait.record).encode(),
+            }
+            if places:
+                members["place.npy"] = saved(portrait.places)
+            tar.write({"__key__": key} | members)
+
+
+def saved(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=False)
+    return file.getvalue()
 
 
 def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
