@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 MAX_JSON = 10_000
 """Characters of one value of a header."""
+
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 _SIGNATURES = (
     (b"PK\x03\x04", "a pickled checkpoint (.pt, .ckpt or .bin)"),
@@ -23,6 +25,7 @@ _SIGNATURES = (
 )
 _CONTENTS = (
     (("lora_", ".lora_A", ".lora_B", ".lora.down"), "a LoRA"),
+    (("control_model.", "controlnet_"), "a ControlNet"),
     (("model.diffusion_model.", "double_blocks.", "input_blocks."), "a diffusion checkpoint"),
     (("image_proj.", "ip_adapter."), "an IP-Adapter"),
     (("text_model.",), "a text encoder"),
@@ -85,6 +88,14 @@ def integer(name: str, metadata: Mapping[str, str], key: str, low: int) -> int:
     return int(value)
 
 
+def choice(name: str, metadata: Mapping[str, str], key: str, known: Iterable[str]) -> str:
+    """A value of the header that is one of those known."""
+    value = metadata.get(key, "")
+    if value not in known:
+        raise bad(name, key, f"one of {', '.join(known)}")
+    return value
+
+
 def from_json(name: str, metadata: Mapping[str, str], key: str) -> object:
     """A value of the header that is JSON."""
     value = metadata.get(key, "")
@@ -94,6 +105,42 @@ def from_json(name: str, metadata: Mapping[str, str], key: str) -> object:
     except (ValueError, RecursionError):
         pass
     raise bad(name, key, "short, valid JSON")
+
+
+def check_shapes(name: str, file, expected: Mapping[str, list[int]], what: str) -> dict[str, torch.dtype]:
+    """The types of an opened file's weights. ValueError unless it has those that are expected, by name and shape, as
+    floating-point numbers."""
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+    odd = sorted(set(expected) ^ set(slices)) or sorted(
+        key for key in expected if slices[key].get_shape() != expected[key]
+    )
+    if odd:
+        key = odd[0]
+        have = slices[key].get_shape() if key in slices else "nothing"
+        raise ValueError(
+            f"{name} does not fit its own header: {key} should be {expected.get(key, 'absent')} but the file has "
+            f"{have}, so download it again or export it anew."
+        )
+    types = {key: value.get_dtype() for key, value in slices.items()}
+    wrong = sorted(key for key, value in types.items() if value not in DTYPES)
+    if wrong:
+        raise ValueError(
+            f"{name} stores {wrong[0]} as {types[wrong[0]]}, but {what} is float16, bfloat16 or float32: export it "
+            "anew."
+        )
+    return {key: DTYPES[value] for key, value in types.items()}
+
+
+def finite_tensors(name: str, file) -> dict[str, torch.Tensor]:
+    """All weights of an opened file. ValueError where one is not finite."""
+    weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+    broken = sorted(key for key, value in weights.items() if not torch.isfinite(value).all())
+    if broken:
+        raise ValueError(
+            f"{name} holds weights that are not finite ({broken[0]}): its training diverged or the file is damaged, "
+            "so use an earlier checkpoint or copy it again."
+        )
+    return weights
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

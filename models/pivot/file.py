@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
-from ..tensor_file import bad, from_json, integer, metadata_of, opened, write
+from ..tensor_file import bad, check_shapes, choice, finite_tensors, from_json, integer, metadata_of, opened, write
 from .encoder import FAMILIES, FUSIONS, PivotConfig, PivotEncoder, TowerConfig
 
 FORMAT = "omniportrait-pivot-encoder"
@@ -35,7 +35,6 @@ _COLOUR_LIMITS = {"mean": (0.0, 1.0), "std": (0.01, 1.0)}
 _TEXT_LIMITS = (8, 8192)
 _MAX_TEXT_ENCODERS = 3
 _MAX_PATCHES = 4096
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,7 @@ def load(path: str | os.PathLike, dtype: torch.dtype | None = None) -> tuple[Piv
     name = Path(path).name
     with opened(path, ORIGIN) as file:
         header = _check(name, file)
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
-    broken = sorted(key for key, value in weights.items() if not torch.isfinite(value).all())
-    if broken:
-        raise ValueError(
-            f"{name} holds weights that are not finite ({broken[0]}): its training diverged or the file is damaged, "
-            "so use an earlier checkpoint or copy it again."
-        )
+        weights = finite_tensors(name, file)
     with torch.device("meta"):
         encoder = PivotEncoder(header.config)
     dtype = dtype or header.dtype
@@ -104,22 +97,16 @@ def load(path: str | os.PathLike, dtype: torch.dtype | None = None) -> tuple[Piv
 
 def _check(name: str, file) -> PivotHeader:
     metadata = metadata_of(name, file, FORMAT, FORMAT_VERSION, "a pivot encoder", ORIGIN)
-    family = _choice(name, metadata, "base_family", FAMILIES)
+    family = choice(name, metadata, "base_family", FAMILIES)
     text_dims, tower = _text_dims(name, metadata), _tower(name, metadata)
-    fusion = _choice(name, metadata, "fusion", FUSIONS)
+    fusion = choice(name, metadata, "fusion", FUSIONS)
     try:
         config = PivotConfig(family, text_dims, tower, fusion)
     except ValueError as error:
         raise ValueError(f"{name} cannot be used: {error}") from error
     step = integer(name, metadata, "training_step", 0)
-    return PivotHeader(config, step, _check_shapes(name, file, config))
-
-
-def _choice(name: str, metadata: dict, key: str, known: Iterable[str]) -> str:
-    value = metadata.get(key, "")
-    if value not in known:
-        raise bad(name, key, f"one of {', '.join(known)}")
-    return value
+    types = check_shapes(name, file, _expected(config), "a pivot encoder")
+    return PivotHeader(config, step, types["tower.conv1.weight"])
 
 
 def _text_dims(name: str, metadata: dict) -> tuple[int, ...]:
@@ -163,26 +150,7 @@ def _colour(name: str, key: str, values: object) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def _check_shapes(name: str, file, config: PivotConfig) -> torch.dtype:
-    """Compare the file's tensors with the module's, free of memory on the meta device. Returns the tower's dtype."""
+def _expected(config: PivotConfig) -> dict[str, list[int]]:
+    """The shapes of the module's tensors, free of memory on the meta device."""
     with torch.device("meta"):
-        expected = {key: list(value.shape) for key, value in PivotEncoder(config).state_dict().items()}
-    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
-    odd = sorted(set(expected) ^ set(slices)) or sorted(
-        key for key in expected if slices[key].get_shape() != expected[key]
-    )
-    if odd:
-        key = odd[0]
-        have = slices[key].get_shape() if key in slices else "nothing"
-        raise ValueError(
-            f"{name} does not fit its own header: {key} should be {expected.get(key, 'absent')} but the file has "
-            f"{have}, so download it again or export it anew."
-        )
-    dtypes = {key: value.get_dtype() for key, value in slices.items()}
-    wrong = sorted(key for key, value in dtypes.items() if value not in _DTYPES)
-    if wrong:
-        raise ValueError(
-            f"{name} stores {wrong[0]} as {dtypes[wrong[0]]}, but a pivot encoder is float16, bfloat16 or float32: "
-            "export it anew."
-        )
-    return _DTYPES[dtypes["tower.conv1.weight"]]
+        return {key: list(value.shape) for key, value in PivotEncoder(config).state_dict().items()}

@@ -1,0 +1,1 @@
+"""IC-Portrait's nets, their file, and the handle that nodes pass on."""

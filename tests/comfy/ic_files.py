@@ -1,0 +1,42 @@
+"""Small IC-Portrait nets of random values, and their file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import comfy.ops
+import torch
+from omniportrait.models.ic.file import ICHeader, save
+from omniportrait.models.ic.nets import ICNets, Shape
+
+SHAPE = Shape(32, (1, 2), (1, 1), (0, 1), 1, 16, num_heads=2)
+
+
+def nets(shape: Shape = SHAPE, seed: int = 0, matching: bool = True, zero: float = 0.1) -> ICNets:
+    """zero: deviation of the zero convolutions, for nets that have learned something."""
+    made = ICNets(shape, comfy.ops.manual_cast, matching, device="cpu")
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in made.named_parameters():
+            scale = zero if ".zero." in name else 0.02 if value.ndim < 2 else 1 / max(value[0].numel(), 1) ** 0.5
+            value.copy_(torch.randn(value.shape, generator=random) * scale)
+            if value.ndim == 1 and name.endswith("weight"):
+                value.add_(1)
+    return made.requires_grad_(False)
+
+
+def metadata(**changed: str | None) -> dict[str, str]:
+    """The header of SHAPE as the file format's description says, written by hand."""
+    told = {
+        "format": "omniportrait-ic-portrait", "format_version": "1", "shape": json.dumps(asdict(SHAPE)),
+        "parts": "appearance, matching", "context": "text", "match_level": "3", "light_most": "0.2",
+        "crop": "[1.7, 2.3]", "resolution": "512", "training_step": "7",
+    }  # fmt: skip
+    return {key: value for key, value in (told | changed).items() if value is not None}
+
+
+def written(path, shape: Shape = SHAPE, **options):
+    made = nets(shape, **options)
+    save(path, made, ICHeader(shape, made.matching is not None, match_level=len(shape.widths) - 1), torch.float32)
+    return path
