@@ -29,7 +29,7 @@ class ICHandle:
     def check(self, unet_config: dict) -> None:
         """ValueError unless the nets are of the shape of this model's UNet."""
         own, model = self.header.shape, Shape.of(unet_config)
-        if own.widths != model.widths or own.context_dim != model.context_dim:
+        if (own.widths, own.context_dim, own.in_channels) != (model.widths, model.context_dim, model.in_channels):
             raise ValueError(
                 f"{self.name} was trained for a model with blocks of {_told(own)}, but this one has {_told(model)}: "
                 "choose the file and the checkpoint of one family."
@@ -38,7 +38,7 @@ class ICHandle:
 
 def _told(shape: Shape) -> str:
     widths = ", ".join(map(str, dict.fromkeys(shape.widths)))
-    return f"{widths} channels and text of width {shape.context_dim}"
+    return f"{widths} channels, text of width {shape.context_dim} and {shape.in_channels} channels of latent"
 
 
 def load_handle(path: str) -> ICHandle:

@@ -105,7 +105,7 @@ def test_what_is_written_is_read(tmp_path, matching):
     assert all(torch.equal(one, two) for one, two in pairs)
     handle = load_handle(str(tmp_path / NAME))
     assert (handle.matching is not None) == matching
-    with pytest.raises(ValueError, match=r"32, 64 channels .* but this one has 64, 128 channels"):
+    with pytest.raises(ValueError, match=r"32, 64 channels, .* but this one has 64, 128 channels"):
         handle.check(asdict(SHAPE) | {"model_channels": 64})
     handle.check(asdict(SHAPE))
 
