@@ -1,4 +1,4 @@
-"""The one door for people: `python run.py demo`, `serve`, `test`, `lint`, `bench`, `train`, `dataset`, `make`.
+"""The one door for people: `python run.py demo`, `serve`, `test`, `lint`, `bench`, `train`, `dataset` and so on.
 
 Needs Python 3.10 to 3.12 with pip and nothing else: environment.py makes the rest on the first call.
 """
@@ -53,8 +53,11 @@ COMMANDS = {
     },
 }
 """The module of each command; its `main(words)` takes the command's own arguments."""
-DATASET = "training.dataset.command"
-"""Has commands of its own, and an environment."""
+ALONE = {
+    "dataset": ("training.dataset.command", environment.DATASET_LOCK),
+    "evaluate": ("evaluation.command", environment.EVALUATE_LOCK),
+}
+"""Commands with an environment of their own: the module, and what it needs beside the development environment."""
 LATE = ("lab.bench.overhead", "lab.bench.soak")
 """Of the laboratory, those that start ComfyUI themselves; the others import it at their top."""
 
@@ -92,6 +95,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     commands.add_parser("test", help="all tests, or --quick; further arguments go to pytest", **plain)
     commands.add_parser("lint", help="ruff over the repository: rules and format", **plain)
     commands.add_parser("dataset", help="portraits from lists of web addresses: plan, run, pack, …", **plain)
+    commands.add_parser("evaluate", help="the paper's Table 1 on any checkpoint and workflow", **plain)
     for group, modules in COMMANDS.items():
         commands.add_parser(group, help=", ".join(modules), **plain).add_argument("name", nargs="?")
     return parser.parse_known_args(arguments)
@@ -140,8 +144,8 @@ def main() -> int:
 
 def python_for(command: str) -> Path:
     """The Python of the environment that a command needs, made on the first call."""
-    if command == "dataset":
-        return environment.ensure_layer(environment.DATASET_LOCK)
+    if command in ALONE:
+        return environment.ensure_layer(ALONE[command][1])
     return environment.ensure_environment()
 
 
@@ -156,7 +160,7 @@ def work(options: argparse.Namespace, rest: list[str]) -> int:
     if options.command in ("demo", "serve"):
         module = importlib.import_module(f"{environment.PACKAGE}.demo.main")
         return module.main(options, environment.need_comfyui())
-    name = DATASET if options.command == "dataset" else module_of(options.command, options.name)
+    name = ALONE[options.command][0] if options.command in ALONE else module_of(options.command, options.name)
     if name.startswith("lab.") and name not in LATE:
         environment.use_comfyui()
     return importlib.import_module(f"{environment.PACKAGE}.{name}").main(rest) or 0

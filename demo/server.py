@@ -1,4 +1,4 @@
-"""A ComfyUI server of our own in a private folder, and a client for it: for the demo, `serve` and the server tests."""
+"""A ComfyUI server of our own in a private folder: for the demo, `serve`, `evaluate` and the server tests."""
 
 from __future__ import annotations
 
@@ -9,22 +9,14 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""The server is on this machine: a proxy that the environment names is no way to it."""
+from .client import Client, PromptError, sentence
+
 START_SECONDS = 300
 STOP_SECONDS = 15
-
-
-class PromptError(Exception):
-    """The server refused or broke off a prompt. The message is one readable sentence."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-class ComfyServer:
+class ComfyServer(Client):
     """A ComfyUI process; a context manager that always stops it.
 
     comfyui, python: which ComfyUI, and the Python that runs it. base: its private folder (`--base-directory`).
@@ -92,23 +84,16 @@ class ComfyServer:
     ) -> None:
         self.comfyui, self.python, self.base, self.custom_nodes = comfyui, python, base, custom_nodes
         self.port = port or free_port()
+        self.host = "127.0.0.1" if listen in ("0.0.0.0", "::") else listen
+        super().__init__(f"http://{self.address}")
         self.listen, self.arguments, self.echo = listen, arguments, echo
         self.log = base / "server.log"
         self.process: subprocess.Popen | None = None
-        self.client_id = uuid.uuid4().hex
         self._given: dict[str, dict] = {}
-
-    @property
-    def host(self) -> str:
-        return "127.0.0.1" if self.listen in ("0.0.0.0", "::") else self.listen
 
     @property
     def address(self) -> str:
         return f"{self.host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.address}"
 
     # The process
 
@@ -165,24 +150,7 @@ class ComfyServer:
         """The last lines of its log; empty where the log was shown."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
-    # Its HTTP interface
-
-    def request(self, path: str, body: object = None) -> bytes:
-        """GET, or POST of `body` as JSON. OSError when there is no answer, PromptError when the answer is a refusal."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        try:
-            with DIRECT.open(request, timeout=60) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            raise PromptError(_refusal(error.read().decode(errors="replace"), error)) from None
-
-    def get(self, path: str) -> dict:
-        return json.loads(self.request(path))
-
-    def fetch(self, image: dict) -> bytes:
-        """The file behind one entry of a node's `images`."""
-        return self.request("/view?" + urllib.parse.urlencode(image))
+    # A prompt from its start to its end
 
     def run(self, prompt: dict, report: Callable[[Progress], None] = lambda progress: None) -> dict:
         """Queue a prompt in API format, follow it to its end and return its outputs by node id.
@@ -190,12 +158,10 @@ class ComfyServer:
         Raises: PromptError with the failing node's own sentence.
         """
         with self.listening() as events:
-            body = {"prompt": prompt, "client_id": self.client_id}
-            answer = json.loads(self.request("/prompt", body))
-            prompt_id = answer["prompt_id"]
+            prompt_id, problem = self.queue(prompt)
             for progress in self.follow(events, prompt, prompt_id):
                 report(progress)
-        if problem := _node_error(answer):  # ComfyUI leaves out what does not validate and runs the rest
+        if problem:
             raise PromptError(problem)
         return self._with_cached(prompt, self.history(prompt_id)["outputs"])
 
@@ -216,16 +182,6 @@ class ComfyServer:
         events.connect(address, socket=socket.create_connection((self.host, self.port), seconds))
         return contextlib.closing(events)
 
-    def history(self, prompt_id: str) -> dict:
-        """What is kept of a prompt that has ended. It is written shortly after the event that says so."""
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            entries = self.get(f"/history/{prompt_id}")
-            if prompt_id in entries:
-                return entries[prompt_id]
-            time.sleep(0.05)
-        raise PromptError("ComfyUI finished the prompt but keeps no record of it.")
-
     def follow(self, events, prompt: dict, prompt_id: str) -> Iterator[Progress]:
         """Where a queued prompt is, until it has ended; events: a connection that was there before it was queued.
         Raises: PromptError, as `run` does."""
@@ -240,7 +196,7 @@ class ComfyServer:
             if kind == "execution_success":
                 return
             if kind == "execution_error":
-                raise PromptError(_sentence(data.get("node_type", ""), data.get("exception_message", "")))
+                raise PromptError(sentence(data.get("node_type", ""), data.get("exception_message", "")))
             if kind == "execution_interrupted":
                 raise PromptError("The prompt was interrupted on the server.")
             if kind == "execution_cached":
@@ -293,27 +249,3 @@ def _title(node: dict) -> str:
 
 def _steps(steps: tuple[int, int]) -> str:
     return f" {steps[0]}/{steps[1]}" if steps[1] > 1 else ""
-
-
-def _sentence(node: str, message: str) -> str:
-    return f"{node}: {' '.join(message.split())}"
-
-
-def _refusal(text: str, error: Exception) -> str:
-    """What /prompt answers to a prompt that does not validate, as one sentence."""
-    try:
-        answer = json.loads(text)
-    except ValueError:
-        return str(error)
-    problem = answer.get("error", text)
-    told = problem if isinstance(problem, str) else f"{problem.get('message', '')} {problem.get('details', '')}".strip()
-    return _node_error(answer) or told
-
-
-def _node_error(answer: dict) -> str:
-    """The first node that did not validate, as one sentence; empty if all did."""
-    for node in (answer.get("node_errors") or {}).values():
-        for problem in node.get("errors", []):
-            details = problem.get("details") or ""
-            return _sentence(node.get("class_type", ""), f"{problem.get('message', '')}: {details}".strip(": "))
-    return ""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from ..measures.intervals import DRAWS, Interval, difference_of, mean_of, text_of
+from ...evaluation.intervals import DRAWS, Interval, difference_of, mean_of, text_of
 from ..measures.text import FACE, HEADS
 from .campaign import Campaign, arguments, command, markdown, named
 from .judge import RIVALS, VIEWS

@@ -34,11 +34,11 @@ import torch
 import nodes as core
 
 from ...backbone.clock import Clock
+from ...evaluation.intervals import DRAWS, Interval, over_people, text_of
 from ...guidance.omniportrait.mask import cover
 from ...models.pivot.handle import load_handle
 from ...sampling.patch import patch
 from ...sampling.record import RECORDS_KEY
-from ..measures.intervals import DRAWS, Interval, over_people, text_of
 from ..world.shade import FACE_LABELS
 from .campaign import Campaign, arguments, command, markdown, named
 from .kept import keep, kept

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ...evaluation.intervals import over_people
 from ...models.pivot import file as pivot_checkpoint
 from ...models.pivot.encoder import PivotEncoder
 from ...training.base import Base, load_base
@@ -31,7 +32,6 @@ from ...training.pivot import config as settings
 from ...training.pivot.config import Config
 from ...training.pivot.sheets import attention, portraits
 from ...training.pivot.step import Encoder, Inputs, gather
-from ..measures.intervals import over_people
 from .stranger import TIMESTEPS, Pair, by_person, percent
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..measures.intervals import Interval, bootstrap, text_of
+from ...evaluation.intervals import Interval, bootstrap, text_of
 from .campaign import markdown
 from .spf_runs import NAIVE, OURS
 

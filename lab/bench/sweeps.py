@@ -28,7 +28,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..measures.intervals import Interval, difference_of, mean_of, text_of
+from ...evaluation.intervals import Interval, difference_of, mean_of, text_of
 from .campaign import Campaign, arguments, command, converted, markdown, named
 from .portraits import ATTENTION_INPUTS, Variant, defaults
 from .sheets import contact_sheet, one_each

@@ -6,7 +6,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from omniportrait.lab.measures.intervals import bootstrap, difference_of, mean_of
+from omniportrait.evaluation.intervals import bootstrap, difference_of, mean_of
 
 
 @pytest.mark.parametrize(("ones", "people"), [(6, 20), (7, 20), (36, 40)])

@@ -7,7 +7,7 @@ import re
 from omniportrait import environment
 
 ROOT = environment.ROOT
-ROOMS = ("nodes", "sampling", "guidance", "backbone", "models", "training", "demo")
+ROOMS = ("nodes", "sampling", "guidance", "backbone", "models", "training", "evaluation", "demo")
 
 
 def on_the_map() -> set[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from omniportrait import environment, run
-from omniportrait.demo import main, server
+from omniportrait.demo import client, main, server
 
 CHOICES = dict(checkpoint=None, pivot_encoder=None, prompt=None, subject=None, seed=None, steps=None, size=None)
 
@@ -292,8 +292,8 @@ def test_own_server_is_never_asked_through_a_proxy(beside_a_proxy):
 def test_refusals_become_one_sentence():
     errors = [{"message": "Value not in list", "details": "ckpt_name: 'x' not in []"}]
     answer = {"error": {"message": "m"}, "node_errors": {"1": {"class_type": "Loader", "errors": errors}}}
-    told = server._refusal(json.dumps(answer), ValueError())
+    told = client.refusal(json.dumps(answer), ValueError())
     assert told == "Loader: Value not in list: ckpt_name: 'x' not in []"
     no_outputs = json.dumps({"error": {"message": "No outputs", "details": ""}})
-    assert server._refusal(no_outputs, ValueError()) == "No outputs"
-    assert server._refusal("<html>", ValueError("502")) == "502"
+    assert client.refusal(no_outputs, ValueError()) == "No outputs"
+    assert client.refusal("<html>", ValueError("502")) == "502"

@@ -1,0 +1,1 @@
+"""What portraits are judged by, a module for each library."""

@@ -1,0 +1,289 @@
+"""`python run.py evaluate [check|generate|score]`: portraits of given people by any workflow, judged, as a table.
+
+docs/evaluation.md explains it. Without a step it makes what is missing, judges it and writes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from .. import environment
+from ..demo.client import Client, PromptError
+from ..models.faces.mtcnn import BuiltInDetector
+from ..training.files import write_whole
+from . import pictures, protocol, table, workflow
+from .cells import cells
+from .generate import Campaign
+from .portrait import Album
+from .protocol import HERE, Method, Person, Prompt, Protocol
+from .score import Scores
+
+STEPS = ("check", "generate", "score")
+EMBEDDED = "embedded"
+SHIPPED = ("paper", EMBEDDED)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="run.py evaluate", description=__doc__, allow_abbrev=False)
+    made.add_argument("step", nargs="?", choices=STEPS, help="only this step; check runs nothing")
+    made.add_argument("--protocol", default="paper", metavar="NAME|FILE", help=f"{', '.join(SHIPPED)}, or a YAML file")
+    made.add_argument("--method", action="append", metavar="NAME|FILE", help="a shipped one, a workflow (API) or YAML")
+    made.add_argument("--people", type=Path, metavar="FOLDER", help="a photograph, or a folder, for each person")
+    made.add_argument("--subject", metavar="WORD", help="what people are called whom no people.csv names")
+    made.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line, with {subject}")
+    made.add_argument("--each", type=int, default=0, metavar="N", help="so many of the prompts for a person, by turns")
+    made.add_argument("--images", type=int, default=1, metavar="N", help="portraits for each person and prompt")
+    made.add_argument("--count", type=int, default=0, metavar="N", help="only the first N people")
+    made.add_argument("--seed", type=int, default=0, metavar="N")
+    made.add_argument("--checkpoint", metavar="NAME", help="as the server's Load Checkpoint lists it")
+    made.add_argument("--set", type=assignment, action="append", default=[], metavar="NODE.INPUT=VALUE",
+                      help="of all methods; or one of steps, cfg, sampler_name, scheduler, width, height")  # fmt: skip
+    made.add_argument("--bind", type=assignment, action="append", default=[], metavar="ROLE=NODE.INPUT",
+                      help="picture, photo, prompt, subject or seed, where they are not found")  # fmt: skip
+    made.add_argument("--sweep", metavar="METHOD:NODE.INPUT=A,B,C", help="the method once for each value, and a curve")
+    made.add_argument("--as-is", action="store_true", help="leave steps, sampler and size as the workflows have them")
+    made.add_argument("--server", action="append", metavar="URL", help="a running ComfyUI (default: start one)")
+    made.add_argument(
+        "--patience", type=float, default=600, metavar="SECONDS", help="to wait for a server that is gone"
+    )
+    made.add_argument("--retry-errors", action="store_true", help="make cells again that failed")
+    made.add_argument("--limit", type=int, metavar="N", help="make at most N portraits now")
+    made.add_argument("--weights", type=Path, default=environment.HOME / "evaluate", metavar="FOLDER",
+                      help="where the columns' files are (default: .omniportrait/evaluate)")  # fmt: skip
+    made.add_argument("--real", type=Path, metavar="FOLDER", help="pictures that FID compares with")
+    made.add_argument("--baseline", metavar="METHOD", help="what the others are compared with (default: the first)")
+    made.add_argument("--rows", type=int, default=6, metavar="N", help="people on the sheet")
+    made.add_argument("--out", type=Path, default=environment.ROOT / "output" / "evaluate", metavar="FOLDER")
+    made.add_argument("--page", type=Path, metavar="FILE", help="write the table there, too, with sheet and curve")
+    return made
+
+
+def assignment(text: str) -> tuple[str, object]:
+    """NAME=VALUE, the value as YAML reads it; null takes an input away."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} should read NAME=VALUE")
+    return name, yaml.safe_load(value)
+
+
+class Evaluation:
+    """What the command line asks for. SystemExit with one sentence where it cannot be done."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.world = embedded() if options.protocol == EMBEDDED else None
+        self.protocol = self._protocol()
+        self.people = self._people()
+        self.swept: list[str] = []
+        self.methods = self._methods()
+        self.cells = cells(self.methods, self.people, self._prompts(), options.images, options.seed, options.each)
+
+    def _protocol(self) -> Protocol:
+        given = self.options.protocol
+        if self.world:
+            return self.world.protocol()
+        return protocol.read_protocol(HERE / "protocols" / f"{given}.yaml" if given == "paper" else Path(given))
+
+    def _prompts(self) -> Sequence[Prompt]:
+        if self.options.prompts:
+            return protocol.read_prompts(self.options.prompts)
+        return self.protocol.prompts
+
+    def _people(self) -> tuple[Person, ...]:
+        count = self.options.count
+        if self.world:
+            if self.options.people or self.options.prompts:
+                raise ValueError("the embedded model's people and prompts are those that its measures know.")
+            return self.world.people(self.options.out / "people", 0, count or 20)
+        if not self.options.people:
+            raise ValueError("give the people's photographs by --people FOLDER.")
+        found = protocol.read_people(self.options.people, self.options.subject)
+        return found[:count] if count else found
+
+    def _methods(self) -> list[Method]:
+        options = self.options
+        changes = [] if options.as_is else [*self.protocol.inputs.items()]
+        binds = {role: str(place) for role, place in options.bind}
+        names = options.method or [*self.protocol.methods]
+        own = [*changes, *self.protocol.sets.items(), *options.set]
+        if options.checkpoint:
+            own.append(("CheckpointLoaderSimple.ckpt_name", options.checkpoint))
+        found = [protocol.read_method(name, own, binds) for name in names]
+        if options.sweep:
+            method, _, rest = options.sweep.partition(":")
+            where, _, values = rest.partition("=")
+            swept = protocol.swept(method, where, [yaml.safe_load(v) for v in values.split(",")], own, binds)
+            self.swept = [each.name for each in swept]
+            found += swept
+        if not found:
+            raise ValueError("give at least one --method.")
+        for where, _ in options.set:
+            if "." in where and not any(workflow.has(each.bound.prompt, where) for each in found):
+                raise ValueError(f"--set {where}: no method has such a node.")
+        if twice := [each.name for each in found if sum(each.name == other.name for other in found) > 1]:
+            raise ValueError(f"two methods are named {twice[0]}.")
+        return found
+
+    # The steps
+
+    def check(self, clients: Sequence[Client]) -> int:
+        """Say what would be done, and what is in its way."""
+        problems = 0
+        for method in self.methods:
+            print(f"{method.name}\n  " + "\n  ".join(method.bound.told()))
+            for client in clients:
+                known = client.get("/object_info")
+                absent = sorted({node["class_type"] for node in method.bound.prompt.values()} - set(known))
+                if absent:
+                    problems += 1
+                    print(f"  {client.url} has no {', '.join(absent)}: install the pack that brings it.")
+        made = sum(cell.file(self.options.out).is_file() for cell in self.cells)
+        print(f"{len(self.people)} people, {len(self.methods)} methods: {len(self.cells)} cells, {made} made")
+        return int(bool(problems))
+
+    def generate(self, clients: Sequence[Client]) -> None:
+        options = self.options
+        campaign = Campaign(clients, options.out, options.patience, options.retry_errors)
+        todo = self.cells
+        if options.limit is not None:
+            missing = {cell.key for cell in campaign.missing(self.cells)[: options.limit]}
+            todo = [cell for cell in self.cells if cell.key in missing]
+        campaign.make(todo)
+
+    def score(self) -> str:
+        """Judge, and write the table, the sheet and the curve; the table."""
+        options, out = self.options, self.options.out
+        scores, album = Scores(out), Album(BuiltInDetector())
+        scores.judge(self._columns(), self.cells, album)
+        if self.world is None:
+            scores.judge_sets([partial(frechet, options.weights, options.real)], self.cells)
+        results = table.results_of(self.cells, scores, out)
+        baseline = options.baseline or self.methods[0].name
+        if baseline not in results.rows:
+            raise ValueError(f"--baseline {baseline}: the methods are {', '.join(results.rows)}.")
+        text = table.markdown(results, baseline, self._foot())
+        write_whole(out / "table.md", text.encode())
+        write_whole(out / "table.csv", table.as_csv(results).encode())
+        write_whole(out / "table.json", json.dumps(self._settings(), indent=1).encode())
+        if sheet := pictures.sheet(self.cells, out, options.rows):
+            sheet.save(out / "sheet.jpg", quality=88)
+        if self.swept:
+            pictures.curve(results, self.swept, out / "curve.png")
+        if options.page:
+            self._publish(text)
+        return text
+
+    def _columns(self) -> list[Callable]:
+        if self.world:
+            return [self.world.LabColumns]
+        return [partial(built_in, self.people), *(partial(column, self.options.weights) for column in by_file())]
+
+    def _foot(self) -> Sequence[str]:
+        told = (
+            f"{len(self.people)} people, {len({c.prompt.id for c in self.cells})} prompts, seed {self.options.seed}; "
+        )
+        told += ", ".join(f"{name} {value}" for name, value in self.protocol.inputs.items())
+        more = self.world.FOOT if self.world else ("Faces are found by the pack's built-in detector. "
+            "The paper's rows are of other pictures and weights: compare their order, not their values.",)  # fmt: skip
+        return (told + ".", *more)
+
+    def _settings(self) -> dict:
+        """For whoever wants to know later."""
+        return {
+            "command": repeated(),
+            "people": [[person.id, person.subject] for person in self.people],
+            "prompts": {cell.prompt.id: cell.prompt.text for cell in self.cells},
+            "methods": {method.name: method.bound.prompt for method in self.methods},
+            "versions": {name: version(name) for name in ("torch", "open_clip_torch", "transformers")},
+        }
+
+    def _publish(self, text: str) -> None:
+        page, images = self.options.page, self.options.page.parent / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        shown = ""
+        for file in ("sheet.jpg", "curve.png"):
+            if (made := self.options.out / file).is_file():
+                name = f"{page.stem}_{file}"
+                write_whole(images / name, made.read_bytes())
+                shown += f"\n![{made.stem}](images/{name})\n"
+        title = "Table 1 on the embedded model" if self.world else "Evaluation"
+        write_whole(page, f"# {title}\n\nMade by `{repeated()}`; do not edit.\n\n{text}{shown}".encode())
+
+
+def repeated() -> str:
+    """The command line as people may repeat it: paths by their last name."""
+    words = [re.sub(r"[^\s=:]*/", "", word) for word in sys.argv[1:]]
+    return shlex.join(["python", "run.py", *words])
+
+
+def embedded():
+    """The laboratory's people, prompts and measures; they import ComfyUI."""
+    environment.use_comfyui()
+    from ..lab.bench import embedded as found
+
+    return found
+
+
+def built_in(people: Sequence[Person]):
+    from .columns.faces import BuiltInFaces
+
+    return BuiltInFaces(people)
+
+
+def by_file() -> list[Callable[[Path], object]]:
+    """The columns that need files, in the paper's order."""
+    names = {"blip": ("Blip",), "clip": ("ClipColumns", "Iqa"), "faces": ("facenet", "arcface")}
+    modules = {name: import_module(f".columns.{name}", __package__) for name in names}
+    return [getattr(modules[name], each) for name, each_of in names.items() for each in each_of]
+
+
+def frechet(weights: Path, real: Path | None):
+    from .columns.frechet import Frechet
+
+    return Frechet(weights, real)
+
+
+@contextlib.contextmanager
+def servers(options: argparse.Namespace) -> Iterator[list[Client]]:
+    """Those that are named, or one of our own in the private folder."""
+    if options.server:
+        yield [Client(url) for url in options.server]
+        return
+    from ..demo import main as demo
+
+    comfyui = environment.need_comfyui()
+    python = demo.python_for(comfyui)
+    demo.link_models(demo.BASE)
+    arguments = ("--disable-metadata", *demo.said_device(python), *demo.model_paths(comfyui))
+    with demo.ComfyServer(comfyui, python, demo.BASE, demo.CUSTOM_NODES, arguments=arguments) as server:
+        yield [server]
+
+
+def main(words: list[str]) -> int:
+    options = parser().parse_args(words)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no library of a column downloads anything
+    try:
+        evaluation = Evaluation(options)
+        if options.step in (None, "check", "generate"):
+            with servers(options) as clients:
+                if options.step == "check":
+                    return evaluation.check(clients)
+                evaluation.generate(clients)
+        if options.step in (None, "score"):
+            print(evaluation.score())
+    except (ValueError, PromptError, OSError) as error:
+        raise SystemExit(f"evaluate: {error}") from None
+    return 0

@@ -1,0 +1,173 @@
+"""Portraits over the API of running servers: resumable, failures recorded, never skipped in silence."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..demo.client import Client, PromptError
+from ..training.files import write_whole
+from .cells import Cell, Records, digest_of_photo
+from .workflow import PHOTO, PROMPT, SEED, SUBJECT
+
+FOLDER = "omniportrait_evaluate"
+"""In the servers' input folder."""
+ALIKE = 5
+"""A method whose first so many cells all fail alike is given up."""
+LONGEST_WAIT = 60.0
+MOST_PIXELS = 100_000_000
+
+
+class ServerGone(Exception):
+    """No answer for as long as one is willing to wait."""
+
+
+class Campaign:
+    """Makes what is missing. out: the folder. patience: seconds to wait for a server that has gone."""
+
+    def __init__(self, clients: Sequence[Client], out: Path, patience: float, retry: bool) -> None:
+        self.clients, self.out, self.patience, self.retry = clients, out, patience, retry
+        self.runs = Records(out / "runs.jsonl")
+        self._lock = threading.Lock()
+        self._gone: list[str] = []
+        self._errors: dict[str, list[str]] = {}
+        self._made: Counter[str] = Counter()
+
+    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Cells without a picture, but for those that have failed before and are not tried again."""
+        failed = set() if self.retry else {run["key"] for run in self.runs if run.get("error")}
+        return [cell for cell in cells if not cell.file(self.out).is_file() and cell.key not in failed]
+
+    def make(self, cells: Sequence[Cell]) -> None:
+        """SystemExit where a server has gone for good, or a method cannot run at all."""
+        self._todo, self._total = iter(self.missing(cells)), len(self.missing(cells))
+        print(f"{len(cells)} cells, {self._total} to make", flush=True)
+        threads = [threading.Thread(target=self._work, args=(client,), daemon=True) for client in self.clients]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.5)  # so that Ctrl-C is heard
+        if self._gone:
+            raise SystemExit(f"{self._gone[0]} Call the same command again: it goes on where it was.")
+
+    def _next(self) -> Cell | None:
+        with self._lock:
+            for cell in self._todo:
+                if not self._hopeless(cell.method.name):
+                    return cell
+        return None
+
+    def _hopeless(self, method: str) -> bool:
+        errors = self._errors.get(method, [])
+        return not self._made[method] and len(errors) >= ALIKE and len(set(errors)) == 1
+
+    def _work(self, client: Client) -> None:
+        while cell := self._next():
+            started = time.monotonic()
+            try:
+                content = self._picture(client, cell)
+            except ServerGone as error:
+                self._gone.append(str(error))
+                return
+            except PromptError as error:
+                self._failed(cell, client, str(error))
+                continue
+            write_whole(cell.file(self.out), content)
+            seconds = time.monotonic() - started
+            self.runs.add(cell.about() | {"seconds": round(seconds, 2), "server": client.url})
+            with self._lock:
+                self._made[cell.method.name] += 1
+                count = self._made.total() + sum(map(len, self._errors.values()))
+            print(
+                f"{count}/{self._total} {cell.method.name}, {cell.person.id}, {cell.text}: {seconds:.1f} s", flush=True
+            )
+
+    def _failed(self, cell: Cell, client: Client, error: str) -> None:
+        self.runs.add(cell.about() | {"error": error, "server": client.url})
+        print(f"{cell.method.name}, {cell.person.id}, {cell.text}: {error}", flush=True)
+        with self._lock:
+            self._errors.setdefault(cell.method.name, []).append(error)
+            if self._hopeless(cell.method.name):
+                print(f"{cell.method.name} is given up: its first {ALIKE} cells all failed so.", flush=True)
+
+    def _picture(self, client: Client, cell: Cell) -> bytes:
+        """The portrait as PNG. PromptError for the server's refusal, ServerGone."""
+        waited, deadline = 1.0, time.monotonic() + self.patience
+        while True:
+            try:
+                return self._asked(client, cell)
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise ServerGone(f"The server {client.url} does not answer ({error}).") from None
+                time.sleep(min(waited, LONGEST_WAIT, max(0.1, deadline - time.monotonic())))
+                waited *= 2
+
+    def _asked(self, client: Client, cell: Cell) -> bytes:
+        values = {PROMPT: cell.text_for_method, SUBJECT: cell.person.subject, SEED: cell.seed}
+        if PHOTO in cell.method.bound.places:
+            values[PHOTO] = upload(client, cell.person.photo)
+        prompt_id, problem = client.queue(cell.method.bound.filled(values, cell.key))
+        if problem:
+            raise PromptError(problem)
+        entry = finished(client, prompt_id)
+        return png_of(client, entry, cell.method.bound.picture)
+
+
+def upload(client: Client, photo: Path) -> str:
+    """The photograph as PNG, upright and in 8 bits, under a name of its content."""
+    from ..models.faces.file import open_picture
+
+    picture, _ = open_picture(photo)
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return client.upload(f"{digest_of_photo(photo)}.png", out.getvalue(), FOLDER)
+
+
+def finished(client: Client, prompt_id: str) -> dict:
+    """The history of a prompt, once it has ended. PromptError with a node's own sentence; ConnectionError where the
+    server knows nothing of it any more, as after a restart."""
+    wait, unknown = 0.05, 0
+    while True:
+        entries = client.get(f"/history/{prompt_id}")
+        if prompt_id in entries:
+            break
+        queue = client.get("/queue")
+        known = any(prompt_id in entry for part in queue.values() for entry in part)
+        unknown = 0 if known else unknown + 1
+        if unknown > 40:
+            raise ConnectionError("it has lost the prompt")
+        time.sleep(wait)
+        wait = min(1.3 * wait, 0.2)
+    entry = entries[prompt_id]
+    for kind, data in entry.get("status", {}).get("messages", ()):
+        if kind == "execution_error":
+            message = " ".join(str(data.get("exception_message", "")).split())
+            raise PromptError(f"{data.get('node_type', '')}: {message}")
+        if kind == "execution_interrupted":
+            raise PromptError("The prompt was interrupted on the server.")
+    return entry
+
+
+def png_of(client: Client, entry: dict, node: str) -> bytes:
+    """The first picture of a node's outputs, encoded anew: a server's answer is a stranger's file."""
+    images = entry.get("outputs", {}).get(node, {}).get("images", ())
+    if not images:
+        raise PromptError("The server ended the prompt without a picture.")
+    image = images[0]
+    content = client.fetch({name: image[name] for name in ("filename", "subfolder", "type")})
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as file:
+            if file.width * file.height > MOST_PIXELS:
+                raise PromptError(f"The server's picture has {file.width} x {file.height} pixels.")
+            out = io.BytesIO()
+            file.convert("RGB").save(out, "PNG")
+    except OSError as error:
+        raise PromptError(f"The server's picture cannot be read: {error}.") from None
+    return out.getvalue()

@@ -1,0 +1,318 @@
+"""run.py evaluate without a server: where a workflow's places are, cells, tables."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Mapping
+
+import pytest
+from omniportrait import environment
+from omniportrait.demo.client import PromptError
+from omniportrait.evaluation import protocol, table
+from omniportrait.evaluation.cells import Cell, Records, cells
+from omniportrait.evaluation.columns.column import Shown
+from omniportrait.evaluation.generate import ALIKE, Campaign
+from omniportrait.evaluation.protocol import HERE, Method, Person, Prompt
+from omniportrait.evaluation.score import Scores
+from omniportrait.evaluation.workflow import bind, change, read
+
+ROOT = environment.ROOT
+
+
+def node(kind: str, title: str = "", **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs} | ({"_meta": {"title": title}} if title else {})
+
+
+def graph(**more) -> dict:
+    """A portrait by two conditionings, behind a ControlNet, and a second picture that nobody asked for."""
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name="a.safetensors"),
+        "2": node("LoadImage", image="photo.png"),
+        "3": node("CLIPTextEncode", clip=["1", 1], text="a woman"),
+        "4": node("CLIPTextEncode", clip=["1", 1], text="ugly"),
+        "5": node("ControlNetApplyAdvanced", positive=["3", 0], negative=["4", 0], image=["2", 0]),
+        "6": node("KSampler", model=["1", 0], seed=1, positive=["5", 0], negative=["5", 1], steps=20, cfg=7.0),
+        "7": node("VAEDecode", samples=["6", 0], vae=["1", 2]),
+        "8": node("SaveImage", images=["7", 0], filename_prefix="x"),
+        "9": node("PreviewImage", images=["2", 0]),
+    } | more
+
+
+def test_the_graph_alone_tells_where_things_go():
+    bound = bind(graph(), {})
+    assert bound.picture == "8" and set(bound.prompt) == set("12345678")
+    assert {role: set(places) for role, places in bound.places.items()} == {
+        "photo": {("2", "image")}, "prompt": {("3", "text")}, "seed": {("6", "seed")},
+    }  # fmt: skip
+    filled = bound.filled({"photo": "p.png", "prompt": "a man at sea", "subject": "man", "seed": 9}, "token")
+    assert filled["2"]["inputs"]["image"] == "p.png" and filled["6"]["inputs"]["seed"] == 9
+    assert [filled[each]["inputs"]["text"] for each in "34"] == ["a man at sea", "ugly"]
+    assert filled["8"] == node("PreviewImage", images=["7", 0], cell="token")
+    assert bound.prompt == {k: v for k, v in graph().items() if k != "9"}, "the workflow itself is left as it is"
+
+
+def test_braces_in_texts_and_titles_come_first():
+    changed = graph()
+    changed["3"]["inputs"]["text"] = "photo of {prompt}, best quality"
+    changed["4"]["inputs"]["text"] = "not a {subject}"
+    changed["10"] = node("PrimitiveInt", "{seed}", seed=3)
+    changed["6"]["inputs"]["seed"] = ["10", 0]
+    bound = bind(changed, {})
+    filled = bound.filled({"photo": "p", "prompt": "a man", "subject": "man", "seed": 4}, "t")
+    assert filled["3"]["inputs"]["text"] == "photo of a man, best quality"
+    assert filled["4"]["inputs"]["text"] == "not a man" and filled["10"]["inputs"]["seed"] == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "given", "sentence"),
+    [
+        ({"10": node("SaveImage", images=["7", 0])}, {}, r"several nodes save .*8 \(SaveImage\), 10 .*picture=NODE"),
+        ({"5": node("Join", positive=["3", 0], image=["2", 0], image2=["10", 0]),
+          "10": node("LoadImage", image="b.png")}, {}, r"photo: 10 .*, 2 .*photo=2.image or --bind photo=10.image"),
+        ({"5": node("Combine", positive=["3", 0], conditioning_2=["10", 0]),
+          "10": node("CLIPTextEncode", text="other")}, {}, r"the prompt.*prompt=3.text or --bind prompt=10.text"),
+        ({"6": node("KSampler", positive=["5", 0], noise=["1", 0])}, {}, "no seed was found"),
+        ({}, {"photo": "9.image"}, "the picture needs no node 9"),
+        ({}, {"style": "3.text"}, "bind knows no style"),
+    ],
+)  # fmt: skip
+def test_what_is_unclear_is_asked_for(more, given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        bind(graph(**more), given)
+
+
+def test_a_picture_of_a_decode_goes_before_other_saved_ones():
+    assert bind(graph(**{"0": node("SaveImage", images=["2", 0])}), {}).picture == "8"
+
+
+def test_bind_settles_it():
+    two = graph(**{"10": node("SaveImage", images=["7", 0])})
+    assert bind(two, {"picture": "10", "prompt": "4.text"}).places["prompt"] == {("4", "text"): "{prompt}"}
+
+
+def test_inputs_are_set_by_id_class_and_title():
+    changed = graph(**{"3": node("CLIPTextEncode", "Mine", clip=["1", 1], text="a woman")})
+    assert [change(changed, where, value) for where, value in
+            (("KSampler.cfg", 2.5), ("Mine.text", "x"), ("2.image", None), ("Other.a", 1))] == [1, 1, 1, 0]  # fmt: skip
+    assert changed["6"]["inputs"]["cfg"] == 2.5 and changed["3"]["inputs"]["text"] == "x"
+    assert changed["2"]["inputs"] == {}
+    with pytest.raises(ValueError, match="KSampler.gain: 6 .* has model, seed"):
+        change(changed, "KSampler.gain", 1)
+
+
+def test_the_pages_own_form_is_refused():
+    with pytest.raises(ValueError, match=r"Export \(API\)"):
+        read(json.dumps({"nodes": [], "links": []}))
+    with pytest.raises(ValueError, match="no workflow in API format"):
+        read(json.dumps({"1": {"inputs": {}}}))
+
+
+SHIPPED = sorted(path.stem for path in (HERE / "methods").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_method_binds_and_takes_the_protocol(name):
+    paper = protocol.read_protocol(HERE / "protocols" / "paper.yaml")
+    changes = [*paper.inputs.items(), ("CheckpointLoaderSimple.ckpt_name", "mine.safetensors")]
+    method = protocol.read_method(name, changes, {})
+    assert {"prompt", "seed"} <= set(method.bound.places) and ("photo" in method.bound.places) == (name != "plain")
+    values = [value for entry in method.bound.prompt.values() for value in entry["inputs"].items()]
+    for wanted in (("steps", 50), ("cfg", 7.5), ("sampler_name", "ddim"), ("width", 1024)):
+        assert wanted in values, wanted
+    assert ("ckpt_name", "mine.safetensors") in values
+    for entry in method.bound.prompt.values():
+        for value in entry["inputs"].values():
+            assert not isinstance(value, list) or str(value[0]) in method.bound.prompt
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows" / "api").glob("*.json")), ids=lambda path: path.stem)
+def test_the_packs_workflows_bind(path):
+    """But for those with several pictures or photographs, which say so."""
+    workflow = read(path.read_text(encoding="utf-8"))
+    unclear = {"omniportrait_demo": "several nodes save a picture", "two_people": "several nodes could hold the photo"}
+    if path.stem in unclear:
+        with pytest.raises(ValueError, match=unclear[path.stem]):
+            bind(workflow, {})
+    else:
+        assert {"photo", "prompt", "seed", "subject"} <= set(bind(workflow, {}).places)
+
+
+def test_the_papers_prompts():
+    paper = protocol.read_protocol(HERE / "protocols" / "paper.yaml")
+    assert len(paper.prompts) == 30 and len({prompt.text for prompt in paper.prompts}) == 30
+    kinds = Counter(prompt.category for prompt in paper.prompts)
+    assert set(kinds.values()) == {5} and len(kinds) == 6
+
+
+def test_people(tmp_path):
+    with pytest.raises(ValueError, match="holds no photographs"):
+        protocol.read_people(tmp_path, "woman")
+    for name in ("b.jpg", "a/1.png", "a/2.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="a has no subject"):
+        protocol.read_people(tmp_path, None)
+    (tmp_path / "people.csv").write_text("id,subject\na,man\n")
+    first, second = protocol.read_people(tmp_path, "woman")
+    assert (first.id, first.subject, first.photo.name, len(first.others)) == ("a", "man", "1.png", 1)
+    assert (second.id, second.subject, second.others) == ("b", "woman", ())
+
+
+# Cells
+
+
+@pytest.fixture
+def world(tmp_path) -> Mapping:
+    """Two methods, three people, four prompts."""
+    people = []
+    for name in "xyz":
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+        people.append(Person(name, tmp_path / f"{name}.png", "woman"))
+    prompts = [Prompt(f"{i:02d}", f"a {{subject}}, {i}") for i in range(4)]
+    changed = copy.deepcopy(graph())
+    changed["6"]["inputs"]["cfg"] = 3.0
+    methods = [Method("one", bind(graph(), {})), Method("two", bind(changed, {}), "{subject} photomaker")]
+    return {"methods": methods, "people": people, "prompts": prompts, "images": 1, "seed": 0, "each": 0}
+
+
+def test_seeds_are_shared_by_methods_and_nothing_else(world):
+    made = cells(**world)
+    assert len(made) == 24 and len({cell.key for cell in made}) == 24
+    assert all(
+        one.seed == two.seed and one.prompt == two.prompt for one, two in zip(made[::2], made[1::2], strict=True)
+    )
+    assert len({cell.seed for cell in made}) == 12 and max(cell.seed for cell in made) < 2**32
+    assert [cell.seed for cell in cells(**world | {"methods": world["methods"][::-1]})][1] == made[0].seed
+    assert made[1].text == "a woman, 0" and made[1].text_for_method == "a woman photomaker, 0"
+
+
+def test_people_take_turns_with_the_prompts(world):
+    chosen = [(cell.person.id, cell.prompt.id) for cell in cells(**world | {"each": 3})[::2]]
+    assert chosen[:6] == [("x", "00"), ("x", "01"), ("x", "02"), ("y", "03"), ("y", "00"), ("y", "01")]
+
+
+def test_a_cell_changes_with_what_its_picture_depends_on(world, tmp_path):
+    first = cells(**world)[0]
+    changed = copy.deepcopy(first.method.bound.prompt)
+    changed["6"]["inputs"]["steps"] = 21
+    other = Cell(Method("one", bind(changed, {})), first.person, first.prompt, 0, 0)
+    (tmp_path / "again.png").write_bytes(b"another photograph")
+    photo = Cell(first.method, Person("x", tmp_path / "again.png", "woman"), first.prompt, 0, 0)
+    named = Cell(Method("other name", first.method.bound), first.person, first.prompt, 0, 0)
+    assert len({first.key, other.key, photo.key}) == 3 and named.key == first.key
+
+
+# Making, against a client that answers from memory
+
+
+class FakeClient:
+    """url as a server's; answers by `picture`, which may raise."""
+
+    def __init__(self, url="http://one", answer=None):
+        self.url, self.answer, self.asked = url, answer, []
+
+
+@pytest.fixture
+def campaign(tmp_path, monkeypatch):
+    def make(client, **options):
+        made = Campaign([client], tmp_path / "out", **{"patience": 0.0, "retry": False} | options)
+
+        def asked(self, client, cell):
+            client.asked.append(cell)
+            return client.answer(cell)
+
+        monkeypatch.setattr(Campaign, "_asked", asked)
+        return made
+
+    return make
+
+
+def test_only_what_is_missing_is_made(world, campaign, tmp_path):
+    client, chosen = FakeClient(answer=lambda cell: cell.key.encode()), cells(**world)
+    campaign(client).make(chosen[:5])
+    campaign(client).make(chosen)
+    assert client.asked == chosen
+    assert all(cell.file(tmp_path / "out").read_bytes() == cell.key.encode() for cell in chosen)
+
+
+def test_a_failure_is_recorded_and_not_tried_again_unasked(world, campaign, tmp_path):
+    def refused(cell):
+        if cell.person.id == "y":
+            raise PromptError("Face Reference: no face")
+        return b"picture"
+
+    client, chosen = FakeClient(answer=refused), cells(**world)
+    campaign(client).make(chosen)
+    assert len(client.asked) == 24 and len(list((tmp_path / "out").rglob("*.png"))) == 16
+    assert campaign(client).missing(chosen) == [] and len(campaign(client, retry=True).missing(chosen)) == 8
+    errors = [run for run in Records(tmp_path / "out" / "runs.jsonl") if run.get("error")]
+    assert {run["error"] for run in errors} == {"Face Reference: no face"} and {run["person"] for run in errors} == {
+        "y"
+    }
+
+
+def test_a_method_that_cannot_run_is_given_up_and_the_other_goes_on(world, campaign):
+    def refused(cell):
+        if cell.method.name == "two":
+            raise PromptError("no such node")
+        return b"picture"
+
+    client = FakeClient(answer=refused)
+    campaign(client).make(cells(**world))
+    tried = [cell.method.name for cell in client.asked]
+    assert tried.count("two") == ALIKE and tried.count("one") == 12
+
+
+def test_a_server_that_is_gone_stops_the_run(world, campaign):
+    def gone(cell):
+        raise ConnectionRefusedError("refused")
+
+    with pytest.raises(SystemExit, match="http://one does not answer .*goes on where it was"):
+        campaign(FakeClient(answer=gone)).make(cells(**world))
+
+
+# The table
+
+
+class Judge:
+    """A column with a value for each person; `z` has no face."""
+
+    key = "judge-1"
+    shown = (Shown("face", "face"), Shown("sim", "SIM", factor=100, of_face=True))
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, cell, portrait, album):
+        self.seen.append(cell)
+        value = {"x": 0.4, "y": 0.6, "z": None}[cell.person.id] + 0.1 * (cell.method.name == "two") if (
+            cell.person.id != "z"
+        ) else None  # fmt: skip
+        return {"face": float(value is not None), "sim": value}
+
+
+class Album:
+    def open(self, file):
+        return None
+
+
+def test_zeros_and_faces_only(world, campaign, tmp_path):
+    chosen, out, judge = cells(**world), tmp_path / "out", Judge()
+    campaign(FakeClient(answer=lambda cell: b"picture")).make(chosen[:-1])
+    scores = Scores(out)
+    scores.judge([lambda: judge], chosen, Album())
+    results = table.results_of(chosen, scores, out)
+    zeros, alone = (table.mean_of(results.rows["one"], key) for key in ("sim", "sim, faces"))
+    assert zeros.mean == pytest.approx(1 / 3) and zeros.people == 3
+    assert alone.mean == pytest.approx(0.5) and alone.people == 2
+    assert results.counts == {"one": (12, 0, 0, 4), "two": (11, 0, 1, 3)}
+    text = table.markdown(results, "one", ["a foot."])
+    assert "| one | 0.67 [0.00, 1.00] | 33.33 [0.00, 60.00] | 50.00 [40.00, 60.00] |" in text
+    gained = next(line for line in text.splitlines() if line.startswith("| two | +0.00"))
+    assert gained.endswith("| **+10.00** [+10.00, +10.00] |")
+    assert "one,SIM," in table.as_csv(results) and text.rstrip().endswith("a foot.")
+    again = Judge()
+    Scores(out).judge([lambda: again], chosen, Album())
+    assert again.seen == [] and len(judge.seen) == 23
