@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...nodes.inputs import INPUTS
 from ...nodes.outputs import OUTPUTS
 from ...nodes.parameter import Output, Parameter
-from .locales import locales
+from .locales import LANGUAGES, Untranslated, locale, locale_path
 
 ROOT = Path(__file__).parents[2]
 HEAD = "| Input | What it does |\n|---|---|"
@@ -24,18 +24,23 @@ HEAD = "| Input | What it does |\n|---|---|"
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="run.py make help-pages", description=__doc__, allow_abbrev=False)
     parser.parse_args(words)
-    for path, text in files(ROOT).items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-            print(path.relative_to(ROOT))
+    try:
+        for path, text in files(ROOT):
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+                print(path.relative_to(ROOT))
+    except Untranslated as error:
+        raise SystemExit(str(error)) from error
 
 
-def files(root: Path) -> dict[Path, str]:
-    """What every generated file should hold, by its path: the help pages and the page's texts."""
-    pages = {root / "web" / "docs" / f"{node_id}.md": node_id for node_id in INPUTS}
-    written = {path: with_tables(path.read_text(encoding="utf-8"), node_id) for path, node_id in pages.items()}
-    return written | locales(root)
+def files(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every generated file and what it should hold: the help pages, then the page's texts. Raises: Untranslated."""
+    for node_id in INPUTS:
+        path = root / "web" / "docs" / f"{node_id}.md"
+        yield path, with_tables(path.read_text(encoding="utf-8"), node_id)
+    for language in LANGUAGES:
+        yield locale_path(root, language), locale(root, language)
 
 
 def with_tables(text: str, node_id: str) -> str:

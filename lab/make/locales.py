@@ -17,7 +17,7 @@ from ...nodes.outputs import OUTPUTS
 from ...nodes.parameter import Parameter
 
 TRANSLATIONS = Path(__file__).parent / "translations"
-LANGUAGES = ("en",)
+LANGUAGES = ("en", "zh", "ja")
 PAPER = "Paper: {}."
 
 
@@ -25,13 +25,13 @@ class Untranslated(ValueError):
     """Texts without a translation; the message is for whoever has added or changed them."""
 
 
-def locales(root: Path) -> dict[Path, str]:
-    """What every `locales/<language>/nodeDefs.json` should hold, by its path. Raises: Untranslated."""
-    return {
-        root / "locales" / language / "nodeDefs.json": json.dumps(texts(root, language), indent=2, ensure_ascii=False)
-        + "\n"
-        for language in LANGUAGES
-    }
+def locale_path(root: Path, language: str) -> Path:
+    return root / "locales" / language / "nodeDefs.json"
+
+
+def locale(root: Path, language: str) -> str:
+    """What a language's file should hold. Raises: Untranslated."""
+    return json.dumps(texts(root, language), indent=2, ensure_ascii=False) + "\n"
 
 
 def texts(root: Path, language: str) -> dict[str, dict]:
@@ -48,13 +48,16 @@ def texts(root: Path, language: str) -> dict[str, dict]:
     if missing:
         raise Untranslated(
             f"lab/make/translations/{language}.json lacks the translation of {len(missing)} texts; add each of these "
-            "as a key with its translation:\n" + "\n".join(json.dumps(text, ensure_ascii=False) for text in missing)
+            "as a key with its translation, then run `python run.py make help-pages`:\n"
+            + "\n".join(json.dumps(text, ensure_ascii=False) for text in missing)
         )
     return told
 
 
 def unused(root: Path, language: str) -> list[str]:
-    """Translations of texts that no node has any more."""
+    """Translations of texts that no node has any more; English has none."""
+    if language == "en":
+        return []
     table = json.loads((TRANSLATIONS / f"{language}.json").read_text(encoding="utf-8"))
     wanted: set[str] = set()
     for node_id, (title, about) in titles(root).items():

@@ -4,22 +4,56 @@ repeats its names or defaults agrees."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 from omniportrait import environment
 from omniportrait.guidance.omniportrait.settings import Settings
-from omniportrait.lab.make import help_pages
+from omniportrait.lab.make import help_pages, locales
 from omniportrait.nodes.guidance_inputs import COST, GUIDANCE, settings_from
 from omniportrait.nodes.inputs import ATTENTION, INPUTS
 from omniportrait.nodes.outputs import OUTPUTS
+from omniportrait.nodes.parameter import Parameter
 
 ROOT = environment.ROOT
 
 
-@pytest.mark.parametrize("path", help_pages.files(ROOT), ids=lambda path: path.name)
-def test_a_generated_file_is_up_to_date(path):
-    assert path.read_text(encoding="utf-8") == help_pages.files(ROOT)[path], "run `python run.py make help-pages`"
+@pytest.mark.parametrize("node_id", INPUTS)
+def test_a_help_page_is_up_to_date(node_id):
+    text = (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
+    assert text == help_pages.with_tables(text, node_id), "run `python run.py make help-pages`"
+
+
+@pytest.mark.parametrize("language", locales.LANGUAGES)
+def test_every_text_is_there_in_every_language(language):
+    """Of every node; the failure lists what has no translation yet. No character that the page takes for a sign of its
+    own (vue-i18n: plural, link, place)."""
+    text = locales.locale(ROOT, language)
+    path = locales.locale_path(ROOT, language)
+    assert path.read_text(encoding="utf-8") == text, "run `python run.py make help-pages`"
+    for node_id, told in json.loads(text).items():
+        assert set(told["inputs"]) == {row.name for row in INPUTS[node_id]}
+        assert set(told["outputs"]) == {str(place) for place in range(len(OUTPUTS[node_id]))}
+        said = [told, *told["inputs"].values(), *told["outputs"].values()]
+        values = [value for each in said for value in each.values() if isinstance(value, str)]
+        assert all(values) and not any(set(value) & set("{}|@") for value in values), node_id
+    assert not locales.unused(ROOT, language), "translations that no text asks for any more: delete them"
+
+
+def test_a_text_without_a_translation_is_named(monkeypatch):
+    monkeypatch.setattr(locales, "INPUTS", INPUTS | {"OmniPortraitRBGuidance": (Parameter("new_input", "INT"),)})
+    with pytest.raises(locales.Untranslated, match='zh.json lacks the translation of 2 texts.*\n"new_input"\n""'):
+        locales.texts(ROOT, "zh")
+
+
+@pytest.mark.parametrize(("language", "letters"), [("zh", "\u4e00-\u9fff"), ("ja", "\u3040-\u30ff\u4e00-\u9fff")])
+def test_a_translation_is_in_its_language(language, letters):
+    """But for names of things: file names, symbols and the like are short."""
+    table = json.loads((locales.TRANSLATIONS / f"{language}.json").read_text(encoding="utf-8"))
+    foreign = [text for text, said in table.items() if not re.search(f"[{letters}]", said) and len(said) > 6]
+    assert not foreign
+    assert table[locales.PAPER].count("{}") == 1
 
 
 def test_a_page_tells_every_input_and_output():
