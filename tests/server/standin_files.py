@@ -91,6 +91,16 @@ def photograph(path: Path) -> None:
     main.save_photo(main.second_photo() if "2" in path.stem else main.first_photo(), path)
 
 
+def identity(path: Path) -> None:
+    """Two photographs of one person."""
+    from dataclasses import replace
+
+    from omniportrait.lab.testbed import small
+    from omniportrait.models.faces.identity_file import save
+
+    save(path, replace(small.face(0), more=(small.face(1),)))
+
+
 def _is_sdxl(name: str) -> bool:
     return "xl" in name.lower()
 
@@ -104,6 +114,7 @@ def checkpoint(path: Path) -> None:
 
 MAKERS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "CheckpointLoaderSimple": ("ckpt_name", "models/checkpoints", checkpoint),
+    "OmniPortraitLoadIdentity": ("identity_name", "models/omniportrait_identities", identity),
     "OmniPortraitPivotEncoderLoader": ("pivot_encoder_name", "models/pivot_encoders", pivot_encoder),
     "PhotoMakerLoader": ("photomaker_model_name", "models/photomaker", photomaker),
     "LoadImage": ("image", "input", photograph),
