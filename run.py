@@ -21,6 +21,7 @@ else:
 COMMANDS = {
     "bench": {
         "ablation": "lab.bench.ablation",
+        "dataset": "lab.bench.dataset",
         "direction": "lab.bench.direction",
         "matrix": "lab.bench.matrix",
         "overhead": "lab.bench.overhead",
@@ -58,8 +59,8 @@ ALONE = {
     "evaluate": ("evaluation.command", environment.EVALUATE_LOCK),
 }
 """Commands with an environment of their own: the module, and what it needs beside the development environment."""
-LATE = ("lab.bench.overhead", "lab.bench.soak")
-"""Of the laboratory, those that start ComfyUI themselves; the others import it at their top."""
+LATE = ("lab.bench.dataset", "lab.bench.overhead", "lab.bench.soak")
+"""Of the laboratory, those that start ComfyUI themselves or need none; the others import it at their top."""
 
 if __name__ == "__mp_main__":  # a worker of one of them where processes are spawned, about to unpickle its task
     environment.load_pack()
@@ -135,15 +136,16 @@ def main() -> int:
         os.environ["COMFYUI_PATH"] = str(environment.check_comfyui(options.comfyui))
     if options.python:
         os.environ["COMFYUI_PYTHON"] = str(Path(options.python).expanduser().absolute())
-    python = Path(sys.executable) if options.here else python_for(options.command)
+    python = Path(sys.executable) if options.here else python_for(options)
     if options.command not in ("test", "lint") and (options.here or is_ours(python)):
         return work(options, rest)
     statuses = [run_inside(command) for command in command_lines(options, rest, python)]
     return next(filter(None, statuses), 0)
 
 
-def python_for(command: str) -> Path:
+def python_for(options: argparse.Namespace) -> Path:
     """The Python of the environment that a command needs, made on the first call."""
+    command = options.name if options.command == "bench" else options.command  # a benchmark of one of them
     if command in ALONE:
         return environment.ensure_layer(ALONE[command][1])
     return environment.ensure_environment()

@@ -57,7 +57,9 @@ def looker(recipe: Recipe):
     from .look import Look
 
     torch.set_num_threads(1)  # the engine has a process for each core
-    return Look(recipe)
+    look = Look(recipe)
+    look.backend.detector.detect(torch.zeros(3, 64, 64))  # loads its networks, which no picture is charged for
+    return look
 
 
 class Journal:
@@ -194,7 +196,7 @@ class Attempt:
 
     def _see(self, row: dict, content: bytes) -> None:
         """In the thread that looks. OSError if the disk is full."""
-        uid, began = row["uid"], time.thread_time()
+        uid = row["uid"]
         fetched = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         if self.opt_out.holds(row["url"], fetched["sha256"]):
             return self._enter(row, {"status": OPTED_OUT})
@@ -202,6 +204,7 @@ class Attempt:
             return self._enter(row, fetched | {"status": CRASHED})
         look = looker(self.recipe)
         self.journal.note("+", uid)
+        began = time.thread_time()
         try:
             sample = look(row, content)
             result = sample.entry | {"status": KEPT}
