@@ -31,6 +31,7 @@ COMMANDS = {
     },
     "train": {
         "evaluate": "lab.bench.evaluate",
+        "ic-portrait": "training.commands.ic_portrait",
         "pivot-encoder": "training.commands.pivot_encoder",
         "random-checkpoint": "training.commands.random_checkpoint",
         "shards": "training.commands.shards",

@@ -102,7 +102,10 @@ def join(config: Run) -> Accelerator:
 
     mixed = "bf16" if config.precision == "bf16" else "no"
     patient = InitProcessGroupKwargs(timeout=WAIT)
-    lean = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # or gradients are held twice
+    lean = DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True,  # or gradients are held twice
+        find_unused_parameters=len(config.stages) > 1,  # each stage may teach a part of the weights alone
+    )
     return Accelerator(mixed_precision=mixed, cpu=bool(environment.device_arguments()), kwargs_handlers=[patient, lean])
 
 

@@ -85,7 +85,10 @@ class Look:
             "face_box": [round(value, 1) for value in face.box], "face_score": round(face.score, 4),
             "person_box": person,
         }  # fmt: skip
-        described = entry | {"faces": 1} | {key: row[key] for key in TOLD if row.get(key) is not None}
+        places = [[round(x, 1), round(y, 1)] for x, y in face.landmarks]
+        described = (
+            entry | {"faces": 1, "landmarks": places} | {key: row[key] for key in TOLD if row.get(key) is not None}
+        )
         files = {
             "jpg": encode(picture, "JPEG", quality=95, subsampling=0),
             "mask.png": encode(mask, "PNG", compress_level=1),

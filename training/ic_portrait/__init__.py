@@ -1,0 +1,1 @@
+"""`run.py train ic-portrait`: the matching and the appearance net."""
