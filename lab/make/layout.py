@@ -22,10 +22,10 @@ PICTURE = {
     "PreviewImage": 300,
     "OmniPortraitFaceReference": 240,
     "OmniPortraitFaceDetail": 180,
-    "OmniPortraitRBGuidanceKSampler": 200,
-    "OmniPortraitRBGuidanceReport": 190,
+    "OmniPortraitRBGuidanceKSampler": 280,
+    "OmniPortraitRBGuidanceReport": 280,
 }
-"""Room for the picture that these show."""
+"""Room for the picture and the text that these show."""
 NOTE = 400
 
 

@@ -81,7 +81,7 @@ def blueprint_form(workflow: Workflow) -> dict:
         for each in workflow.links
     ]
     right = max(box.x + box.width for box in layout.nodes.values())
-    inputs, outputs, entries, widgets = [], [], [], []
+    inputs, outputs, entries = [], [], []
     for place, (name, targets) in enumerate(told["inputs"].items()):
         numbers = [len(links) + at for at in range(1, len(targets) + 1)]
         for link, (number, target) in zip(numbers, targets, strict=True):
@@ -93,7 +93,6 @@ def blueprint_form(workflow: Workflow) -> dict:
         inputs.append(_port(workflow.name, name, kind, numbers, [LEFT_END, 40 + 20 * place]))
         shown = {"widget": {"name": name}} if widget else {}
         entries.append({"localized_name": name, "name": name, "type": kind, **shown, "link": None})
-        widgets += [[str(number), target]] if widget else []
     for place, (name, (number, source)) in enumerate(told["outputs"].items()):
         link = len(links) + 1
         slot, kind = workflow.nodes[number].shape.output(source)
@@ -133,7 +132,7 @@ def blueprint_form(workflow: Workflow) -> dict:
         "inputs": entries,
         "outputs": [{"localized_name": o["name"], "name": o["name"], "type": o["type"], "links": []} for o in outputs],
         "title": told["title"],
-        "properties": {"proxyWidgets": widgets},
+        "properties": {},
         "widgets_values": [],
     }
     return {
