@@ -25,6 +25,7 @@ class FineControlMap(io.ComfyNode):
             "Finds where the target's words change a picture: the noise difference between a model and its tuned copy, "
             "minus what belongs to the base text. Use it as a mask, or to see what a LoRA really changes.",
             *("spf-portrait", "sfcm", "attribute mask", "lora difference", "noise difference", "semantic mask"),
+            experimental=True,
         )
 
     @classmethod

@@ -105,13 +105,32 @@ def open_search(page):
     raise AssertionError("a double click on the canvas did not open the node search")
 
 
-@pytest.mark.parametrize("name", [path.stem for path in page_workflows()])
-def test_workflow_opens_as_scripts_send_it(page, name):
+def test_workflows_open_as_scripts_send_them(page):
     """Without an unknown node, and what the page would queue is the form for scripts, which is run elsewhere."""
-    (path,) = (path for path in page_workflows() if path.stem == name)
-    assert page.evaluate(OPEN, json.loads(path.read_text(encoding="utf-8"))) == []
-    scripted = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
-    assert page.evaluate(PROMPT) == scripted
+    for path in page_workflows():
+        assert page.evaluate(OPEN, json.loads(path.read_text(encoding="utf-8"))) == [], path.stem
+        scripted = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
+        assert page.evaluate(PROMPT) == scripted, path.stem
+
+
+BLUEPRINTS = {
+    "First portrait (OmniPortrait)": {"prompt", "subject", "strength", "width", "height", "seed"},
+    "Two people (OmniPortrait)": {"prompt", "first_subject", "second_subject", "width", "height", "seed"},
+    "Detail of a picture (OmniPortrait)": {"prompt", "subject", "side", "denoise", "seed"},
+}
+"""What the node of each shows to be set."""
+
+
+def test_blueprints_are_served_and_open(page, server):
+    """As one node with its widgets, which the page takes apart into the nodes inside when it queues."""
+    told = {entry["name"]: key for key, entry in server.get("/global_subgraphs").items()}
+    for name, widgets in BLUEPRINTS.items():
+        form = json.loads(server.get(f"/global_subgraphs/{told[name]}")["data"])
+        page.evaluate("async form => await window.app.loadGraphData(form)", form)
+        shown = page.evaluate("() => window.app.graph.nodes[0].widgets.map(widget => widget.name)")
+        assert len(shown) == len(set(shown)) and widgets <= set(shown), (name, shown)
+        inside = sorted(node["type"] for node in form["definitions"]["subgraphs"][0]["nodes"])
+        assert sorted(node["class_type"] for node in page.evaluate(PROMPT).values()) == inside, name
 
 
 def test_two_pages_get_what_is_theirs(open_page, server):
@@ -133,6 +152,9 @@ def test_two_pages_get_what_is_theirs(open_page, server):
     for number in (0, 1, 0, 1):
         queued[number].append(queue(pages[number]))
     portraits = []
+    text = (
+        "() => window.app.graph.nodes.find(node => node.id === 7).widgets.find(each => each.name === 'result')?.value"
+    )
     for number, page in enumerate(pages):
         entries = [finished(server, prompt_id) for prompt_id in queued[number]]
         assert all(entry["status"]["status_str"] == "success" for entry in entries)
@@ -140,6 +162,7 @@ def test_two_pages_get_what_is_theirs(open_page, server):
         told.assert_own(messages, queued[number], "7", prompts[number]["7"]["inputs"]["steps"])
         for prompt_id, entry in zip(queued[number], entries, strict=True):
             assert told.outputs_of(messages, prompt_id) == entry["outputs"]
+        assert "calls guided" in page.evaluate(text) and page.evaluate(PROMPT) == prompts[number]
         (shown,) = page.evaluate("() => window.app.nodeOutputs")["9"]["images"]
         assert shown == entries[-1]["outputs"]["9"]["images"][0] and shown["filename"].startswith(f"visitor_{number}")
         portraits.append([pixels(server, entry["outputs"]["9"]["images"][0]) for entry in entries])

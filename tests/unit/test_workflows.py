@@ -123,3 +123,26 @@ def test_nothing_lies_on_top_of_anything(workflow):
         assert apart(one, other)
     for node in real(workflow):
         assert sum(inside(box(node), each) for each in bounds) == 1, f"{node['title']} is in no group"
+
+
+def test_app_mode_shows_what_there_is(workflow):
+    """photo, prompt and the like are widgets of the graph, and the results are nodes that show pictures."""
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    app = workflow["extra"]["linearData"]
+    for number, widget in app["inputs"]:
+        names = {entry["name"] for entry in nodes[number]["inputs"] if "widget" in entry}
+        assert widget in names or (nodes[number]["type"], widget) == ("PrimitiveNode", "value"), (number, widget)
+    assert app["outputs"] and all(nodes[number]["type"] in SHOWS for number in app["outputs"])
+
+
+SHOWS = ("SaveImage", "PreviewImage", "OmniPortraitSaveIdentity")
+
+
+def test_a_file_to_download_is_told_with_its_folder(workflow):
+    """For each file that a loader names; our own are not public."""
+    for node in real(workflow):
+        names = [value for value in node.get("widgets_values", ()) if str(value).endswith((".safetensors", ".bin"))]
+        public = {name for name in names if not name.startswith("omniportrait_")}
+        told = {each["name"]: each for each in node["properties"].get("models", ())}
+        assert public == set(told), node["title"]
+        assert all(each["url"].startswith("https://") and each["directory"] for each in told.values())
