@@ -1,13 +1,13 @@
 """Attention maps from inside a pass: where a token looks (A_c of the paper) and A_s, the self-attention.
 
-Recorders are chained over whatever attention patches other packs hold and are put only into the private pass's own
-transformer_options, never into a model's. They keep q and k; the maps are made after the pass, for the wanted tokens
-only.
+Recorders are chained over whatever attention patches other packs hold and are put only into the options of a private
+pass or of one prediction, never into a model's. They keep q and k; the maps are made after the pass, for the wanted
+tokens only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -85,6 +85,10 @@ class Recording:
         return torch.stack(smoothed).mean(dim=0)
 
 
+Whose = Callable[[dict, int], Iterable[tuple[Recording, slice]]]
+"""(extra options, rows of the call) to the recordings that want some of its rows, and which."""
+
+
 def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """[B, N, heads * d] to float32 [B, heads, N, d]."""
     return x.float().view(len(x), x.shape[1], heads, -1).transpose(1, 2)
@@ -97,38 +101,52 @@ def _attention(q: torch.Tensor, k: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def record_attention(transformer_options: dict, sites: AttentionSites, keep_graph: bool = False) -> Recording:
-    """Put recorders into `transformer_options["patches_replace"]` (a private copy) and return what they will fill.
+    """Put recorders into the options of a private pass and return what they will fill.
 
     keep_graph: keep the cross-attention's q and k with their gradients, for a loss on the maps. Guidance only looks.
     """
     recording = Recording()
-    replace = {kind: dict(table) for kind, table in transformer_options.get("patches_replace", {}).items()}
-    for kind, keys in (("attn1", sites.self_), ("attn2", sites.cross)):
-        table = replace.setdefault(kind, {})
-        for key in keys:
-            table[key] = _recorder(recording, kind, key, table.get(key, table.get(key[:2])), keep_graph)
-    transformer_options["patches_replace"] = replace
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict) -> torch.Tensor:
+        return plain_attention(q, k, v, extra["n_heads"], attn_precision=extra.get("attn_precision"))
+
+    put_recorders(transformer_options, sites, lambda extra, rows: [(recording, slice(rows))], attend, keep_graph)
     return recording
 
 
-def _recorder(recording: Recording, kind: str, key: BlockKey, foreign: Callable | None, keep_graph: bool) -> Callable:
-    store = recording.self_ if kind == "attn1" else recording.cross
+def put_recorders(
+    options: dict, sites: AttentionSites, whose: Whose, attend: Callable, keep_graph: bool = False
+) -> None:
+    """Recorders in `patches_replace` of a private copy of transformer_options, on copies of its tables.
 
-    def record(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict) -> torch.Tensor:
-        heads = extra_options["n_heads"]
-        h, w = extra_options["activations_shape"][-2:]
-        if not recording.closed:
+    attend: (q, k, v, extra) to what attention gives, where no other pack's replacement stands.
+    """
+    replace = {kind: dict(table) for kind, table in options.get("patches_replace", {}).items()}
+    for kind, keys in (("attn1", sites.self_), ("attn2", sites.cross)):
+        table = replace.setdefault(kind, {})
+        for key in keys:
+            inner = table.get(key, table.get(key[:2], attend))
+            table[key] = _recorder(whose, kind, key, inner, keep_graph and kind == "attn2")
+    options["patches_replace"] = replace
+
+
+def _recorder(whose: Whose, kind: str, key: BlockKey, inner: Callable, keep_graph: bool) -> Callable:
+    def record(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict) -> torch.Tensor:
+        h, w = extra["activations_shape"][-2:]
+        own = h * w if kind == "attn1" else k.shape[1]
+        # Another pack may merge tokens; such a map has no place in the picture. Or it lets the picture look at another
+        # one too, whose points come after its own (reference-only, StyleAligned).
+        readable = q.shape[1] == h * w and k.shape[1] >= own
+        for recording, rows in whose(extra, len(q)):
+            if recording.closed:
+                continue
             recording.hits[kind, key] = recording.hits.get((kind, key), 0) + 1
-            own = k.shape[1] if kind == "attn2" else h * w
-            # Another pack may merge tokens; such a map has no place in the picture. Or it lets the picture look at
-            # another one too, whose points come after its own (reference-only, StyleAligned).
-            if q.shape[1] == h * w and k.shape[1] >= own:
-                kept = q, k[:, :own]
-                store[key] = (*(kept if keep_graph and kind == "attn2" else (each.detach() for each in kept)), heads)
+            store = recording.self_ if kind == "attn1" else recording.cross
+            if readable and key not in store:  # ComfyUI's own call comes first; a later one is another pack's
+                kept = q[rows], k[rows, :own]
+                store[key] = (*(kept if keep_graph else (each.detach() for each in kept)), extra["n_heads"])
                 recording.sizes[key] = (h, w)
-        if foreign is not None:
-            return foreign(q, k, v, extra_options)
-        return plain_attention(q, k, v, heads, attn_precision=extra_options.get("attn_precision"))
+        return inner(q, k, v, extra)
 
     return record
 
@@ -138,6 +156,14 @@ def plain_attention(*args: object, **kwargs: object) -> torch.Tensor:
     from comfy.ldm.modules.attention import attention_pytorch
 
     return attention_pytorch(*args, **kwargs)
+
+
+def core_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict) -> torch.Tensor:
+    """ComfyUI's attention by whatever kernel it has chosen."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    precision = extra.get("attn_precision")
+    return optimized_attention(q, k, v, extra["n_heads"], attn_precision=precision, transformer_options=extra)
 
 
 def private_options(options: dict) -> dict:

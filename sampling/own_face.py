@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
-from ..backbone.attention import AttentionSites, BlockKey, Recording
+from ..backbone.attention import AttentionSites, Recording, core_attention, put_recorders
 from ..guidance.omniportrait import mask as face
 from ..guidance.omniportrait.settings import Settings
 from .people import Person
@@ -27,12 +27,7 @@ class OwnFaces:
     def record(self, options: dict, sites: AttentionSites) -> None:
         """Put recorders into one prediction's options, on copies of their tables."""
         self._now = {uuid: Recording() for uuid in self._people}
-        replace = {kind: dict(table) for kind, table in options.get("patches_replace", {}).items()}
-        for kind, keys in (("attn1", sites.self_), ("attn2", sites.cross)):
-            table = replace.setdefault(kind, {})
-            for key in keys:
-                table[key] = self._recorder(kind, key, table.get(key, table.get(key[:2])))
-        options["patches_replace"] = replace
+        put_recorders(options, sites, self._rows_of, core_attention)
 
     def stop(self, texts: Mapping[object, int]) -> None:
         """The prediction is over, and what was recorded becomes masks for the next one. texts: how many tokens the text
@@ -64,28 +59,9 @@ class OwnFaces:
             masks.append(face.threshold(maps, s.beta))
         return torch.stack(refined), torch.stack(masks)
 
-    def _recorder(self, kind: str, key: BlockKey, foreign: Callable | None) -> Callable:
-        """An attention replacement that keeps q and k of each wanted conditioning's rows and goes on as before."""
-        from comfy.ldm.modules.attention import optimized_attention
-
-        def record(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict) -> torch.Tensor:
-            h, w = extra["activations_shape"][-2:]
-            uuids, heads = extra["uuids"], extra["n_heads"]
-            own, rows = h * w if kind == "attn1" else k.shape[1], len(q) // len(uuids)
-            for number, uuid in enumerate(uuids):
-                kept = self._now.get(uuid)
-                if kept is None or q.shape[1] != h * w or k.shape[1] < own:
-                    continue
-                here = slice(number * rows, (number + 1) * rows)
-                store = kept.self_ if kind == "attn1" else kept.cross
-                if key in store:  # ComfyUI's own call comes first; this one is another pack's
-                    continue
-                store[key] = q[here].detach().clone(), k[here, :own].detach().clone(), heads
-                kept.sizes[key] = (h, w)
-            if foreign is not None:
-                return foreign(q, k, v, extra)
-            return optimized_attention(
-                q, k, v, heads, attn_precision=extra.get("attn_precision"), transformer_options=extra
-            )
-
-        return record
+    def _rows_of(self, extra: dict, rows: int) -> Iterator[tuple[Recording, slice]]:
+        """Where the rows of each wanted conditioning are in a call."""
+        each = rows // len(extra["uuids"])
+        for number, uuid in enumerate(extra["uuids"]):
+            if uuid in self._now:
+                yield self._now[uuid], slice(number * each, (number + 1) * each)

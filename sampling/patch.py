@@ -9,6 +9,7 @@ from ..backbone.family import family_of
 from ..guidance.omniportrait.settings import Settings
 from .people import ByHand
 from .recorder import SESSION_KEY, install, uninstall
+from .reference import check_vae
 from .runs import ATTACHMENT, Runs
 from .session import Session, predict_noise
 from .trace import Trace
@@ -34,10 +35,7 @@ def patch(
     patched.remove_attachments(ATTACHMENT)
     if settings.off:
         return patched
-    if getattr(vae, "first_stage_model", None) is None:
-        raise ValueError(
-            "The vae input of RB-Guidance holds no VAE, because the checkpoint has none; connect the one of Load VAE."
-        )
+    check_vae(vae, "RB-Guidance")
 
     runs = Runs()
 

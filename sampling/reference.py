@@ -153,6 +153,14 @@ def call_key(patcher: object, vae: object, person: Person, face: FaceReference, 
     )
 
 
+def check_vae(vae: object, node: str) -> None:
+    """Raises: ValueError where the VAE input of a node, called so, holds none."""
+    if getattr(vae, "first_stage_model", None) is None:
+        raise ValueError(
+            f"The vae input of {node} holds no VAE, because the checkpoint has none; connect the one of Load VAE."
+        )
+
+
 def encode_reference(vae: object, face: FaceReference, side: int, channels: int) -> torch.Tensor:
     """[1, C, h, w] latent of the crop, resized to `side` pixels so that faces of both pictures are of
     like size. Called before sampling: loading the VAE in the middle of it could push the UNet out of memory.

@@ -17,14 +17,14 @@ from uuid import uuid4
 
 import torch
 
-from ..backbone.attention import BlockKey, plain_attention
+from ..backbone.attention import BlockKey, core_attention, plain_attention
 from ..backbone.family import family_of
-from ..guidance.omniportrait import mask
-from ..guidance.reference_attention.attend import reference_bias, tokens_inside
+from ..guidance.reference_attention.attend import reference_bias
 from ..guidance.reference_attention.settings import Settings
-from .own_face import OwnFaces
-from .people import ByHand, Person, assign_people, positive_keys
+from .people import ByHand, Person, assign_people
+from .reference import check_vae
 from .reference_tokens import ReferenceTokens, Tokens
+from .reference_where import SeenFrom
 
 log = logging.getLogger("omniportrait")
 
@@ -32,6 +32,8 @@ KEY = "omniportrait_reference_attention"
 """Of our wrappers on a model, and of the run in one prediction's transformer_options."""
 OWN = f"{KEY}_own"
 """Where `_append` tells `_attend` of the same block how many keys there were before."""
+YIELDED = f"{KEY}_yielded"
+"""Where a call's options say which blocks are another node's in that call."""
 
 
 class Run:
@@ -47,21 +49,19 @@ class Run:
         self._people = assign_people(guider.conds, by_hand)
         self._by_uuid = {uuid: people for (_, uuid), people in self._people.items()}
         family = family_of(patcher)
-        sites = family.sites(family.feature_block(-1), tuple(noise.shape[-2:]))
-        self._sites = replace(sites, self_=tuple(key for key in sites.self_ if key[0] != "middle"))
         sampling = patcher.get_model_object("model_sampling")
         self._window = [float(sampling.percent_to_sigma(p)) for p in (settings.end_percent, settings.start_percent)]
-        self._canvas = tuple(noise.shape[-2:])
         people = {person for each in self._by_uuid.values() for person in each}
         self._references = ReferenceTokens(people, patcher, vae, settings, noise)
         for person, photographs in self._references.lost.items():
             self._leave_out(person, photographs)
-        self._where = self._seen_where()
-        self._faces = OwnFaces(self._by_uuid) if self._where == "own face" else None
+        canvas = tuple(noise.shape[-2:])
+        sites = family.sites(family.feature_block(-1), canvas)
+        sites = replace(sites, self_=tuple(key for key in sites.self_ if key[0] != "middle"))
+        self._seen_from = SeenFrom(self._by_uuid, settings.where, canvas, sites)
         self._tokens: dict[Person, list[Tokens]] = {}  # of each photograph, at the prediction at hand
-        self._areas: dict[object, object] = {}
         self._taken: set[BlockKey] = set()
-        self._texts: dict[object, int] = {}
+        self._table: dict[tuple, Callable] = {}  # of attention replaced, as the prediction at hand began
 
     def __deepcopy__(self, memo: dict) -> Run:
         """Older cores deep-copy model_options; a run is one and stays one."""
@@ -75,19 +75,6 @@ class Run:
         left = {uuid: tuple(p for p in people if p is not person) for uuid, people in self._by_uuid.items()}
         self._by_uuid = {uuid: people for uuid, people in left.items() if people}
 
-    def _seen_where(self) -> str:
-        """Of several people each stays in the own region or, where one has none, in the own face."""
-        everybody = [person for people in self._by_uuid.values() for person in people]
-        if self.settings.where == "own face" and any(person.record is None for person in everybody):
-            raise ValueError(
-                "Reference Attention finds a person's own face by the word that Pivot Conditioning marks: connect that "
-                "node to the sampler's positive input, or set where to whole picture."
-            )
-        if len({person.face.key for person in everybody}) < 2:
-            return self.settings.where
-        apart = "region" if all(person.mask is not None for person in everybody) else "own face"
-        return "own face" if self.settings.where == "own face" else apart
-
     def acts(self, sigma: float) -> bool:
         """Whether a sigma lies in the window."""
         low, high = self._window
@@ -97,10 +84,8 @@ class Run:
         """Options of one prediction with the reference in them, or with the search for the face alone."""
         base, options = guider.inner_model, dict(model_options.get("transformer_options", {}))
         self._tell_copies_apart(guider.conds)
-        self._areas = {cond["uuid"]: cond.get("area") for conds in guider.conds.values() for cond in conds}
-        active = self.acts(float(sigma[0]))
         self._tokens = {}
-        if active:
+        if self.acts(float(sigma[0])):
             self.calls += 1
             for person in dict.fromkeys(person for people in self._by_uuid.values() for person in people):
                 self._put_hooks(guider, person, sigma, model_options)
@@ -113,9 +98,8 @@ class Run:
             patches = options.get("patches", {})
             options["patches"] = {**patches, "attn1_patch": [*patches.get("attn1_patch", ()), self._append]}
             self._replace(options)
-        if self._faces is not None:
-            self._faces.record(options, self._sites)
-            self._texts = _text_lengths(guider.conds)
+        self._seen_from.start(guider.conds, options)
+        self._table = options.get("patches_replace", {}).get("attn1", {})
         options[KEY] = self
         return {**model_options, "transformer_options": options}
 
@@ -138,12 +122,11 @@ class Run:
 
     @contextlib.contextmanager
     def predicting(self) -> Iterator[None]:
-        """ComfyUI makes its own prediction inside; only its attention tells where the faces are."""
+        """ComfyUI makes its own prediction inside."""
         try:
             yield
         finally:
-            if self._faces is not None:
-                self._faces.stop(self._texts)
+            self._seen_from.stop()
 
     def _replace(self, options: dict) -> None:
         """Our attention at the chosen blocks, on copies; a block where another pack's patch stands is left to it."""
@@ -156,6 +139,18 @@ class Run:
             if key not in self._taken:
                 table[key] = self._attend
         options["patches_replace"] = replaced
+
+    def yielding(self, options: dict) -> dict:
+        """Options of one call of the model, without us at blocks that another node has replaced for this call alone, as
+        perturbed attention does. It goes by whole blocks, and ours by their parts would hide it."""
+        replaced = options.get("patches_replace", {})
+        table = replaced.get("attn1", {})
+        ours = {key for key in self._references.blocks if key not in self._taken} if self._tokens else set()
+        yielded = {key for key in ours if key[:2] in table or table.get(key) != self._table[key]}
+        if not yielded:
+            return options
+        left = {key: patch for key, patch in table.items() if key not in yielded or patch != self._table[key]}
+        return {**options, "patches_replace": {**replaced, "attn1": left}, YIELDED: yielded}
 
     # Inside a model call.
 
@@ -173,7 +168,8 @@ class Run:
         """[1, M, C] of everybody in this call at this block, in the order of `_everybody`, or None."""
         key = (*extra.get("block", ("", 0)), extra.get("block_index", 0))
         everybody = self._everybody(extra)
-        if not everybody or key in self._taken or key not in self._references.blocks:
+        left = self._taken | extra.get(YIELDED, set())
+        if not everybody or key in left or key not in self._references.blocks:
             return None
         h, w = extra["activations_shape"][-2:]
         if n.shape[1] != h * w:  # another pack merges tokens or cuts the picture into tiles
@@ -191,18 +187,10 @@ class Run:
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict) -> torch.Tensor:
         """attn1 replacement: each conditioning's rows by themselves, with its own people's tokens or with none."""
-        from comfy.ldm.modules.attention import optimized_attention
-
-        heads, precision = extra["n_heads"], extra.get("attn_precision")
         own = extra.pop(OWN, None)
         if own is None:
-            return optimized_attention(q, k, v, heads, attn_precision=precision, transformer_options=extra)
-
-        def plain(rows: slice) -> torch.Tensor:
-            return optimized_attention(
-                q[rows], k[rows, :own], v[rows, :own], heads, attn_precision=precision, transformer_options=extra
-            )
-
+            return core_attention(q, k, v, extra)
+        heads, precision = extra["n_heads"], extra.get("attn_precision")
         key, everybody = (*extra["block"], extra["block_index"]), self._everybody(extra)
         counts = [[tokens[key].shape[1] for tokens in self._tokens[person]] for person in everybody]
         rows, parts = len(q) // len(extra["uuids"]), []
@@ -211,43 +199,15 @@ class Run:
             wanted = self._by_uuid.get(uuid, everybody if self.settings.balance else ())
             people = [person for person in wanted if person in self._tokens]
             if not people:
-                parts.append(plain(here))
+                parts.append(core_attention(q[here], k[here, :own], v[here, :own], extra))
                 continue
             seen = [everybody.index(person) for person in people]
             keys, values = (_with(each[here], own, list(map(sum, counts)), seen) for each in (k, v))
-            inside = self._inside(uuid, people, tuple(extra["activations_shape"][-2:]), q.device)
+            inside = self._seen_from.inside(uuid, people, tuple(extra["activations_shape"][-2:]), q.device)
             bias = reference_bias(inside, [counts[place] for place in seen], self.settings.strength, own)
             bias = None if bias is None else bias.to(q)
             parts.append(plain_attention(q[here], keys, values, heads, mask=bias, attn_precision=precision))
         return torch.cat(parts)
-
-    def _inside(
-        self, uuid: object, people: list[Person], size: tuple[int, int], device: torch.device
-    ) -> torch.Tensor | None:
-        """Boolean [B or 1, K, N], on the device: which tokens of the rows see which person; None: all see all."""
-        if self._where == "whole picture":
-            return None
-        inside = torch.cat([tokens_inside(self._region(uuid, person), size) for person in people])[None]
-        if self._faces is not None:
-            inside = inside & torch.cat([self._own_face(person, size) for person in people], dim=1)
-        return inside.to(device)
-
-    def _own_face(self, person: Person, size: tuple[int, int]) -> torch.Tensor:
-        """Boolean [B or 1, 1, N]: a person's own face, as the person's own conditioning sees it."""
-        uuid, people = next((uuid, people) for uuid, people in self._by_uuid.items() if person in people)
-        place = people.index(person)
-        return self._faces.inside(uuid, size)[:, place : place + 1]
-
-    def _region(self, uuid: object, person: Person) -> torch.Tensor:
-        """[1, h, w] of a person's region on the conditioning's area of the canvas; all of it without one."""
-        if person.mask is None:
-            return torch.ones(1, *self._canvas)
-        canvas = mask.shrink(person.mask.reshape(-1, *person.mask.shape[-2:])[:1].cpu(), self._canvas)
-        area = self._areas.get(uuid)
-        if area is None:
-            return canvas
-        h, w, y, x = area
-        return canvas[:, y : y + h, x : x + w]
 
     def report(self) -> None:
         """One line in the log, a warning where something was left out."""
@@ -260,17 +220,6 @@ def _with(rows: torch.Tensor, own: int, counts: list[int], seen: list[int]) -> t
     """[B, own + M, C] keys or values with the tokens of some of the appended people."""
     parts = rows[:, own:].split(counts, dim=1)
     return torch.cat([rows[:, :own], *(parts[place] for place in seen)], dim=1)
-
-
-def _text_lengths(conds: dict[str, list[dict]]) -> dict[object, int]:
-    """How many tokens each conditioning's own text has, by uuid; the first of a uuid's copies counts."""
-    lengths: dict[object, int] = {}
-    for key in positive_keys(conds):
-        for cond in conds[key]:
-            text = cond.get("model_conds", {}).get("c_crossattn")
-            if text is not None:
-                lengths.setdefault(cond["uuid"], text.cond.shape[1])
-    return lengths
 
 
 def patch(model: object, vae: object, settings: Settings, by_hand: ByHand | None = None) -> object:
@@ -287,11 +236,7 @@ def patch(model: object, vae: object, settings: Settings, by_hand: ByHand | None
         wrappers.pop(KEY, None)
     if settings.off:
         return patched
-    if getattr(vae, "first_stage_model", None) is None:
-        raise ValueError(
-            "The vae input of Reference Attention holds no VAE, because the checkpoint has none; connect the one of "
-            "Load VAE."
-        )
+    check_vae(vae, "Reference Attention")
 
     def outer_sample(executor: Callable, noise: torch.Tensor, *args: object, **kwargs: object) -> object:
         guider = executor.class_obj
@@ -312,6 +257,22 @@ def patch(model: object, vae: object, settings: Settings, by_hand: ByHand | None
         with run.predicting():
             return executor(x, sigma, run.options(executor.class_obj, sigma, model_options), *args, **kwargs)
 
+    def apply_model(
+        executor: Callable,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c_concat: torch.Tensor | None = None,
+        c_crossattn: torch.Tensor | None = None,
+        control: dict | None = None,
+        transformer_options: dict | None = None,
+        **kwargs: object,
+    ) -> object:
+        options = transformer_options or {}
+        if KEY in options:
+            options = options[KEY].yielding(options)
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, predict_noise)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model)
     return patched

@@ -17,6 +17,7 @@ from ..backbone.tensors import some_rows
 from .conditionings import Lists, carriers
 from .passes import Passes
 from .recorder import KEY, Recorder
+from .reference_attention import KEY as ATTENTION_KEY
 
 PLAIN_ARGUMENTS = ("c_concat", "c_crossattn", "control", "transformer_options", "y")
 """What apply_model gets for the models that are guided; with anything else rows are not told apart."""
@@ -68,7 +69,7 @@ def may_split(named: dict) -> bool:
         return False
     wrappers = named["transformer_options"].get("wrappers", {})
     around = [key for kind in ("apply_model", "diffusion_model") for key in wrappers.get(kind, {})]
-    return not set(around) - {KEY}
+    return not set(around) - {KEY, ATTENTION_KEY}
 
 
 def split_call(

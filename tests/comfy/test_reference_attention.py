@@ -11,9 +11,12 @@ from omniportrait.guidance.reference_attention.attend import tokens_inside
 from omniportrait.guidance.reference_attention.settings import COUNTS, Settings
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import ONE_CALL, assert_effective, footprint, guide
-from omniportrait.sampling import reference_attention, reference_tokens
+from omniportrait.sampling import reference_tokens
+from omniportrait.sampling.own_face import OwnFaces
+from omniportrait.sampling.people import Person
 from omniportrait.sampling.reference_attention import patch
 from omniportrait.sampling.reference_tokens import head_mask
+from omniportrait.sampling.reference_where import SeenFrom
 
 ALL = {"levels": "all"}
 
@@ -199,13 +202,13 @@ def test_two_people_without_regions_never_share_a_token(sd15, vae, monkeypatch):
     tensor, options = small.conditioning(sd15, 1)[0]
     records = small.record(sd15, token=5, seed=0), small.record(sd15, token=9, seed=1)
     positive = [[tensor, options | {small.RECORDS_KEY: records}]]
-    seen, original = [], reference_attention.Run._inside
+    seen, original = [], SeenFrom.inside
 
     def spy(*args):
         seen.append(original(*args))
         return seen[-1]
 
-    monkeypatch.setattr(reference_attention.Run, "_inside", spy)
+    monkeypatch.setattr(SeenFrom, "inside", spy)
     picture = small.sample(attending(sd15, vae, **ALL), positive)
     assert_effective(picture, small.sample(sd15, positive))
     masks = [each for each in seen if each.any()]
@@ -282,3 +285,49 @@ def test_a_run_longer_than_the_cache_keeps_what_it_has(sd15, vae, monkeypatch):
     calls, original = [], reference_tokens.ReferenceTokens._call
     monkeypatch.setattr(reference_tokens.ReferenceTokens, "_call", lambda *args: calls.append(1) or original(*args))
     assert torch.equal(small.sample(model, positive), first) and len(calls) == 2  # of four sigmas
+
+
+@pytest.mark.parametrize("where", ["whole picture", "own face"])
+def test_perturbed_attention_at_our_blocks_is_not_hidden(sd15, vae, where):
+    """Core's PAG at one of our blocks: in the call that it makes for itself, the block is its own."""
+    import comfy.model_patcher
+    import comfy.samplers
+
+    block, seen = family_of(sd15).self_attention(1)[0][:2], []
+
+    def perturbed(q, k, v, extra, mask=None):
+        seen.append(v.shape[1] - extra["activations_shape"][-2] * extra["activations_shape"][-1])
+        return v
+
+    def post_cfg(args):
+        options = comfy.model_patcher.set_model_options_patch_replace(
+            args["model_options"].copy(), perturbed, "attn1", *block
+        )
+        (pag,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
+        return args["denoised"] + (args["cond_denoised"] - pag) * 3
+
+    positive, attended = small.annotated(sd15), attending(sd15, vae, where=where)
+    without = small.sample(attended, positive)
+    attended.set_model_sampler_post_cfg_function(post_cfg)
+    assert_effective(small.sample(attended, positive), without)
+    assert seen and not any(seen), "its call sees tokens that it does not expect"
+
+
+def test_an_own_face_found_in_an_area_is_there_on_the_whole_picture(sd15, monkeypatch):
+    """The person's conditioning sees the right half; its face is the left half of that."""
+    record = small.record(sd15)
+    person = Person(record.face, record, None, record.reference_conditioning)
+    seen_from = SeenFrom({"own": (person,)}, "own face", (16, 16), family_of(sd15).sites(5, (16, 16)))
+    monkeypatch.setattr(OwnFaces, "record", lambda *_: None)
+
+    def left_half(self, uuid, size):
+        inside = torch.zeros(1, 1, *size, dtype=torch.bool)
+        inside[..., : size[1] // 2] = True
+        return inside.flatten(2)
+
+    monkeypatch.setattr(OwnFaces, "inside", left_half)
+    seen_from.start({"positive": [{"uuid": "own", "area": (16, 8, 0, 8)}, {"uuid": "whole"}]}, {})
+    own = seen_from.inside("own", [person], (16, 8), torch.device("cpu")).view(16, 8)
+    whole = seen_from.inside("whole", [person], (8, 8), torch.device("cpu")).view(8, 8)
+    assert own[:, :4].all() and not own[:, 4:].any()
+    assert whole[:, 4:6].all() and not whole[:, :4].any() and not whole[:, 6:].any()
