@@ -3,6 +3,7 @@ across queue items."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
@@ -20,6 +21,10 @@ CACHE_BYTES = 512 * 2**20
 Tokens = dict[BlockKey, torch.Tensor]
 """[1, M, C] of the face in one photograph at each block, as they enter self-attention."""
 _cache: OrderedDict[tuple, Tokens] = OrderedDict()
+
+
+class _Enough(Exception):
+    """All tokens of a reference have been read, and the rest of the call is not needed."""
 
 
 def forget_all() -> None:
@@ -86,6 +91,8 @@ class ReferenceTokens:
             if block in self.blocks:
                 h, w = extra["activations_shape"][-2:]
                 kept[block] = n[:1, tokens_inside(head_mask(face), (h, w))[0].to(n.device)].clone()
+            if block == self.blocks[-1]:
+                raise _Enough
             return n, context, value
 
         options = {
@@ -94,7 +101,8 @@ class ReferenceTokens:
             "cond_or_uncond": [0],
             "sigmas": sigma,
         }
-        base._apply_model(x, sigma, transformer_options=options, **arguments)
+        with contextlib.suppress(_Enough):
+            base._apply_model(x, sigma, transformer_options=options, **arguments)
         return kept
 
 

@@ -21,7 +21,7 @@ import nodes
 
 from ...guidance.omniportrait.settings import GuidedPass, Settings
 from ..testbed import small
-from ..testbed.guiding import core, guide
+from ..testbed.guiding import attending, core, guide
 
 FAMILIES = ("sd15", "sdxl")
 DTYPES = {
@@ -49,6 +49,7 @@ class Cell:
     family: str
     dtype: str
     guided_pass: str = "full"
+    attention: str = "off"
 
     @property
     def key(self) -> str:
@@ -209,6 +210,7 @@ def columns() -> dict[str, list[str]]:
         "family": list(FAMILIES),
         "dtype": list(DTYPES),
         "guided_pass": list(get_args(GuidedPass)),
+        "attention": ["off", "on"],
     }
 
 
@@ -234,11 +236,17 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def try_cell(cell: Cell, vae: object) -> Result:
-    """Run a cell: plain, at strength 0, guided twice from the start, and plain once more."""
+    """Run a cell: plain, at strength 0, guided twice from the start, and plain once more; with Reference Attention
+    also by itself."""
     start = time.perf_counter()
     model, mode = getattr(small, cell.family)(**DTYPES[cell.dtype]), MODES[cell.mode]
     settings = {"guided_pass": cell.guided_pass, "every": Settings().every, "clip": Settings().clip}
     settings |= {"u": 1.0} if cell.scheduler in LATE else {}
+    attends = cell.attention == "on"
+
+    def ours(model: object, strength: float = 1.0) -> tuple[object, list]:
+        attended = attending(model, vae, strength=strength, levels="all") if attends else model
+        return guide(attended, vae, strength=strength, **settings)
 
     def result(status: str, why: str = "", calls: int = 0) -> Result:
         return Result(status, why, calls, round(time.perf_counter() - start, 2))
@@ -248,10 +256,11 @@ def try_cell(cell: Cell, vae: object) -> Result:
     except Exception as error:
         return result("core", f"core's plain run raises {type(error).__name__}: {str(error)[:160]}")
     try:
-        off = mode(guide(model, vae, strength=0.0)[0], cell)
-        patched, traces = guide(model, vae, **settings)
+        off = mode(ours(model, strength=0.0)[0], cell)
+        patched, traces = ours(model)
         first = mode(patched, cell)
-        again = mode(guide(getattr(small, cell.family)(**DTYPES[cell.dtype]), vae, **settings)[0], cell)
+        alone = mode(attending(model, vae, levels="all"), cell) if attends else first
+        again = mode(ours(getattr(small, cell.family)(**DTYPES[cell.dtype]))[0], cell)
         after = mode(model, cell)
     except Exception as error:
         return result("broken", f"raises {type(error).__name__}: {str(error)[:300]}")
@@ -268,6 +277,8 @@ def try_cell(cell: Cell, vae: object) -> Result:
             (bool(first.isfinite().all()) or not finite, "the guided picture is not finite"),
             (calls > 0 or not finite, f"no call was guided ({dict(skipped)})"),
             (not same(first, plain) or not finite, "the guided picture is the plain one"),
+            (not same(alone, plain) or not finite, "the picture that sees the reference is the plain one"),
+            (not attends or not same(alone, first) or not finite, "RB-Guidance adds nothing to Reference Attention"),
         )
         if not holds
     ]

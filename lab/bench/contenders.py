@@ -19,7 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from ...backbone.private import PrivateTwin, Tapped
 from ...guidance.omniportrait.settings import Settings
+from ...guidance.reference_attention.settings import Settings as AttentionSettings
 from ...sampling import reference as dift
+from ...sampling import reference_attention, reference_tokens
 from ...sampling.patch import patch
 from ...sampling.people import ByHand
 from ..testbed import small
@@ -51,12 +53,13 @@ def naive_tap(
 @dataclass(frozen=True)
 class Contender:
     """name: as printed. prepare: (model, vae) to the model that is sampled. naive: swap the twin's pass. finds: the
-    face's place is not given by hand, but read off the attention of the person's word."""
+    face's place is not given by hand, but read off the attention of the person's word. cached: it has run before."""
 
     name: str
     prepare: Callable[[object, object], object]
     naive: bool = False
     finds: bool = False
+    cached: bool = False
 
 
 def middle() -> torch.Tensor:
@@ -77,6 +80,12 @@ def ours(**settings: object) -> Callable[[object, object], object]:
             return patch(model, vae, Settings(**settings), by_hand())
 
     return prepare
+
+
+def attending(model: object, vae: object) -> object:
+    """Reference Attention as its node has it."""
+    with torch.inference_mode():
+        return reference_attention.patch(model, vae, AttentionSettings(), by_hand())
 
 
 def of_core(module: str, node: str, **inputs: object) -> Callable[[object, object], object]:
@@ -102,6 +111,8 @@ def contenders(lower_block: int) -> list[Contender]:
         Contender("every sigma, checkpointing", ours(every=1, checkpointing="on")),
         Contender(f"every sigma, feature block {lower_block}", ours(every=1, block=lower_block)),
         Contender("every sigma, in ComfyUI's own call", ours(every=1, guided_pass="shared")),
+        Contender("Reference Attention", attending),
+        Contender("Reference Attention, cached", attending, cached=True),
         Contender("naive: whole forward and backward", ours(every=1, checkpointing="off"), naive=True),
         Contender("PAG (core)", of_core("nodes_pag", "PerturbedAttentionGuidance", scale=3.0)),
         Contender("SAG (core)", of_core("nodes_sag", "SelfAttentionGuidance", scale=0.5, blur_sigma=2.0)),
@@ -167,7 +178,7 @@ def counted_run(contender: Contender, model: object, vae: object, side: int, ste
 
 
 def _run(contender: Contender, model: object, vae: object, side: int, steps: int, meter: Meter) -> Metered:
-    """Euler on the normal schedule from an empty latent, with the reference features made anew."""
+    """Euler on the normal schedule from an empty latent, with the reference's features and tokens made anew."""
     from comfy.patcher_extension import WrappersMP
 
     run, device = Metered(), model.load_device
@@ -188,8 +199,11 @@ def _run(contender: Contender, model: object, vae: object, side: int, steps: int
     table = watched.wrappers.setdefault(WrappersMP.PREDICT_NOISE, {})
     watched.wrappers[WrappersMP.PREDICT_NOISE] = {"overhead": [predict], **table}  # outermost: it meters the others
     dift.forget_all()
+    reference_tokens.forget_all()
     positive = small.annotated(model, region=middle()) if contender.finds else small.conditioning(model, 1)
     options = {"steps": steps, "size": (side, side), "cfg": CFG}
+    if contender.cached:
+        small.sample(contender.prepare(model, vae), positive, **options)
     with contextlib.ExitStack() as stack:
         if contender.naive:
             stack.callback(setattr, PrivateTwin, "tap", PrivateTwin.tap)

@@ -16,6 +16,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ops import disable_weight_init
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...backbone.attention import BlockKey
 from ...backbone.checkpointing import checkpoint_forward
 from ...backbone.unet import UNetFamily
 from ...guidance.omniportrait.settings import Settings
@@ -28,6 +29,8 @@ EVERY, ENSEMBLE = Settings().every, Settings().ensemble
 """Sigmas a gradient, and noises of the reference."""
 GOALS = {"step": ".2f", "whole": ".2f", "memory": "+.0f"}
 """Fields of a floor that the project has a goal for, and how they are told."""
+HEAD = 0.36
+"""The share of a reference's tokens that Reference Attention appends, measured on three photographs."""
 
 
 class Left(Exception):
@@ -51,16 +54,26 @@ class Pass:
 @dataclass(frozen=True)
 class Floor:
     """One way, in plain CFG steps. step: a guided step, in the mean over the guided window; whole: a run over a plain
-    one at u = 0.6; reference: its features, paid once; memory: MiB of activations at the highest, over plain's."""
+    one at u = 0.6; reference: its features, paid once; memory: MiB of activations at the highest, over plain's. goal:
+    the step's, where the way is not RB-Guidance and acts at every step."""
 
     way: str
     step: float
     reference: float
     memory: float
+    goal: str = ""
 
     @property
     def whole(self) -> float:
-        return 1 + GUIDED * (self.step - 1)
+        return self.step if self.goal else 1 + GUIDED * (self.step - 1)
+
+    def told(self, verdict: Callable[[float, str], str]) -> list[str]:
+        """Its cells, with the goals it meets."""
+        values = {goal: f"{getattr(self, goal):{form}}" for goal, form in GOALS.items()}
+        if self.goal:
+            return [f"{values['step']} ({verdict(self.step, self.goal)})", values["whole"], values["memory"], ""]
+        cells = [f"{value} ({verdict(getattr(self, goal), goal)})" for goal, value in values.items()]
+        return [*cells, f"{self.reference:.1f}"]
 
 
 def meta_unet(shape: dict, checkpointing: bool = False) -> UNetModel:
@@ -85,6 +98,42 @@ def fused_attention(_own: object, q: torch.Tensor, k: torch.Tensor, v: torch.Ten
     return attended.transpose(1, 2).flatten(2)
 
 
+def finest(unet: UNetModel) -> list[BlockKey]:
+    """The blocks at which Reference Attention reads and appends, in the order in which they run."""
+    return [key for key in family_of(unet).self_attention(1) if key[0] != "middle"]
+
+
+def reading(unet: UNetModel) -> dict:
+    """transformer_options that leave the UNet where Reference Attention has read all of a reference's tokens."""
+    last = finest(unet)[-1]
+
+    def read(n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, extra: dict) -> tuple:
+        if (*extra["block"], extra["block_index"]) == last:
+            raise Left
+        return n, context, value
+
+    return {"patches": {"attn1_patch": [read]}}
+
+
+def appending(unet: UNetModel, tokens: int) -> dict:
+    """transformer_options that let the last row see so many tokens more, as Reference Attention does: the keys of all
+    rows are made, and the last row uses them."""
+    blocks = finest(unet)
+
+    def append(n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, extra: dict) -> tuple:
+        if (*extra["block"], extra["block_index"]) not in blocks:
+            return n, context, value
+        longer = torch.cat([context, context.new_empty(len(n), tokens, n.shape[2])], 1)
+        return n, longer, longer
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict) -> torch.Tensor:
+        own = q.shape[1]
+        others = fused_attention(None, q[:-1], k[:-1, :own], v[:-1, :own], extra["n_heads"])
+        return torch.cat([others, fused_attention(None, q[-1:], k[-1:], v[-1:], extra["n_heads"])])
+
+    return {"patches": {"attn1_patch": [append]}, "patches_replace": {"attn1": dict.fromkeys(blocks, attend)}}
+
+
 def run_pass(
     unet: UNetModel,
     shape: dict,
@@ -93,9 +142,10 @@ def run_pass(
     block: int | None = None,
     leave: bool = True,
     halfway: Callable[[], None] = lambda: None,
+    options: dict | None = None,
 ) -> None:
     """A pass over so many rows of latents [4, side, side]; with a feature block, there and back to the latent, and
-    `halfway` is called in between. leave: the UNet after that block."""
+    `halfway` is called in between. leave: the UNet after that block. options: more transformer_options."""
 
     def keep(_module: object, _inputs: object, result: torch.Tensor) -> None:
         kept.append(result)
@@ -109,8 +159,9 @@ def run_pass(
     hook = None if block is None else unet.output_blocks[block][-1].register_forward_hook(keep)
     vector = empty(rows, shape["adm_in_channels"]) if shape["adm_in_channels"] else None
     latent, text = empty(rows, 4, side, side, grad=block is not None), empty(rows, 77, shape["context_dim"])
+    options = {"optimized_attention_override": fused_attention, **(options or {})}
     try:
-        unet(latent, empty(rows), text, y=vector, transformer_options={"optimized_attention_override": fused_attention})
+        unet(latent, empty(rows), text, y=vector, transformer_options=options)
     except Left:
         pass
     finally:
@@ -131,7 +182,7 @@ def counted(*what: object, **how: object) -> Pass:
     return Pass(forward[0], counter.get_total_flops() - forward[0], held[0], memory.peak)
 
 
-def floors(shape: dict, side: int, lower: int) -> list[Floor]:
+def floors(shape: dict, side: int, lower: int, head: float = HEAD) -> list[Floor]:
     """The ways of bench overhead whose count does not depend on where the face is. lower: the lower feature block."""
     unet = meta_unet(shape)
     block = family_of(unet).feature_block()
@@ -142,9 +193,14 @@ def floors(shape: dict, side: int, lower: int) -> list[Floor]:
     whole = counted(unet, shape, 1, side, block, leave=False)
     spare = counted(meta_unet(shape, checkpointing=True), shape, 1, side, block)
 
-    def floor(way: str, operations: float, reference: Pass = full, peak: int = full.peak) -> Floor:
+    down = min(site.down for site in family_of(unet).transformer_sites(len(unet.output_blocks) - 1))
+    seeing = counted(unet, shape, 2, side, options=appending(unet, round(head * (side // down) ** 2)))
+    read = counted(unet, shape, 1, side, options=reading(unet))
+
+    def floor(way: str, operations: float, reference: Pass = full, peak: int = full.peak, goal: str = "") -> Floor:
         memory = max(peak - plain.peak, 0) / 2**20
-        return Floor(way, 1 + operations / plain.forward, ENSEMBLE * reference.forward / plain.forward, memory)
+        ahead = 0.0 if goal else ENSEMBLE * reference.forward / plain.forward
+        return Floor(way, 1 + operations / plain.forward, ahead, memory, goal)
 
     def shared(way: str, own: Pass, every: int = 1) -> Floor:
         """What is kept for the way back stays while the other rows go their way."""
@@ -160,6 +216,8 @@ def floors(shape: dict, side: int, lower: int) -> list[Floor]:
         floor(f"every sigma, feature block {lower}", low.both, low, low.peak),
         shared("every sigma, in ComfyUI's own call", full),
         floor("naive: whole forward and backward", whole.both, row, whole.peak),
+        floor("Reference Attention", seeing.forward - plain.forward + read.forward, peak=seeing.peak, goal="attention"),
+        floor("Reference Attention, cached", seeing.forward - plain.forward, peak=seeing.peak, goal="cached"),
     ]
 
 
@@ -174,8 +232,5 @@ def page(cases: dict[str, tuple[dict, int, int]], verdict: Callable[[float, str]
             "| way | guided step / plain | whole run / plain | memory over plain, MiB | reference, plain steps |",
             "|---|---|---|---|---|",
         ]
-        for floor in floors(shape, side, lower):
-            values = {goal: getattr(floor, goal) for goal in GOALS}
-            told = (f"{value:{GOALS[goal]}} ({verdict(value, goal)})" for goal, value in values.items())
-            lines.append(f"| {floor.way} | {' | '.join(told)} | {floor.reference:.1f} |")
+        lines += [f"| {' | '.join([floor.way, *floor.told(verdict)])} |" for floor in floors(shape, side, lower)]
     return lines

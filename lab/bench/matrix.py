@@ -1,4 +1,5 @@
-"""RB-Guidance on every sampler, scheduler, way of working, family and weight type of the ComfyUI at hand, by all pairs.
+"""RB-Guidance, by itself and with Reference Attention, on every sampler, scheduler, way of working, family and weight
+type of the ComfyUI at hand, by all pairs.
 
     python run.py bench matrix                    # the whole table, hundreds of cells; writes docs/results/matrix.md
     python run.py bench matrix --smoke            # every value once and every mode in each family: minutes
@@ -32,11 +33,13 @@ from .sources import ROOT, of_source
 
 SOURCES = ("guidance", "backbone", "sampling", "models", "nodes", "lab/testbed")
 """Code that a cell's result depends on, beside the cell's own."""
-SMOKE = [("sampler",), ("scheduler",), ("mode", "family"), ("dtype", "family"), ("guided_pass", "mode")]
+SMOKE = [("sampler",), ("scheduler",), ("mode", "family"), ("dtype", "family"), ("guided_pass", "mode"),
+         ("attention", "family")]  # fmt: skip
 TABLES = (
     ("family", "mode"),
     ("dtype", "mode"),
     ("guided_pass", "mode"),
+    ("attention", "mode"),
     ("family", "sampler"),
     ("dtype", "scheduler"),
 )
@@ -92,12 +95,14 @@ def page(rows: list[Cell], results: dict[str, Result], where: str) -> str:
         f"{counts['core']} where core's own plain run fails or is not finite "
         f"({sum(result.seconds for _, result in tried) / 60:.0f} minutes of one core).",
         "",
-        "The cells are an all-pairs array: each two of sampler, scheduler, mode, family, weight type and guided pass "
-        "meet in at least one cell, so every sampler and every mode occurs in each family. The models have SD1.5's "
-        "and SDXL's structure at a tenth of the width, with random weights, and run on ComfyUI's own nodes. A cell is "
-        "ok when it runs, the same seed gives the same bits on a freshly loaded model, the picture is finite, at "
-        "least one call was guided and changed it, strength 0 is bit-equal to plain, and so is a plain run after a "
-        f"guided one. A run has {wanted.STEPS} steps"
+        "The cells are an all-pairs array: each two of sampler, scheduler, mode, family, weight type, guided pass "
+        "and Reference Attention (on or off) meet in at least one cell, so every sampler and every mode occurs in "
+        "each family. The models have SD1.5's and SDXL's structure at a tenth of the width, with random weights, "
+        "and run on ComfyUI's own nodes. A cell is ok when it runs, the same seed gives the same bits on a freshly "
+        "loaded model, the picture is finite, at least one call was guided and changed it, strength 0 is bit-equal "
+        "to plain, and so is a plain run after a guided one. With Reference Attention, that by itself has to change "
+        "the picture, and RB-Guidance has to change it "
+        f"further. A run has {wanted.STEPS} steps"
         f"{''.join(f', with {name} {n} to come into the default window' for name, n in wanted.MORE_STEPS.items())}. "
         f"Those of {', '.join(sorted(wanted.LATE))} all lie before the window, so there u is 1. In inpainting "
         "the person's region is the inpainted part. `fp8` weights compute in bf16. The guidance is the nodes' own but "

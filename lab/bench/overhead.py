@@ -29,9 +29,12 @@ ROOT = environment.ROOT
 SIDES = {"demo": 32, "sd15": 64, "sdxl": 128}
 LOWER = {"demo": 0, "sd15": 3, "sdxl": 0}
 """The first output block of the level at whose end the features are taken."""
-GOALS = {"step": 1.45, "whole": 1.27, "naive": 1.6, "reference": 4.0, "memory": 1536.0, "off": 1.0}
+GOALS = {"step": 1.45, "whole": 1.27, "naive": 1.6, "reference": 4.0, "memory": 1536.0, "off": 1.0,
+         "attention": 1.5, "cached": 1.1}  # fmt: skip
 """memory: MiB over plain, for SDXL at 1024x1024 with checkpointing `auto`; off: MiB at strength 0, mere rounding."""
 OFF = "RB-Guidance, strength 0"
+ATTENTION = {"Reference Attention": "attention", "Reference Attention, cached": "cached"}
+"""Ways and their goals: a step by its arithmetic, in plain steps."""
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -190,6 +193,9 @@ def goals(by_name: Mapping[str, Line]) -> list[str]:
             )
         if ours.setup.startswith("sdxl, 128x128") and ", CPU" not in ours.setup:
             told.append(f"peak memory {ours.peak:+.0f} MiB ({_verdict(ours.peak, GOALS['memory'])})")
+    for way, goal in ATTENTION.items():
+        if way in by_name:
+            told.append(f"{way} {by_name[way].floor:.2f} by arithmetic ({_verdict(by_name[way].floor, GOALS[goal])})")
     if OFF in by_name and ", CPU" not in by_name[OFF].setup:
         off = by_name[OFF].peak
         told.append(f"{off:+.0f} MiB at strength 0 (goal nothing, {'met' if off <= GOALS['off'] else 'NOT met'})")
@@ -235,20 +241,22 @@ def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
         "part in them, one picture, is left out, since a small VAE stands in). **RB-Guidance** is the nodes' own: a "
         "gradient at every second sigma, held in between; *every sigma* makes one at each, as the paper does. A "
         "guided step is the mean over the guided window; where that has an odd number of steps, more than half of "
-        "them make a gradient. Medians over interleaved rounds. *Its arithmetic* is a "
-        "guided step's floating-point operations over a plain step's, as torch counts those of convolutions and "
-        "matrix products, forward and backward, on these shapes: no way can be faster than that unless its operations"
-        " themselves run faster than a plain step's. Strength 0 is the node left in the workflow and switched off: "
-        "how far it is from 1 shows the noise. `naive` runs a whole UNet forward of its own with autograd at every "
-        "sigma and takes the same gradient as *every sigma*; that one runs the conditional rows alone and leaves "
-        "after the feature block. SAG and PAG are core's own nodes, which work at every step, so their whole run is "
-        "their step. Peak memory is over the plain run's; on a CPU it is the process's resident set, which is rough. "
-        "A fast GPU waits for the CPU that launches its kernels, and then operations do not count but calls do. "
-        "The face's place is given by hand, but for *the face found by attention*, whose maps of the "
-        "person's word are computed as well. Beyond what sampling does itself, a GPU is waited for once a prediction, "
-        "to ask for its sigma (many samplers do as much, Euler does not), and where the face is found by attention "
-        "once more for each gradient and conditioning with people: the maps go to the CPU, where the mask is cut and "
-        "its largest part kept.",
+        "them make a gradient. Medians over interleaved rounds. *Its arithmetic* is a guided step's floating-point "
+        "operations over a plain step's, as torch counts those of convolutions and matrix products, forward and "
+        "backward, on these shapes: no way can be faster than that unless its operations themselves run faster than "
+        "a plain step's. Strength 0 is the node left in the workflow and switched off: how far it is from 1 shows "
+        "the noise. `naive` runs a whole UNet forward of its own with autograd at every sigma and takes the same "
+        "gradient as *every sigma*; that one runs the conditional rows alone and leaves after the feature block. "
+        "SAG and PAG are core's own nodes, which work at every step, so their whole run is their step. **Reference "
+        "Attention** runs the reference, one row beside the plain step's two, through the UNet at every step, as "
+        "far as the last block that it reads, unless it finds the step's tokens in its cache (*cached*: it has run "
+        "before with the same schedule). Peak memory is over the plain run's; on a CPU it is the process's resident "
+        "set, which is rough. A fast GPU waits for the CPU that launches its kernels, and then operations do not "
+        "count but calls do. The face's place is given by hand, but for *the face found by attention*, whose maps "
+        "of the person's word are computed as well. Beyond what sampling does itself, a GPU is waited for once a "
+        "prediction, to ask for its sigma (many samplers do as much, Euler does not), and where the face is found "
+        "by attention once more for each gradient and conditioning with people: the maps go to the CPU, where the "
+        "mask is cut and its largest part kept.",
         "",
         "First the floors at full size, counted without a run: the operations of the UNet's passes, forward and "
         "backward, over those of a plain CFG step. A whole run is 1 + 0.6 (guided step - 1): the reference's "

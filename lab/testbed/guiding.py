@@ -8,7 +8,8 @@ import torch
 
 from ...backbone.family import family_of
 from ...guidance.omniportrait.settings import Settings
-from ...sampling import passes
+from ...guidance.reference_attention.settings import Settings as AttentionSettings
+from ...sampling import passes, reference_attention
 from ...sampling.patch import patch
 from ...sampling.trace import Trace
 from . import small
@@ -25,6 +26,12 @@ def guide(model, vae, by_hand=None, **settings) -> tuple[object, list[Trace]]:
     with torch.inference_mode():
         chosen = Settings(**{"beta": BETA, "clip": CLIP, "every": 1, **settings})
         return patch(model, vae, chosen, by_hand, observe=traces.append), traces
+
+
+def attending(model, vae, **settings) -> object:
+    """The model with Reference Attention, made as the node makes it."""
+    with torch.inference_mode():
+        return reference_attention.patch(model, vae, AttentionSettings(**settings))
 
 
 def guided(model, vae, positive, *, settings=None, by_hand=None, **options) -> tuple[torch.Tensor, Trace]:

@@ -10,7 +10,7 @@ from omniportrait.backbone.family import family_of
 from omniportrait.guidance.reference_attention.attend import tokens_inside
 from omniportrait.guidance.reference_attention.settings import COUNTS, Settings
 from omniportrait.lab.testbed import small
-from omniportrait.lab.testbed.guiding import ONE_CALL, assert_effective, footprint, guide
+from omniportrait.lab.testbed.guiding import ONE_CALL, assert_effective, attending, footprint, guide
 from omniportrait.sampling import reference_tokens
 from omniportrait.sampling.own_face import OwnFaces
 from omniportrait.sampling.people import Person
@@ -26,11 +26,6 @@ def no_cache():
     reference_tokens.forget_all()
     yield
     reference_tokens.forget_all()
-
-
-def attending(model, vae, **settings):
-    with torch.inference_mode():
-        return patch(model, vae, Settings(**settings))
 
 
 def read_by_core(model, vae, record) -> dict:
