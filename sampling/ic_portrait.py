@@ -15,6 +15,7 @@ from ..models.faces import FaceReference
 from ..models.ic.handle import ICHandle
 from . import recorder, reference_attention
 from .ic_run import Run
+from .reference import check_vae
 
 KEY = "omniportrait_ic_portrait"
 """Of our wrappers and nets on a model, and of the run in its options."""
@@ -53,10 +54,7 @@ def patch(
         raise ValueError(
             f"{handle.name} has no matching net, which the flow {settings.flow} asks; set flow to landmarks."
         )
-    if getattr(vae, "first_stage_model", None) is None:
-        raise ValueError(
-            "The vae input of IC-Portrait holds no VAE, because the checkpoint has none; connect the one of Load VAE."
-        )
+    check_vae(vae, "IC-Portrait")
 
     def outer_sample(executor: Callable, noise: torch.Tensor, *args: object, **kwargs: object) -> object:
         guider = executor.class_obj
