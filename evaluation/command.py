@@ -33,6 +33,8 @@ from .score import Scores
 
 STEPS = ("check", "generate", "score")
 EMBEDDED = "embedded"
+FOLDERS = ("blip", "blip_text", "clip", "iqa", "facenet", "arcface", "inception")
+"""Of the columns' files, in --weights."""
 SHIPPED = ("paper", EMBEDDED)
 
 
@@ -150,6 +152,9 @@ class Evaluation:
                 if absent:
                     problems += 1
                     print(f"  {client.url} has no {', '.join(absent)}: install the pack that brings it.")
+        if self.world is None:
+            places = [self.options.weights / name for name in FOLDERS]
+            print("columns' files: " + ", ".join(f"{p.name} {'there' if any(p.glob('*')) else '-'}" for p in places))
         made = sum(cell.file(self.options.out).is_file() for cell in self.cells)
         print(f"{len(self.people)} people, {len(self.methods)} methods: {len(self.cells)} cells, {made} made")
         return int(bool(problems))
@@ -180,8 +185,8 @@ class Evaluation:
         write_whole(out / "table.json", json.dumps(self._settings(), indent=1).encode())
         if sheet := pictures.sheet(self.cells, out, options.rows):
             sheet.save(out / "sheet.jpg", quality=88)
-        if self.swept:
-            pictures.curve(results, self.swept, out / "curve.png")
+        if self.swept and not pictures.curve(results, self.swept, out / "curve.png"):
+            print("There is no curve without a column for the prompt (CLIP-T) and one for the likeness.")
         if options.page:
             self._publish(text)
         return text
@@ -195,7 +200,8 @@ class Evaluation:
         told = (
             f"{len(self.people)} people, {len({c.prompt.id for c in self.cells})} prompts, seed {self.options.seed}; "
         )
-        told += ", ".join(f"{name} {value}" for name, value in self.protocol.inputs.items())
+        inputs = ({} if self.options.as_is else dict(self.protocol.inputs)) | dict(self.options.set)
+        told += ", ".join(f"{name} {value}" for name, value in inputs.items())
         more = self.world.FOOT if self.world else ("Faces are found by the pack's built-in detector. "
             "The paper's rows are of other pictures and weights: compare their order, not their values.",)  # fmt: skip
         return (told + ".", *more)
@@ -258,12 +264,13 @@ def frechet(weights: Path, real: Path | None):
 
 @contextlib.contextmanager
 def servers(options: argparse.Namespace) -> Iterator[list[Client]]:
-    """Those that are named, or one of our own in the private folder."""
+    """Those that are named, or one of our own in the private folder, for which nobody need wait once it is gone."""
     if options.server:
         yield [Client(url) for url in options.server]
         return
     from ..demo import main as demo
 
+    options.patience = 0.0  # nobody but this command would start it again
     comfyui = environment.need_comfyui()
     python = demo.python_for(comfyui)
     demo.link_models(demo.BASE)

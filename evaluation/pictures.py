@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -11,6 +12,9 @@ from .cells import Cell
 from .intervals import mean_of
 from .portrait import open_picture
 from .table import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIDE, HEAD, FOOT = 192, 22, 18
 
@@ -50,14 +54,14 @@ def tile(file: Path) -> Image.Image:
     return picture.resize((SIDE, SIDE), Image.LANCZOS, (left, top, left + side, top + side))
 
 
-def curve(results: Results, swept: Sequence[str], file: Path) -> bool:
-    """Likeness over prompt for methods that differ by one number, joined, and the others as points. False where a
-    column for either axis is missing."""
+def curve(results: Results, swept: Sequence[str], file: Path) -> Figure | None:
+    """Likeness over prompt for methods that differ by one number, joined, and the others as points: the figure that was
+    saved. None where a column for either axis is missing."""
     keys = {shown.key: shown for shown in results.shown}
     x = next((keys[key] for key in ("clip_t", "text") if key in keys), None)
     y = next((keys[key] for key in ("sim", "margin", "same") if key in keys), None)
     if x is None or y is None:
-        return False
+        return None
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
@@ -77,4 +81,4 @@ def curve(results: Results, swept: Sequence[str], file: Path) -> bool:
     axes.set_ylabel(f"{y.title} (likeness)")
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=130)
-    return True
+    return figure

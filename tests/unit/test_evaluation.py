@@ -10,13 +10,14 @@ from collections.abc import Mapping
 import pytest
 from omniportrait import environment
 from omniportrait.demo.client import PromptError
-from omniportrait.evaluation import protocol, table
+from omniportrait.evaluation import pictures, protocol, table
 from omniportrait.evaluation.cells import Cell, Records, cells
 from omniportrait.evaluation.columns.column import Shown
 from omniportrait.evaluation.generate import ALIKE, Campaign
 from omniportrait.evaluation.protocol import HERE, Method, Person, Prompt
 from omniportrait.evaluation.score import Scores
 from omniportrait.evaluation.workflow import bind, change, read
+from omniportrait.nodes.inputs import INPUTS
 
 ROOT = environment.ROOT
 
@@ -125,6 +126,16 @@ def test_every_shipped_method_binds_and_takes_the_protocol(name):
     for entry in method.bound.prompt.values():
         for value in entry["inputs"].values():
             assert not isinstance(value, list) or str(value[0]) in method.bound.prompt
+
+
+def test_shipped_methods_have_the_nodes_as_they_are():
+    """Every widget of ours, and no other: a server refuses a prompt without one."""
+    for path in (HERE / "methods").glob("*.json"):
+        for entry in read(path.read_text(encoding="utf-8")).values():
+            if rows := INPUTS.get(entry["class_type"]):
+                assert set(entry["inputs"]) <= {row.name for row in rows}, path.name
+                widgets = {row.name for row in rows if row.default is not None}
+                assert widgets <= set(entry["inputs"]), f"{path.name}, {entry['class_type']}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows" / "api").glob("*.json")), ids=lambda path: path.stem)
@@ -316,3 +327,19 @@ def test_zeros_and_faces_only(world, campaign, tmp_path):
     again = Judge()
     Scores(out).judge([lambda: again], chosen, Album())
     assert again.seen == [] and len(judge.seen) == 23
+
+
+def test_the_curve_needs_a_prompt_and_a_likeness(tmp_path):
+    """Two settings joined, one method beside them; the axes are in the columns' own units."""
+    shown = [Shown("clip_t", "CLIP-T", factor=100), Shown("sim", "SIM", factor=100, of_face=True)]
+    rows = {name: [{"person": p, "prompt": "0", "clip_t": 0.2 + shift, "sim": 0.6 - shift} for p in "xy"]
+            for name, shift in (("a 0", 0.0), ("a 1", 0.05), ("plain", 0.1))}  # fmt: skip
+    results = table.Results(rows, {}, {}, shown, [], {}, [])
+    (axes,) = pictures.curve(results, ["a 0", "a 1"], tmp_path / "curve.png").axes
+    (line,) = axes.lines
+    assert line.get_xydata().tolist() == [pytest.approx([20, 60]), pytest.approx([25, 55])]
+    assert sorted(text.get_text() for text in axes.texts) == ["a 0", "a 1", "plain"]
+    assert axes.get_xlabel() == "CLIP-T (prompt)" and axes.get_ylabel() == "SIM (likeness)"
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    without = table.Results(rows, {}, {}, shown[1:], [], {}, [])
+    assert not pictures.curve(without, ["a 0"], tmp_path / "none.png") and not (tmp_path / "none.png").exists()
