@@ -22,6 +22,7 @@ from ..sampling.patch import classic
 from ..sampling.tokens import check_clip, clean_subject, find_subject
 from ..sampling.words import escaped
 from .data.index import LATE_NOUN, NO_NOUN, TOKENS, BadSample
+from .loop import fast_in_bf16
 from .settings import Run
 
 
@@ -63,7 +64,7 @@ class Base:
         self.net = model.model
         self.device = model.load_device
         self.checkpointing = config.checkpointing
-        self.half = config.precision == "bf16"
+        self.half = config.precision == "bf16" and fast_in_bf16(self.device)
         self.attach: Callable[[torch.nn.Module], None] | None = None
         """Puts what learns into the UNet's private tree, which is made anew after each `let_go`."""
         self._unet: PrivateTwin | None = None

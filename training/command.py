@@ -98,15 +98,19 @@ def _threads(options: argparse.Namespace) -> str:
 
 def join(config: Run) -> Accelerator:
     """This process's part in a run, on the device that it has been given."""
+    import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    mixed = "bf16" if config.precision == "bf16" else "no"
+    from .loop import fast_in_bf16
+
+    on_cpu = bool(environment.device_arguments())
+    mixed = "bf16" if config.precision == "bf16" and fast_in_bf16(torch.device("cpu" if on_cpu else "cuda")) else "no"
     patient = InitProcessGroupKwargs(timeout=WAIT)
     lean = DistributedDataParallelKwargs(
         gradient_as_bucket_view=True,  # or gradients are held twice
         find_unused_parameters=len(config.stages) > 1,  # each stage may teach a part of the weights alone
     )
-    return Accelerator(mixed_precision=mixed, cpu=bool(environment.device_arguments()), kwargs_handlers=[patient, lean])
+    return Accelerator(mixed_precision=mixed, cpu=on_cpu, kwargs_handlers=[patient, lean])
 
 
 def train(config: Run, options: argparse.Namespace, open_task: Callable[[Run, Base], Task]) -> None:

@@ -90,6 +90,15 @@ class Budget:
         self.step, self.spent = state["step"], state["spent"]
 
 
+# Precision
+
+
+def fast_in_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is worth it. A CPU without such products takes ten times as long in it as in float32, and more
+    for convolutions."""
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 # Descent
 
 

@@ -11,14 +11,12 @@ from pathlib import Path
 import torch
 
 from ...training.files import write_whole
-from ...training.loop import Average, Budget, Part, load_state, save_state, seeded
+from ...training.loop import Average, Budget, Part, fast_in_bf16, load_state, save_state, seeded
 
 
 def mixed(device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 where the device computes in it. A CPU without such products takes ten times as long in it
-    as in float32, and stays in float32."""
-    fast = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+    """Autocast to bfloat16 where that is faster."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast_in_bf16(device))
 
 
 def batch_indices(count: int, batch: int, step: int, seed: int) -> torch.Tensor:
