@@ -83,6 +83,20 @@ def pivot_encoder(path: Path) -> None:
     save(path, encoder, step=0)
 
 
+def lora(path: Path) -> None:
+    """A LoRA of the embedded model's cross-attention."""
+    from omniportrait.demo.architecture import UNET
+
+    generator, state = torch.Generator().manual_seed(10), {}
+    for name, weight in unet(UNET).named_parameters():
+        if "attn2" in name and weight.ndim == 2:
+            key = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+            outputs, inputs = weight.shape
+            state[f"{key}.lora_up.weight"] = torch.randn(outputs, 4, generator=generator) * 0.1
+            state[f"{key}.lora_down.weight"] = torch.randn(4, inputs, generator=generator) / inputs**0.5
+    write_tensors(path, halved(state))
+
+
 def photograph(path: Path) -> None:
     """A real photograph of one person; another one for names that say so."""
     from omniportrait.demo import main
@@ -117,6 +131,7 @@ MAKERS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "OmniPortraitLoadIdentity": ("identity_name", "models/omniportrait_identities", identity),
     "OmniPortraitPivotEncoderLoader": ("pivot_encoder_name", "models/pivot_encoders", pivot_encoder),
     "PhotoMakerLoader": ("photomaker_model_name", "models/photomaker", photomaker),
+    "LoraLoader": ("lora_name", "models/loras", lora),
     "LoadImage": ("image", "input", photograph),
 }
 """Class of a loader node: its input that names a file, the folder of that file, and what writes a stand-in."""
