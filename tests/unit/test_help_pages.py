@@ -94,7 +94,11 @@ def test_a_workflow_has_the_nodes_as_they_are(path):
             assert [each["name"] for each in node["outputs"]] == [o.name for o in OUTPUTS[node["type"]]], node["title"]
 
 
-@pytest.mark.parametrize("name", sorted({path.stem for path in WORKFLOWS} - {"omniportrait_demo", "save_person", "spf_portrait_demo"}))
+WITHOUT = {"omniportrait_demo", "save_person", "spf_portrait_demo"}
+"""Of the small model, or without guidance."""
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in WORKFLOWS} - WITHOUT))
 def test_a_workflow_for_large_models_has_the_defaults(name):
     """The demo has values of its own, which suit its small model."""
     prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
