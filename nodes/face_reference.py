@@ -23,6 +23,7 @@ class FaceReferenceNode(io.ComfyNode):
             *("face detect", "face crop", "detect face", "reference face", "identity", "portrait"),
             *("retinaface", "mtcnn", "facexlib", "face mask", "face parsing"),
         )
+        schema.is_output_node = True  # of the others ComfyUI does not tell the page again what is shown, once cached
         schema.is_input_list = True  # a list as a whole, so that one entry of it can be skipped
         for output in schema.outputs:
             output.is_output_list = True
