@@ -1,7 +1,7 @@
 """Every input of every node: its name, what it takes, what it does. The outputs are in outputs.py.
 
 Each parameter is explained here and nowhere else. schema.py turns the rows into ComfyUI's inputs; `python run.py make
-help-pages` turns them into the tables of web/docs and the labels of locales/.
+help-pages` turns them into the lists of web/docs and the texts of locales/.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write the help pages' tables and the page's texts from nodes/inputs.py: `python run.py make help-pages`.
+"""Write the help pages' lists and the page's texts from nodes/inputs.py: `python run.py make help-pages`.
 
 A help page is written by hand but for what stands between `<!-- inputs -->` and `<!-- /inputs -->`, and the same for
 outputs. The texts of locales/ are written whole (locales.py).
@@ -17,8 +17,6 @@ from ...nodes.parameter import Output, Parameter
 from .locales import LANGUAGES, Untranslated, locale, locale_path
 
 ROOT = Path(__file__).parents[2]
-HEAD = "| Input | What it does |\n|---|---|"
-"""Two columns: the page shows help in a narrow panel."""
 
 
 def main(words: list[str]) -> None:
@@ -38,17 +36,18 @@ def files(root: Path) -> Iterator[tuple[Path, str]]:
     """Every generated file and what it should hold: the help pages, then the page's texts. Raises: Untranslated."""
     for node_id in INPUTS:
         path = root / "web" / "docs" / f"{node_id}.md"
-        yield path, with_tables(path.read_text(encoding="utf-8"), node_id)
+        yield path, with_lists(path.read_text(encoding="utf-8"), node_id)
     for language in LANGUAGES:
         yield locale_path(root, language), locale(root, language)
 
 
-def with_tables(text: str, node_id: str) -> str:
-    """A help page with its two tables in place. Raises: ValueError where a marker is missing."""
-    for name, table in (("inputs", input_tables(INPUTS[node_id])), ("outputs", output_table(OUTPUTS[node_id]))):
+def with_lists(text: str, node_id: str) -> str:
+    """A help page with its two lists in place; no tables, for ComfyUI shows help in a narrow panel. Raises: ValueError
+    where a marker is missing."""
+    for name, rows in (("inputs", input_lists(INPUTS[node_id])), ("outputs", output_list(OUTPUTS[node_id]))):
         text, count = re.subn(
             f"<!-- {name} -->\n.*?<!-- /{name} -->",
-            lambda _, name=name, table=table: f"<!-- {name} -->\n{table}\n<!-- /{name} -->",
+            lambda _, name=name, rows=rows: f"<!-- {name} -->\n{rows}\n<!-- /{name} -->",
             text,
             flags=re.DOTALL,
         )
@@ -57,25 +56,28 @@ def with_tables(text: str, node_id: str) -> str:
     return text
 
 
-def input_tables(rows: Iterable[Parameter]) -> str:
+def input_lists(rows: Iterable[Parameter]) -> str:
     """The inputs as people see them, then what the node folds away."""
     shown, folded = (
-        [f"| {_title(row)} | {row.tooltip}<br>*{_values(row)}* |" for row in rows if row.advanced == advanced]
+        [_item(_title(row), _values(row), row.tooltip) for row in rows if row.advanced == advanced]
         for advanced in (False, True)
     )
-    parts = ["\n".join((HEAD, *shown))]
+    parts = ["\n".join(shown)] if shown else []
     if folded:
-        parts.append("\n".join(("### Advanced", "", HEAD, *folded)))
+        parts += ["### Advanced", "\n".join(folded)]
     return "\n\n".join(parts)
 
 
-def output_table(rows: Iterable[Output]) -> str:
-    lines = (f"| `{row.name}` | {row.meaning}<br>*{row.kind}* |" for row in rows)
-    return "\n".join(("| Output | What it is |", "|---|---|", *lines))
+def output_list(rows: Iterable[Output]) -> str:
+    return "\n".join(_item(f"`{row.name}`", row.kind, row.meaning) for row in rows)
+
+
+def _item(name: str, values: str, text: str) -> str:
+    return f"* **{name}** *{values}*<br>{text}"
 
 
 def _title(row: Parameter) -> str:
-    return f"{row.label}<br>`{row.name}`" if row.label else f"`{row.name}`"
+    return f"{row.label} `{row.name}`" if row.label else f"`{row.name}`"
 
 
 def _values(row: Parameter) -> str:
