@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ..training.files import digest, digest_of
@@ -42,7 +42,7 @@ class Cell:
         parts = f"{self.base_seed}\0{self.person.id}\0{self.prompt.id}\0{self.number}"
         return int.from_bytes(hashlib.sha256(parts.encode()).digest()[:4], "big")
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Equal for equal pictures, as far as the request decides: another workflow, photograph or text is another
         cell."""

@@ -35,6 +35,10 @@ STEPS = ("check", "generate", "score")
 EMBEDDED = "embedded"
 FOLDERS = ("blip", "blip_text", "clip", "iqa", "facenet", "arcface", "inception")
 """Of the columns' files, in --weights."""
+FOOT = (
+    "Faces are found by the pack's built-in detector. The paper's rows are of other pictures and weights: compare "
+    "their order, not their values."
+)
 SHIPPED = ("paper", EMBEDDED)
 
 
@@ -179,7 +183,7 @@ class Evaluation:
         baseline = options.baseline or self.methods[0].name
         if baseline not in results.rows:
             raise ValueError(f"--baseline {baseline}: the methods are {', '.join(results.rows)}.")
-        text = table.markdown(results, baseline, self._foot())
+        text = table.markdown(results, baseline, self._foot(album))
         write_whole(out / "table.md", text.encode())
         write_whole(out / "table.csv", table.as_csv(results).encode())
         write_whole(out / "table.json", json.dumps(self._settings(), indent=1).encode())
@@ -196,15 +200,17 @@ class Evaluation:
             return [self.world.LabColumns]
         return [partial(built_in, self.people), *(partial(column, self.options.weights) for column in by_file())]
 
-    def _foot(self) -> Sequence[str]:
-        told = (
-            f"{len(self.people)} people, {len({c.prompt.id for c in self.cells})} prompts, seed {self.options.seed}; "
-        )
+    def _foot(self, album: Album) -> Sequence[str]:
+        prompts = {cell.prompt.id for cell in self.cells}
+        told = f"{len(self.people)} people, {len(prompts)} prompts, seed {self.options.seed}; "
         inputs = ({} if self.options.as_is else dict(self.protocol.inputs)) | dict(self.options.set)
         told += ", ".join(f"{name} {value}" for name, value in inputs.items())
-        more = self.world.FOOT if self.world else ("Faces are found by the pack's built-in detector. "
-            "The paper's rows are of other pictures and weights: compare their order, not their values.",)  # fmt: skip
-        return (told + ".", *more)
+        return (told + ".", *(self.world.FOOT if self.world else (FOOT, *self._faceless(album))))
+
+    def _faceless(self, album: Album) -> list[str]:
+        """A sentence where nobody is found in a photograph."""
+        names = [person.id for person in self.people if album.photo(person.photo).face is None]
+        return [f"No face is found in the photograph of {', '.join(names)}: nothing can be like it."] if names else []
 
     def _settings(self) -> dict:
         """For whoever wants to know later."""
@@ -293,4 +299,7 @@ def main(words: list[str]) -> int:
             print(evaluation.score())
     except (ValueError, PromptError, OSError) as error:
         raise SystemExit(f"evaluate: {error}") from None
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", flush=True)
+        return 130
     return 0

@@ -38,6 +38,7 @@ class Campaign:
         self._gone: list[str] = []
         self._errors: dict[str, list[str]] = {}
         self._made: Counter[str] = Counter()
+        self._uploads: dict[tuple[str, str], str] = {}
 
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
         """Cells without a picture, but for those that have failed before and are not tried again."""
@@ -54,6 +55,10 @@ class Campaign:
         for thread in threads:
             while thread.is_alive():
                 thread.join(0.5)  # so that Ctrl-C is heard
+        if failed := sum(map(len, self._errors.values())):
+            print(
+                f"{failed} failed; --retry-errors tries them again. Their errors are in {self.runs.file}.", flush=True
+            )
         if self._gone:
             raise SystemExit(f"{self._gone[0]} Call the same command again: it goes on where it was.")
 
@@ -78,6 +83,9 @@ class Campaign:
                 return
             except PromptError as error:
                 self._failed(cell, client, str(error))
+                continue
+            except (ValueError, KeyError) as error:
+                self._failed(cell, client, f"The answer of {client.url} is none that ComfyUI gives ({error!r}).")
                 continue
             write_whole(cell.file(self.out), content)
             seconds = time.monotonic() - started
@@ -112,7 +120,10 @@ class Campaign:
     def _asked(self, client: Client, cell: Cell) -> bytes:
         values = {PROMPT: cell.text_for_method, SUBJECT: cell.person.subject, SEED: cell.seed}
         if PHOTO in cell.method.bound.places:
-            values[PHOTO] = upload(client, cell.person.photo)
+            place = client.url, digest_of_photo(cell.person.photo)
+            if place not in self._uploads:
+                self._uploads[place] = upload(client, cell.person.photo)
+            values[PHOTO] = self._uploads[place]
         prompt_id, problem = client.queue(cell.method.bound.filled(values, cell.key))
         if problem:
             raise PromptError(problem)

@@ -39,15 +39,17 @@ class BuiltInFaces:
         return None if portrait.face is None else self.recogniser.embed(portrait.pixels, portrait.face)
 
     def __call__(self, cell: Cell, portrait: Portrait, album: Album) -> dict[str, float | None]:
-        row: dict[str, float | None] = dict.fromkeys((each.key for each in self.shown), None)
-        row |= {"face": 0.0, "same": 0.0}
+        row: dict[str, float | None] = dict.fromkeys(each.key for each in self.shown)
+        row["face"] = float(portrait.face is not None)
         own = self._embedding(cell.person.photo, album)
-        if portrait.face is None or own is None:
+        if own is None:
             return row
+        if portrait.face is None:
+            return row | {"same": 0.0}
         measure = self.recogniser.measure
         vector = self.recogniser.embed(portrait.pixels, portrait.face)
         distance = measure.value(vector, own)
-        row |= {"face": 1.0, "distance": distance, "same": float(measure.same(distance))}
+        row |= {"distance": distance, "same": float(measure.same(distance))}
         others = [p.photo for p in self.people if p.subject == cell.person.subject and p.id != cell.person.id]
         known = [each for each in (self._embedding(file, album) for file in others) if each is not None]
         if known:

@@ -229,6 +229,8 @@ def test_likeness(people, album):
     assert column(cell_of(second), album.open(own.photo), album)["copied"] == pytest.approx(apart, abs=1e-5)
     blank = column(cell_of(own), album.open(nobody.photo), album)
     assert blank == {"face": 0, "distance": None, "same": 0, "margin": None, "copied": None}
+    unknown = column(cell_of(nobody), album.open(own.photo), album)
+    assert unknown == {"face": 1, "distance": None, "same": None, "margin": None, "copied": None}
 
 
 def test_every_absent_file_is_a_sentence(tmp_path, tiny_clip):

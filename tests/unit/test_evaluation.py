@@ -279,6 +279,16 @@ def test_a_method_that_cannot_run_is_given_up_and_the_other_goes_on(world, campa
     assert tried.count("two") == ALIKE and tried.count("one") == 12
 
 
+def test_an_answer_that_is_none_of_comfyuis_is_a_failure(world, campaign, tmp_path, capsys):
+    def strange(cell):
+        return json.loads("<html>") if cell.person.id == "x" else b"picture"
+
+    campaign(FakeClient(answer=strange)).make(cells(**world))
+    errors = {run["error"] for run in Records(tmp_path / "out" / "runs.jsonl") if run.get("error")}
+    assert len(errors) == 1 and "http://one is none that ComfyUI gives" in errors.pop()
+    assert "8 failed; --retry-errors" in capsys.readouterr().out
+
+
 def test_a_server_that_is_gone_stops_the_run(world, campaign):
     def gone(cell):
         raise ConnectionRefusedError("refused")
