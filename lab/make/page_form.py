@@ -1,4 +1,4 @@
-"""A workflow and a blueprint as ComfyUI's page saves them."""
+"""A workflow as ComfyUI's page saves it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ from .shapes import Slot
 MODELS = Path(__file__).parent / "models.yaml"
 OPTIONAL = 7
 """LiteGraph's shape of a socket that may stay empty."""
-INSIDE, OUTSIDE = -10, -20
-"""Ids of a subgraph's own ends."""
-LEFT_END = 300
-"""Where a blueprint's inputs stand, left of the first group."""
 
 
 def page_form(workflow: Workflow) -> dict:
@@ -44,112 +40,23 @@ def page_form(workflow: Workflow) -> dict:
     if app := workflow.source.get("app"):
         extra["linearData"] = {"inputs": app["inputs"], "outputs": app["outputs"]}
     return {
-        "id": _id(workflow.name),
+        "id": form_id(workflow.name),
         "revision": 0,
         "last_node_id": number,
         "last_link_id": len(workflow.links),
-        "nodes": [*_nodes(workflow, layout), note],
+        "nodes": [*node_forms(workflow, layout), note],
         "links": [
-            [each.id, each.origin, each.slot, each.target, _socket(workflow, each), each.kind]
+            [each.id, each.origin, each.slot, each.target, socket_of(workflow, each), each.kind]
             for each in workflow.links
         ],
-        "groups": [_group(place, title, box) for place, (title, box) in enumerate(layout.groups, 1)],
+        "groups": group_forms(layout),
         "config": {},
         "extra": extra,
         "version": 0.4,
     }
 
 
-def blueprint_form(workflow: Workflow) -> dict:
-    """`subgraphs/TITLE.json`: one node whose inside is the workflow.
-
-    `blueprint` of the source has title, description and aliases, the inputs that the node shows, each with the nodes
-    inside and their inputs that it feeds, and its outputs, each with a node inside and its output.
-    """
-    told = workflow.source["blueprint"]
-    layout = arrange(workflow)
-    nodes = {node["id"]: node for node in _nodes(workflow, layout)}
-    links = [
-        {
-            "id": each.id,
-            "origin_id": each.origin,
-            "origin_slot": each.slot,
-            "target_id": each.target,
-            "target_slot": _socket(workflow, each),
-            "type": each.kind,
-        }
-        for each in workflow.links
-    ]
-    right = max(box.x + box.width for box in layout.nodes.values())
-    inputs, outputs, entries = [], [], []
-    for place, (name, targets) in enumerate(told["inputs"].items()):
-        numbers = [len(links) + at for at in range(1, len(targets) + 1)]
-        for link, (number, target) in zip(numbers, targets, strict=True):
-            slots = nodes[number]["inputs"]
-            slot = next(at for at, entry in enumerate(slots) if entry["name"] == target)
-            slots[slot]["link"] = link
-            links.append(_end(link, INSIDE, place, number, slot, slots[slot]["type"]))
-        kind, widget = slots[slot]["type"], "widget" in slots[slot]
-        inputs.append(_port(workflow.name, name, kind, numbers, [LEFT_END, 40 + 20 * place]))
-        shown = {"widget": {"name": name}} if widget else {}
-        entries.append({"localized_name": name, "name": name, "type": kind, **shown, "link": None})
-    for place, (name, (number, source)) in enumerate(told["outputs"].items()):
-        link = len(links) + 1
-        slot, kind = workflow.nodes[number].shape.output(source)
-        output = nodes[number]["outputs"][slot]
-        output["links"] = [*(output["links"] or []), link]
-        links.append(_end(link, number, slot, OUTSIDE, place, kind))
-        outputs.append(_port(workflow.name, name, kind, [link], [right + 90, 40 + 20 * place]))
-    inner = _id(f"{workflow.name}/inside")
-    last = max(workflow.nodes) + 1
-    subgraph = {
-        "id": inner,
-        "version": 1,
-        "state": {"lastGroupId": len(layout.groups), "lastNodeId": last, "lastLinkId": len(links), "lastRerouteId": 0},
-        "revision": 0,
-        "config": {},
-        "name": told["title"],
-        "inputNode": {"id": INSIDE, "bounding": [LEFT_END - 120, 20, 120, 40 + 20 * len(inputs)]},
-        "outputNode": {"id": OUTSIDE, "bounding": [right + 80, 20, 120, 40 + 20 * len(outputs)]},
-        "inputs": inputs,
-        "outputs": outputs,
-        "widgets": [],
-        "nodes": list(nodes.values()),
-        "groups": [_group(place, title, box) for place, (title, box) in enumerate(layout.groups, 1)],
-        "links": links,
-        "extra": {},
-        "category": "OmniPortrait",
-        "description": told["description"],
-    }
-    outside = {
-        "id": last,
-        "type": inner,
-        "pos": [LEFT_END, 20],
-        "size": [400, 80 + 24 * len(entries) + 60],
-        "flags": {},
-        "order": 0,
-        "mode": 0,
-        "inputs": entries,
-        "outputs": [{"localized_name": o["name"], "name": o["name"], "type": o["type"], "links": []} for o in outputs],
-        "title": told["title"],
-        "properties": {},
-        "widgets_values": [],
-    }
-    return {
-        "id": _id(workflow.name),
-        "revision": 0,
-        "last_node_id": last,
-        "last_link_id": 0,
-        "nodes": [outside],
-        "links": [],
-        "groups": [],
-        "version": 0.4,
-        "definitions": {"subgraphs": [subgraph]},
-        "extra": {"BlueprintDescription": told["description"], "BlueprintSearchAliases": told["aliases"]},
-    }
-
-
-def _nodes(workflow: Workflow, layout: Layout) -> list[dict]:
+def node_forms(workflow: Workflow, layout: Layout) -> list[dict]:
     return [_node(workflow, node, layout.nodes[node.id]) for node in workflow.nodes.values()]
 
 
@@ -224,40 +131,21 @@ def _known_models() -> dict[str, dict]:
     return yaml.safe_load(MODELS.read_text(encoding="utf-8"))
 
 
-def _socket(workflow: Workflow, link: Link) -> int:
+def socket_of(workflow: Workflow, link: Link) -> int:
     return [slot.name for slot in _slots(workflow.nodes[link.target])].index(link.name)
-
-
-def _end(number: int, origin: int, slot: int, target: int, place: int, kind: str) -> dict:
-    return {
-        "id": number,
-        "origin_id": origin,
-        "origin_slot": slot,
-        "target_id": target,
-        "target_slot": place,
-        "type": kind,
-    }
-
-
-def _port(workflow: str, name: str, kind: str, links: list[int], pos: list[int]) -> dict:
-    return {
-        "id": _id(f"{workflow}/{name}/{kind}"),
-        "name": name,
-        "type": kind,
-        "linkIds": links,
-        "localized_name": name,
-        "pos": pos,
-    }
 
 
 def _place(box: Box) -> dict:
     return {"pos": [box.x, box.y], "size": [box.width, box.height]}
 
 
-def _group(number: int, title: str, box: Box) -> dict:
-    bounding = [box.x, box.y, box.width, box.height]
-    return {"id": number, "title": title, "bounding": bounding, "color": "#3f789e", "font_size": 24, "flags": {}}
+def group_forms(layout: Layout) -> list[dict]:
+    look = {"color": "#3f789e", "font_size": 24, "flags": {}}
+    return [
+        {"id": place, "title": title, "bounding": [box.x, box.y, box.width, box.height], **look}
+        for place, (title, box) in enumerate(layout.groups, 1)
+    ]
 
 
-def _id(name: str) -> str:
+def form_id(name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"omniportrait/{name}"))

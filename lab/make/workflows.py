@@ -15,8 +15,9 @@ from pathlib import Path
 from ... import environment
 from ...demo.main import CUSTOM_NODES, device_arguments, python_for
 from ...demo.server import ComfyServer
+from .blueprint_form import blueprint_form
 from .graph import PRIMITIVE, Workflow, read
-from .page_form import blueprint_form, page_form
+from .page_form import page_form
 from .shapes import shapes
 
 ROOT = Path(__file__).parents[2]
