@@ -25,6 +25,7 @@ COMMANDS = {
         "direction": "lab.bench.direction",
         "matrix": "lab.bench.matrix",
         "overhead": "lab.bench.overhead",
+        "photographs": "lab.bench.photographs",
         "soak": "lab.bench.soak",
         "spf": "lab.bench.spf",
         "sweeps": "lab.bench.sweeps",

@@ -51,6 +51,7 @@ from .portraits import (
     defaults,
     demo_inputs,
     drawn,
+    face_of,
     loaded,
     node,
     settings_of,
@@ -119,6 +120,31 @@ def over_face(plain: Mapping, guided: Mapping, t: int, face: torch.Tensor) -> di
     return {name: float(values.sum()) for name, values in sums.items()}
 
 
+def predicted(
+    model: object, latent: torch.Tensor, positive: list, negative: list, times: Sequence[int], seed: int
+) -> dict[object, torch.Tensor]:
+    """`truth`: the latent in the model's units, [1, C, h, w]; ("noisy", t): noised; t: what the model makes of that at
+    cfg 1."""
+    clock = Clock(model.get_model_object("model_sampling"))
+    sigmas = torch.tensor([*(clock.sigma(t) for t in times), 0.0])
+    found: dict[object, torch.Tensor] = {}
+
+    def ask(model, x, sigmas, extra_args, **_):
+        found["truth"] = model.latent_image.clone()
+        for t, sigma in zip(times, sigmas[:-1], strict=True):
+            noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + t)).to(x)
+            found["noisy", t] = model.latent_image + sigma * noise
+            found[t] = model(found["noisy", t], sigma.expand(len(x)), **extra_args).clone()
+        return x
+
+    with torch.inference_mode():
+        comfy.sample.sample_custom(
+            model, torch.zeros_like(latent), 1.0, comfy.samplers.KSAMPLER(ask), sigmas, positive, negative, latent,
+            disable_pbar=True, seed=0,
+        )  # fmt: skip
+    return found
+
+
 class Probe:
     """The embedded model, asked at the noised truth."""
 
@@ -131,7 +157,7 @@ class Probe:
         """The prompt with the person's own pivot, and the record of each kind of reference."""
         pictures = {OWN: sitter(case.person), OTHER: sitter(stranger(case.person)), ITSELF: drawn(case)}
         made = {
-            kind: conditioned(self.clip, case, portrait.picture, self.encoder, no_face="whole image")
+            kind: conditioned(self.clip, case, face_of([portrait.picture], "whole image"), self.encoder)
             for kind, portrait in pictures.items()
         }
         ((text, own),) = made[OWN]
@@ -149,28 +175,9 @@ class Probe:
     def denoised(
         self, latent: torch.Tensor, positive: list, inputs: Mapping[str, object], seed: int
     ) -> dict[object, torch.Tensor]:
-        """`truth`: the latent in the model's units, [1, C, h, w]; ("noisy", t): noised; t: what the model makes of
-        that."""
+        """As `predicted`, guided by the inputs."""
         guided = patch(self.model, self.vae, settings_of(inputs))
-        sampling = self.model.get_model_object("model_sampling")
-        clock = Clock(sampling)
-        sigmas = torch.tensor([*(clock.sigma(t) for t in TIMES), 0.0])
-        found: dict[object, torch.Tensor] = {}
-
-        def ask(model, x, sigmas, extra_args, **_):
-            found["truth"] = model.latent_image.clone()
-            for t, sigma in zip(TIMES, sigmas[:-1], strict=True):
-                noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + t)).to(x)
-                found["noisy", t] = model.latent_image + sigma * noise
-                found[t] = model(found["noisy", t], sigma.expand(len(x)), **extra_args).clone()
-            return x
-
-        with torch.inference_mode():
-            comfy.sample.sample_custom(
-                guided, torch.zeros_like(latent), 1.0, comfy.samplers.KSAMPLER(ask), sigmas, positive, self.negative,
-                latent, disable_pbar=True, seed=0,
-            )  # fmt: skip
-        return found
+        return predicted(guided, latent, positive, self.negative, TIMES, seed)
 
     def sums(self, case: Case, plan: Mapping[str, Mapping[str, object]], seed: int) -> dict[str, list]:
         """By setting: the sums with the own reference and with another's, at each t."""
@@ -190,7 +197,7 @@ class Probe:
 def sources(options: argparse.Namespace) -> str:
     """Of all that every sum depends on; what is planned or written is not among it."""
     files = [of_file(getattr(options, name)) for name in ("checkpoint", "encoder")]
-    asking = Probe, over_face, conditioned, drawn, sitter, stranger, wanted
+    asking = Probe, predicted, over_face, face_of, conditioned, drawn, sitter, stranger, wanted
     return digest(
         SIZE, TIMES, files, torch.__version__, of_source(*SOURCES, without=DEFAULTS), *map(inspect.getsource, asking)
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from ...demo.sampling import SAMPLING, workflow_inputs
 from ...guidance.omniportrait.settings import Settings
 from ...guidance.reference_attention.settings import Settings as AttentionSettings
 from ...models.faces.build import FaceOptions, make_reference
+from ...models.faces.reference import FaceReference
 from ...models.pivot.handle import load_handle
 from ...nodes.guidance_inputs import settings_from
 from ...nodes.pivot_conditioning import PivotConditioning
@@ -176,14 +177,18 @@ def loaded(checkpoint: Path) -> tuple:
         return comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
 
 
-def conditioned(clip, case: Case, picture: np.ndarray, encoder: object | None, no_face: str = "stop") -> list:
-    """The case's prompt with the face of a picture, [S, S, 3] of bytes."""
-    prompt, subject = wanted(case)
+def face_of(pictures: Sequence[np.ndarray], no_face: str = "stop") -> FaceReference:
+    """Of one person's pictures, [S, S, 3] of bytes."""
     options = FaceOptions(no_face=no_face, mask_source="landmarks", detector="built-in")
-    face = make_reference(torch.from_numpy(picture.copy())[None].float() / 255, None, options).reference
+    return make_reference(torch.from_numpy(np.stack(pictures)).float() / 255, None, options).reference
+
+
+def conditioned(clip, case: Case, face: FaceReference, encoder: object | None, **inputs: object) -> list:
+    """The case's prompt with a face. inputs: more of Pivot Conditioning's."""
+    prompt, subject = wanted(case)
     (positive,) = node(
         PivotConditioning, clip=clip, face_reference=face, text=prompt.text(subject), subject=subject, occurrence=1,
-        strength=1.0, pivot_encoder=encoder,
+        strength=1.0, pivot_encoder=encoder, **inputs,
     )  # fmt: skip
     return positive
 
@@ -299,7 +304,7 @@ class Studio:
     def _sample(self, case: Case, variant: Variant) -> tuple[tuple[torch.Tensor, list[Trace]], float]:
         """The picture [3, S, S] with what the guidance did, and the seconds of sampling."""
         model, clip, vae = self._loaded
-        positive = conditioned(clip, case, sitter(case.person).picture, self._encoder(variant.encoder))
+        positive = conditioned(clip, case, face_of([sitter(case.person).picture]), self._encoder(variant.encoder))
         (negative,) = node(core.CLIPTextEncode, clip=clip, text="")
         (latent,) = node(core.EmptyLatentImage, width=SIZE, height=SIZE, batch_size=1)
         values = self.inputs | dict(variant.inputs)
