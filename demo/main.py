@@ -30,8 +30,8 @@ HELD_OUT = ROOT / "demo" / "reference.png"
 PHOTO = "omniportrait_photo.png"
 SECOND_PHOTO = "omniportrait_photo_2.png"
 MODEL_FOLDERS = (
-    "checkpoints clip clip_vision configs controlnet diffusion_models embeddings face_embedders facexlib ipadapter "
-    "loras photomaker pivot_encoders text_encoders unet upscale_models vae vae_approx"
+    "checkpoints clip clip_vision configs controlnet diffusion_models embeddings face_embedders facexlib ic_portrait "
+    "ipadapter loras photomaker pivot_encoders text_encoders unet upscale_models vae vae_approx"
 ).split()
 
 

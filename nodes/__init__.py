@@ -8,6 +8,7 @@ MODEL_FOLDERS = {
     "pivot_encoders": {".safetensors"},
     "face_embedders": {".onnx", ".safetensors"},
     "omniportrait_identities": {".safetensors"},
+    "ic_portrait": {".safetensors"},
 }
 """Our folders in ComfyUI's `models`, and the files in them."""
 
@@ -35,8 +36,13 @@ def extension():
     from .face_mask_from_attention import FaceMaskFromAttention
     from .face_reference import FaceReferenceNode
     from .fine_control_map import FineControlMap
+    from .ic_flow import ICFlow
+    from .ic_portrait import ICPortrait
+    from .ic_portrait_loader import ICPortraitLoader
+    from .ic_portrait_sampler import ICPortraitSampler
     from .identity_score import IdentityScore
     from .load_identity import LoadIdentity
+    from .paste_back import PasteBack
     from .pivot_conditioning import PivotConditioning
     from .pivot_encoder_loader import PivotEncoderLoader
     from .rb_guidance import RBGuidance
@@ -59,6 +65,11 @@ def extension():
                 RBGuidanceKSampler,
                 IdentityScore,
                 BestOfBatch,
+                ICPortraitLoader,
+                ICPortrait,
+                ICPortraitSampler,
+                ICFlow,
+                PasteBack,
                 FineControlMap,
                 RBGuidanceReport,
                 FaceDetail,

@@ -21,6 +21,7 @@ from ..models.pivot.handle import Photographs
 from ..sampling.detail import NO_FACE
 from .files import names_in
 from .guidance_inputs import ALPHA, BETA, COST, GAMMA, GUIDANCE, REFERENCE_SEED, REFINEMENT
+from .ic_inputs import IC_INPUTS
 from .parameter import Parameter
 
 SEEN = AttentionSettings()
@@ -292,5 +293,5 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
         *GUIDANCE,
         *COST,
     ),
-}
+} | IC_INPUTS
 # fmt: on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .ic_inputs import IC_OUTPUTS
 from .parameter import Output
 
 # fmt: off
@@ -79,5 +80,5 @@ OUTPUTS: dict[str, tuple[Output, ...]] = {
         Output("latent", "LATENT", "The denoised latent."),
         *REPORT,
     ),
-}
+} | IC_OUTPUTS
 # fmt: on

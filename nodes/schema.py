@@ -12,7 +12,8 @@ CATEGORY = "OmniPortrait"
 TYPES = {
     "BBOX": io.Custom("BBOX"), "BOOLEAN": io.Boolean, "CLIP": io.Clip, "COMBO": io.Combo,
     "CONDITIONING": io.Conditioning, "FACE_REFERENCE": io.Custom("FACE_REFERENCE"), "FLOAT": io.Float,
-    "IMAGE": io.Image, "INT": io.Int, "LATENT": io.Latent, "MASK": io.Mask, "MODEL": io.Model,
+    "IC_PORTRAIT": io.Custom("IC_PORTRAIT"), "IMAGE": io.Image, "INT": io.Int, "LATENT": io.Latent, "MASK": io.Mask,
+    "MODEL": io.Model,
     "PIVOT_ENCODER": io.Custom("PIVOT_ENCODER"), "STRING": io.String, "VAE": io.Vae,
 }  # fmt: skip
 

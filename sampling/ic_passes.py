@@ -27,10 +27,10 @@ class Painted:
     passes: torch.Tensor
 
 
-def side_of(style: FaceReference) -> int:
-    """Pixels of the square that is painted: the crop's, to the nearest that a UNet can halve."""
+def side_of(handle: ICHandle) -> int:
+    """Pixels of the square that is painted: what the nets were trained at, to the nearest that a UNet can halve."""
     step = CELLS * LATENT_SCALE
-    return max(step, round(style.crop.shape[1] / step) * step)
+    return max(step, round(handle.header.resolution / step) * step)
 
 
 def style_latent(vae: object, style: FaceReference, side: int) -> dict:

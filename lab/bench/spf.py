@@ -65,8 +65,7 @@ SMOKE = {
 def main(words: list[str]) -> int:
     options = parser().parse_args(words)
     if options.smoke:
-        named = {} if options.rows == list(ROWS) else {"rows": options.rows}
-        vars(options).update(SMOKE | named)
+        vars(options).update(SMOKE)
     part, parts = options.part
     bench = Bench(options)
     rows = [ROWS[name] for name in options.rows]

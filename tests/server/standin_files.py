@@ -97,12 +97,37 @@ def lora(path: Path) -> None:
     write_tensors(path, halved(state))
 
 
+def ic_portrait(path: Path) -> None:
+    """IC-Portrait's nets of the narrow SD1.5's shape."""
+    import comfy.ops
+    from omniportrait.models.ic.file import ICHeader, save
+    from omniportrait.models.ic.nets import ICNets, Shape
+
+    shape = Shape.of(NARROW["sd15"])
+    nets = ICNets(shape, comfy.ops.disable_weight_init, device="meta")
+    nets.load_state_dict(randomise(nets, 10), assign=True)
+    save(path, nets, ICHeader(shape, resolution=128))
+
+
 def photograph(path: Path) -> None:
-    """A real photograph of one person; another one for names that say so."""
+    """A real photograph of one person; another one, or both side by side, for names that say so."""
     from omniportrait.demo import main
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    main.save_photo(main.second_photo() if "2" in path.stem else main.first_photo(), path)
+    if "two_people" in path.stem:
+        return both(main.first_photo(), main.second_photo(), path)
+    main.save_photo(main.second_photo() if path.stem.endswith("2") else main.first_photo(), path)
+
+
+def both(left: Path, right: Path, path: Path) -> None:
+    """Two pictures side by side."""
+    from PIL import Image
+
+    pictures = [Image.open(each).convert("RGB") for each in (left, right)]
+    canvas = Image.new("RGB", (sum(each.width for each in pictures), max(each.height for each in pictures)))
+    canvas.paste(pictures[0], (0, 0))
+    canvas.paste(pictures[1], (pictures[0].width, 0))
+    canvas.save(path)
 
 
 def identity(path: Path) -> None:
@@ -130,6 +155,7 @@ MAKERS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "CheckpointLoaderSimple": ("ckpt_name", "models/checkpoints", checkpoint),
     "OmniPortraitLoadIdentity": ("identity_name", "models/omniportrait_identities", identity),
     "OmniPortraitPivotEncoderLoader": ("pivot_encoder_name", "models/pivot_encoders", pivot_encoder),
+    "OmniPortraitICPortraitLoader": ("ic_portrait_name", "models/ic_portrait", ic_portrait),
     "PhotoMakerLoader": ("photomaker_model_name", "models/photomaker", photomaker),
     "LoraLoader": ("lora_name", "models/loras", lora),
     "LoadImage": ("image", "input", photograph),

@@ -12,6 +12,7 @@ from omniportrait import environment
 from omniportrait.guidance.omniportrait.settings import Settings
 from omniportrait.lab.make import help_pages, locales
 from omniportrait.nodes.guidance_inputs import COST, GUIDANCE, settings_from
+from omniportrait.nodes.ic_inputs import METHOD
 from omniportrait.nodes.inputs import ATTENTION, INPUTS
 from omniportrait.nodes.outputs import OUTPUTS
 from omniportrait.nodes.parameter import Parameter
@@ -107,6 +108,8 @@ def test_a_workflow_for_large_models_has_the_defaults(name):
         "OmniPortraitRBGuidance": guidance,
         "OmniPortraitRBGuidanceKSampler": guidance,
         "OmniPortraitReferenceAttention": ATTENTION,
+        "OmniPortraitICPortrait": METHOD,
+        "OmniPortraitICPortraitSampler": METHOD,
     }
     found = [node for node in prompt.values() if node["class_type"] in methods]
     for node in found:
