@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from ... import environment
 LOCK = environment.ROOT / "requirements-dataset.lock"
 TOKEN = Path.home() / ".ray" / "auth_token"
 """Where Ray looks for it."""
+WORKERS = range(10002, 20000)
+"""Ports that Ray gives to its workers."""
 
 
 def settings() -> dict[str, str]:
@@ -26,6 +29,8 @@ def settings() -> dict[str, str]:
 
 def head(address: str, port: int) -> int:
     """Start the cluster on this machine, which works too, and say how others join. Its exit status."""
+    if port in WORKERS:
+        raise SystemExit(f"--port {port} is one of those that Ray's workers take, {WORKERS[0]} to {WORKERS[-1]}.")
     if not TOKEN.is_file():
         import secrets
 
@@ -52,11 +57,7 @@ def join(address: str) -> int:
 
 
 def start(*words: str) -> int:
-    import sys
-
-    ray = Path(sys.executable).with_name("ray")
-    command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"] if not ray.exists() else [ray]
-    return subprocess.call([*map(str, command), "start", *words], env=os.environ | settings())
+    return subprocess.call([sys.executable, "-m", "ray.scripts.scripts", "start", *words], env=os.environ | settings())
 
 
 def portable(function: str) -> Callable[[tuple], object]:

@@ -136,7 +136,7 @@ def _pack(given: argparse.Namespace) -> None:
         raise ValueError("--shard-size must be at least 1.")
     made = pack(Folder(given.out), given.shard_size, given.take_over)
     print(
-        f"{made['samples']:,} samples in {made['shards']:,} shards, of which {made['written']:,} are new; "
+        f"{made['samples']:,} samples in {made['shards']:,} shard(s), of which {made['written']:,} are new; "
         f"{made['copies']:,} copies left out. Train with --data {Folder(given.out).shards}"
     )
 

@@ -25,6 +25,8 @@ TRIES = 5
 """Of a unit whose workers die: the second death already names the row that killed them."""
 GRACE = 30.0
 """Seconds that units in hand are given when the driver is asked to stop."""
+PRELOADED = ["__main__", f"{environment.PACKAGE}.training.dataset.look", "torchvision"]
+"""Imported once and shared by all workers: `__main__` loads the pack, and torch takes seconds."""
 MEMORY = 1 << 30
 """Bytes of a worker, nearly all of them torch's."""
 
@@ -46,8 +48,9 @@ class Slot:
     """A process of its own, so that its death is no other unit's; it ends with the driver."""
 
     def __init__(self) -> None:
-        kind = "forkserver" if sys.platform == "linux" else "spawn"
-        context = multiprocessing.get_context(kind)
+        context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        if context.get_start_method() == "forkserver":
+            context.set_forkserver_preload(PRELOADED)
         reader, self.lifeline = context.Pipe(duplex=False)
         self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=_live_with, initargs=(reader,))
 
