@@ -23,6 +23,7 @@ COMMANDS = {
         "ablation": "lab.bench.ablation",
         "dataset": "lab.bench.dataset",
         "direction": "lab.bench.direction",
+        "ic-portrait": "lab.bench.ic_portrait",
         "matrix": "lab.bench.matrix",
         "overhead": "lab.bench.overhead",
         "photographs": "lab.bench.photographs",
