@@ -163,14 +163,15 @@ class Evaluation:
         print(f"{len(self.people)} people, {len(self.methods)} methods: {len(self.cells)} cells, {made} made")
         return int(bool(problems))
 
-    def generate(self, clients: Sequence[Client]) -> None:
+    def generate(self) -> None:
+        """Make what is missing; a server is started for that alone."""
         options = self.options
-        campaign = Campaign(clients, options.out, options.patience, options.retry_errors)
-        todo = self.cells
-        if options.limit is not None:
-            missing = {cell.key for cell in campaign.missing(self.cells)[: options.limit]}
-            todo = [cell for cell in self.cells if cell.key in missing]
-        campaign.make(todo)
+        campaign = Campaign(options.out, options.patience, options.retry_errors)
+        todo = campaign.missing(self.cells)[: options.limit]
+        print(f"{len(self.cells)} cells, {len(todo)} to make", flush=True)
+        if todo:
+            with servers(options) as clients:
+                campaign.make(clients, todo)
 
     def score(self) -> str:
         """Judge, and write the table, the sheet and the curve; the table."""
@@ -270,13 +271,12 @@ def frechet(weights: Path, real: Path | None):
 
 @contextlib.contextmanager
 def servers(options: argparse.Namespace) -> Iterator[list[Client]]:
-    """Those that are named, or one of our own in the private folder, for which nobody need wait once it is gone."""
+    """Those that are named, or one of our own in the private folder."""
     if options.server:
         yield [Client(url) for url in options.server]
         return
     from ..demo import main as demo
 
-    options.patience = 0.0  # nobody but this command would start it again
     comfyui = environment.need_comfyui()
     python = demo.python_for(comfyui)
     demo.link_models(demo.BASE)
@@ -290,11 +290,11 @@ def main(words: list[str]) -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"  # no library of a column downloads anything
     try:
         evaluation = Evaluation(options)
-        if options.step in (None, "check", "generate"):
+        if options.step == "check":
             with servers(options) as clients:
-                if options.step == "check":
-                    return evaluation.check(clients)
-                evaluation.generate(clients)
+                return evaluation.check(clients)
+        if options.step in (None, "generate"):
+            evaluation.generate()
         if options.step in (None, "score"):
             print(evaluation.score())
     except (ValueError, PromptError, OSError) as error:

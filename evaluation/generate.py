@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..demo.client import Client, PromptError
+from ..demo.server import ComfyServer
 from ..training.files import write_whole
 from .cells import Cell, Records, digest_of_photo
 from .workflow import PHOTO, PROMPT, SEED, SUBJECT
@@ -31,8 +32,8 @@ class ServerGone(Exception):
 class Campaign:
     """Makes what is missing. out: the folder. patience: seconds to wait for a server that has gone."""
 
-    def __init__(self, clients: Sequence[Client], out: Path, patience: float, retry: bool) -> None:
-        self.clients, self.out, self.patience, self.retry = clients, out, patience, retry
+    def __init__(self, out: Path, patience: float, retry: bool) -> None:
+        self.out, self.patience, self.retry = out, patience, retry
         self.runs = Records(out / "runs.jsonl")
         self._lock = threading.Lock()
         self._gone: list[str] = []
@@ -45,11 +46,10 @@ class Campaign:
         failed = set() if self.retry else {run["key"] for run in self.runs if run.get("error")}
         return [cell for cell in cells if not cell.file(self.out).is_file() and cell.key not in failed]
 
-    def make(self, cells: Sequence[Cell]) -> None:
-        """SystemExit where a server has gone for good, or a method cannot run at all."""
-        self._todo, self._total = iter(self.missing(cells)), len(self.missing(cells))
-        print(f"{len(cells)} cells, {self._total} to make", flush=True)
-        threads = [threading.Thread(target=self._work, args=(client,), daemon=True) for client in self.clients]
+    def make(self, clients: Sequence[Client], cells: Sequence[Cell]) -> None:
+        """Make these cells, a thread for each server. SystemExit where a server has gone for good."""
+        self._todo, self._total = iter(cells), len(cells)
+        threads = [threading.Thread(target=self._work, args=(client,), daemon=True) for client in clients]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -107,7 +107,8 @@ class Campaign:
 
     def _picture(self, client: Client, cell: Cell) -> bytes:
         """The portrait as PNG. PromptError for the server's refusal, ServerGone."""
-        waited, deadline = 1.0, time.monotonic() + self.patience
+        own = isinstance(client, ComfyServer)  # nobody but this command would start it again
+        waited, deadline = 1.0, time.monotonic() + (0 if own else self.patience)
         while True:
             try:
                 return self._asked(client, cell)

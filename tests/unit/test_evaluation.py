@@ -230,23 +230,24 @@ class FakeClient:
 
 @pytest.fixture
 def campaign(tmp_path, monkeypatch):
-    def make(client, **options):
-        made = Campaign([client], tmp_path / "out", **{"patience": 0.0, "retry": False} | options)
+    """Makes what is missing of some cells."""
 
-        def asked(self, client, cell):
-            client.asked.append(cell)
-            return client.answer(cell)
+    def asked(self, client, cell):
+        client.asked.append(cell)
+        return client.answer(cell)
 
-        monkeypatch.setattr(Campaign, "_asked", asked)
-        return made
+    def make(client, wanted):
+        run = Campaign(tmp_path / "out", patience=0.0, retry=False)
+        run.make([client], run.missing(wanted))
 
+    monkeypatch.setattr(Campaign, "_asked", asked)
     return make
 
 
 def test_only_what_is_missing_is_made(world, campaign, tmp_path):
     client, chosen = FakeClient(answer=lambda cell: cell.key.encode()), cells(**world)
-    campaign(client).make(chosen[:5])
-    campaign(client).make(chosen)
+    campaign(client, chosen[:5])
+    campaign(client, chosen)
     assert client.asked == chosen
     assert all(cell.file(tmp_path / "out").read_bytes() == cell.key.encode() for cell in chosen)
 
@@ -258,9 +259,10 @@ def test_a_failure_is_recorded_and_not_tried_again_unasked(world, campaign, tmp_
         return b"picture"
 
     client, chosen = FakeClient(answer=refused), cells(**world)
-    campaign(client).make(chosen)
+    campaign(client, chosen)
     assert len(client.asked) == 24 and len(list((tmp_path / "out").rglob("*.png"))) == 16
-    assert campaign(client).missing(chosen) == [] and len(campaign(client, retry=True).missing(chosen)) == 8
+    again = [Campaign(tmp_path / "out", 0.0, retry).missing(chosen) for retry in (False, True)]
+    assert again[0] == [] and {cell.person.id for cell in again[1]} == {"y"} and len(again[1]) == 8
     errors = [run for run in Records(tmp_path / "out" / "runs.jsonl") if run.get("error")]
     assert {run["error"] for run in errors} == {"Face Reference: no face"} and {run["person"] for run in errors} == {
         "y"
@@ -274,7 +276,7 @@ def test_a_method_that_cannot_run_is_given_up_and_the_other_goes_on(world, campa
         return b"picture"
 
     client = FakeClient(answer=refused)
-    campaign(client).make(cells(**world))
+    campaign(client, cells(**world))
     tried = [cell.method.name for cell in client.asked]
     assert tried.count("two") == ALIKE and tried.count("one") == 12
 
@@ -283,7 +285,7 @@ def test_an_answer_that_is_none_of_comfyuis_is_a_failure(world, campaign, tmp_pa
     def strange(cell):
         return json.loads("<html>") if cell.person.id == "x" else b"picture"
 
-    campaign(FakeClient(answer=strange)).make(cells(**world))
+    campaign(FakeClient(answer=strange), cells(**world))
     errors = {run["error"] for run in Records(tmp_path / "out" / "runs.jsonl") if run.get("error")}
     assert len(errors) == 1 and "http://one is none that ComfyUI gives" in errors.pop()
     assert "8 failed; --retry-errors" in capsys.readouterr().out
@@ -294,7 +296,7 @@ def test_a_server_that_is_gone_stops_the_run(world, campaign):
         raise ConnectionRefusedError("refused")
 
     with pytest.raises(SystemExit, match="http://one does not answer .*goes on where it was"):
-        campaign(FakeClient(answer=gone)).make(cells(**world))
+        campaign(FakeClient(answer=gone), cells(**world))
 
 
 # The table
@@ -324,7 +326,7 @@ class Album:
 
 def test_zeros_and_faces_only(world, campaign, tmp_path):
     chosen, out, judge = cells(**world), tmp_path / "out", Judge()
-    campaign(FakeClient(answer=lambda cell: b"picture")).make(chosen[:-1])
+    campaign(FakeClient(answer=lambda cell: b"picture"), chosen[:-1])
     scores = Scores(out)
     scores.judge([lambda: judge], chosen, Album())
     results = table.results_of(chosen, scores, out)
