@@ -21,11 +21,14 @@ PAPER = {
     "IP-Adapter-FaceID-Plus": (79.33, 23.93, 68.23, 64.19, 88.15, 211.15),
 }
 """The paper's Tables 1 and 2: BLIP, CLIP-T, CLIP-I, SIM, IQA, FID."""
+LEAST = 6
+"""People from whom an interval is given: below, that all differ in one direction happens in over one case in twenty."""
 ORDER = ("blip", "clip_t", "clip_i", "sim", "iqa", "fid")
 
 
 NOTE = (
-    "Means over people with 95% intervals, by resampling the people {draws:,} times. A column that needs a face counts "
+    "Means over people with 95% intervals, by resampling the people {draws:,} times; of fewer than {least} people the "
+    "mean alone. A column that needs a face counts "
     "a portrait without one as 0, as the paper does, and stands a second time over portraits with a face alone."
 )
 
@@ -101,7 +104,7 @@ def markdown(results: Results, baseline: str, foot: Sequence[str]) -> str:
     parts += ["## What was made", "", counts_table(results), ""]
     if results.absent:
         parts += ["Columns left out:", "", *(f"- {sentence}" for sentence in results.absent), ""]
-    parts += [f"{NOTE.format(draws=DRAWS)}", *(f"\n{line}" for line in foot)]
+    parts += [f"{NOTE.format(draws=DRAWS, least=LEAST)}", *(f"\n{line}" for line in foot)]
     return "\n".join(parts) + "\n"
 
 
@@ -109,7 +112,7 @@ def values_table(results: Results, means: Mapping[str, Mapping[str, Interval | N
     lines = [["", *map(titled, results.shown), *map(titled, results.sets)]]
     for method, cells in means.items():
         sets = [plain(results.of_method.get(method, {}).get(s.key), s) for s in results.sets]
-        lines.append([method, *(text_of(cells[s.key], s.factor, s.digits) for s in results.shown), *sets])
+        lines.append([method, *(told(cells[s.key], s) for s in results.shown), *sets])
     shown = [s.key for s in (*results.shown, *results.sets)]
     if "clip_t" in shown or "sim" in shown:
         for name, numbers in PAPER.items():
@@ -120,7 +123,7 @@ def values_table(results: Results, means: Mapping[str, Mapping[str, Interval | N
 
 def interval_table(shown: Sequence[Shown], rows: Mapping[str, Mapping[str, Interval | None]], signed: bool) -> str:
     lines = [["", *map(titled, shown)]]
-    lines += [[m, *(text_of(cells[s.key], s.factor, s.digits, signed) for s in shown)] for m, cells in rows.items()]
+    lines += [[m, *(told(cells[s.key], s, signed) for s in shown)] for m, cells in rows.items()]
     return grid(lines)
 
 
@@ -130,6 +133,13 @@ def counts_table(results: Results) -> str:
         seconds = results.seconds[method]
         lines.append([method, *map(str, counts), "–" if seconds is None else f"{seconds:.1f}"])
     return grid(lines)
+
+
+def told(value: Interval | None, shown: Shown, signed: bool = False) -> str:
+    """A mean and its interval, which too few people do not give: all of two or three often agree by chance."""
+    if value is not None and value.people < LEAST:
+        return f"{value.mean * shown.factor:{'+' if signed else ''}.{shown.digits}f}"
+    return text_of(value, shown.factor, shown.digits, signed)
 
 
 def titled(shown: Shown) -> str:

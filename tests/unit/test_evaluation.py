@@ -324,7 +324,7 @@ class Album:
         return None
 
 
-def test_zeros_and_faces_only(world, campaign, tmp_path):
+def test_zeros_and_faces_only(world, campaign, tmp_path, monkeypatch):
     chosen, out, judge = cells(**world), tmp_path / "out", Judge()
     campaign(FakeClient(answer=lambda cell: b"picture"), chosen[:-1])
     scores = Scores(out)
@@ -334,6 +334,8 @@ def test_zeros_and_faces_only(world, campaign, tmp_path):
     assert zeros.mean == pytest.approx(1 / 3) and zeros.people == 3
     assert alone.mean == pytest.approx(0.5) and alone.people == 2
     assert results.counts == {"one": (12, 0, 0, 4), "two": (11, 0, 1, 3)}
+    assert "| one | 0.67 | 33.33 | 50.00 |" in table.markdown(results, "one", []), "three people give no interval"
+    monkeypatch.setattr(table, "LEAST", 2)
     text = table.markdown(results, "one", ["a foot."])
     assert "| one | 0.67 [0.00, 1.00] | 33.33 [0.00, 60.00] | 50.00 [40.00, 60.00] |" in text
     gained = next(line for line in text.splitlines() if line.startswith("| two | +0.00"))
