@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..models.faces import FaceReference
 from .record import RECORDS_KEY, IdentityRecord, records_of
-from .tokens import check_clip, clean_subject, find_subject, read_layouts, tokenisations
+from .tokens import check_clip, clean_subject, find_subject
+from .triggers import Reading, ends_of, tokenisations, without_trigger
 
 Pivot = Callable[[torch.Tensor], torch.Tensor]
 """[N, D] text states to [N, D] pivots (e_mix), for one face."""
@@ -113,15 +114,18 @@ def _region(mask: torch.Tensor) -> torch.Tensor:
 
 def _match_base(clip, text: str, subject: str, occurrence: int, base: list) -> tuple[int, list[bool]]:
     """The subject's column in the base, and which of its entries are encodings of `text`."""
-    find_subject(clip, clip.tokenize(text), subject, occurrence)  # a word that is not there at all is said first
-    for tokens in tokenisations(clip, text):
-        ends = sorted({end for layout in read_layouts(clip, tokens).values() for end in layout.ends})
-        own = [entry[0] for entry in clip.encode_from_tokens_scheduled(tokens)]
-        chosen = [any(_same_text(states, entry[0], entry[1], ends) for states in own) for entry in base]
+    plain = clip.tokenize(text)
+    own_column = find_subject(clip, plain, subject, occurrence)  # a word that is not there at all is said first
+    for reading in _readings(clip, text, plain, base):
+        ends = ends_of(clip, reading.tokens)
+        own = [entry[0] for entry in clip.encode_from_tokens_scheduled(reading.tokens)]
+        chosen = [any(_same_text(states, *entry, ends, reading.fused) for states in own) for entry in base]
         if any(chosen):
             try:
-                return find_subject(clip, tokens, subject, occurrence), chosen
-            except ValueError as error:
+                if reading.columns is not None:
+                    return reading.columns[own_column], chosen
+                return find_subject(clip, reading.tokens, subject, occurrence), chosen
+            except (ValueError, KeyError) as error:
                 raise ValueError(
                     f'PhotoMaker Encode left "{subject}" out together with its trigger: write the trigger, between '
                     'spaces, right behind the word that names the person, as in "a photo of a woman photomaker".'
@@ -132,17 +136,46 @@ def _match_base(clip, text: str, subject: str, occurrence: int, base: list) -> t
     )
 
 
-def _same_text(own: torch.Tensor, base: torch.Tensor | None, options: dict, ends: list[int]) -> bool:
+def _readings(clip, text: str, plain: dict, base: list) -> Iterator[Reading]:
+    """What the base may be an encoding of: of the text by core's nodes, then by nodes that replace a trigger.
+
+    CLIP reads from left to right, so the first row that differs from the plain text's is that of the word before the
+    trigger, which carries the identity.
+    """
+    yield from map(Reading, tokenisations(clip, text))
+    own = clip.encode_from_tokens_scheduled(plain)[0][0]
+    firsts = {_first_difference(own, states) for states, _ in base}
+    for first in sorted(firsts - {None, 0}):
+        yield from without_trigger(clip, plain, first + 1)
+
+
+def _first_difference(own: torch.Tensor, base: torch.Tensor | None) -> int | None:
+    """The first row of `base` [1, T', D] that is not that of `own` [1, T, D]."""
+    if base is None or base.ndim != 3 or base.shape[2] != own.shape[2]:
+        return None
+    rows = min(own.shape[1], base.shape[1])
+    other = (~_same_rows(own[0, :rows], base[0, :rows])).nonzero()
+    return int(other[0]) if len(other) else None
+
+
+def _same_rows(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    ours, theirs = ours.float().cpu(), theirs.float().cpu()
+    return (ours - theirs).norm(dim=-1) <= _SAME_ROW * ours.norm(dim=-1)
+
+
+def _same_text(
+    own: torch.Tensor, base: torch.Tensor | None, options: dict, ends: list[int], fused: Sequence[int]
+) -> bool:
     """Whether `base` [1, T', D] begins with the states of `own` [1, T, D], apart from the few that carry an identity.
 
     An end token has seen all of its chunk, and neither PhotoMaker nor a pivot touches it: so every one of them must
-    agree.
+    agree. fused: columns that need not.
     """
     length = own.shape[1]
     if base is None or base.ndim != 3 or base.shape[1] < length or base.shape[2] != own.shape[2]:
         return False
-    ours, theirs = own[0].float().cpu(), base[0, :length].float().cpu()
-    same = (ours - theirs).norm(dim=-1) <= _SAME_ROW * ours.norm(dim=-1)
+    same = _same_rows(own[0], base[0, :length])
+    same[list(fused)] = True
     for record in records_of(options):
         same[record.token_index] = True
     return bool(same[ends].all()) and same.float().mean().item() >= _SAME_SHARE

@@ -14,8 +14,6 @@ import torch
 
 from .words import escaped, places
 
-PHOTOMAKER_TRIGGER = "photomaker"
-
 _ENCODERS = ("l", "g", "h")
 _WORDS_SHOWN = 40
 
@@ -48,30 +46,6 @@ def check_clip(clip: object) -> None:
             "The clip input is empty: this checkpoint holds no text encoder, so load one with a CLIP loader node and "
             "connect that."
         )
-
-
-def tokenisations(clip, text: str):
-    """Yield the tokens that a base conditioning of `text` may have been made of, the plain ones first.
-
-    PhotoMaker's encode node means to drop the prompt's trigger word. It does so by word id, which on current cores
-    counts segments between weights and embeddings: mostly the trigger stays in, sometimes a whole segment goes. So its
-    own filter is replayed, and the prompt without the trigger follows.
-    """
-    yield clip.tokenize(text)
-    words = text.split(" ")
-    if PHOTOMAKER_TRIGGER not in words:
-        return
-    dropped = words.index(PHOTOMAKER_TRIGGER) + 1
-    yield {
-        key: [_without_word(chunk, dropped) for chunk in chunks]
-        for key, chunks in clip.tokenize(text, return_word_ids=True).items()
-    }
-    yield clip.tokenize(" ".join(word for word in words if word != PHOTOMAKER_TRIGGER))
-
-
-def _without_word(chunk: list[tuple], word_id: int) -> list[tuple]:
-    kept = [(token, weight) for token, weight, number in chunk if number != word_id]
-    return kept + [tuple(chunk[-1][:2])] * (len(chunk) - len(kept))
 
 
 def read_layouts(clip, tokens: dict) -> dict[str, Layout]:

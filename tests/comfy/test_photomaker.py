@@ -72,3 +72,48 @@ def test_photomakers_conditioning_takes_a_second_person(photomaker):
     two = condition(clip, text, subject="man", base_conditioning=one)
     assert [record.subject for record in records_of(two[0][1])] == ["woman", "man"]
     assert torch.equal(two[0][0], base[0][0])
+
+
+def with_identity(base: list, rows: list[int]) -> list:
+    """A conditioning whose rows a PhotoMaker has put a face into."""
+    generator = torch.Generator().manual_seed(11)
+    states = base[0][0].clone()
+    states[:, rows] = torch.randn(1, len(rows), states.shape[2], generator=generator)
+    return [[states, base[0][1]]]
+
+
+FOREST = "a photo of a woman {} in a forest"
+PLUS = {
+    "img": (FOREST.format("img"), "a photo of a woman", [5], "woman", 5),
+    "a trigger of two tokens": (FOREST.format("photomaker"), "a photo of a woman", [5], "woman", 5),
+    "two photographs": (FOREST.format("sks"), "a photo of a woman woman", [5, 6], "woman", 5),
+    "the rest kept": (FOREST.format("sks"), "a photo of a woman woman in a forest", [5, 6], "woman", 5),
+    "two tokens, the rest kept": (FOREST.format("photomaker"), "a photo of a woman in a forest", [5], "woman", 5),
+    "two triggers": ("a man img and a woman img in a park", "a man and a woman", [2, 5], "woman", 5),
+    "a weight": ("a photo of a (woman:1.3) img , smiling", "a photo of a (woman:1.3)", [5], "woman", 5),
+    "a word before the person": ("a man beside a woman img", "a man beside a woman", [5], "man", 2),
+}
+
+
+@pytest.mark.parametrize("name", PLUS)
+def test_the_word_that_another_packs_photomaker_took_for_its_trigger_is_found(name):
+    """PhotoMaker-Plus drops its trigger, whatever word it is, repeats the one before it for each photograph, and leaves
+    out what follows; the paper's pipeline keeps that."""
+    text, encoded, fused, subject, column = PLUS[name]
+    clip = texts.clip("sdxl")
+    base = with_identity(encode(clip, encoded), fused)
+    before = fingerprint(base)
+    ((rows, options),) = condition(clip, text, subject=subject, base_conditioning=base)
+    assert torch.equal(rows, base[0][0])
+    assert records_of(options)[0].token_index == column
+    assert_unchanged(base, before)
+
+
+def test_a_text_that_no_trigger_explains_is_refused():
+    clip, text = texts.clip("sdxl"), FOREST.format("img")
+    for other in ("a photo of a dog", "a photo of a woman in a garden"):
+        with pytest.raises(ValueError, match="was not made from this text"):
+            condition(clip, text, base_conditioning=with_identity(encode(clip, other), [5]))
+    behind = with_identity(encode(clip, "a photo of a garden"), [5])
+    with pytest.raises(ValueError, match='left "woman" out together with its trigger'):
+        condition(clip, "a photo of a garden img with a woman", base_conditioning=behind)

@@ -14,7 +14,8 @@ import pytest
 from clips import TOKENIZERS, VOCABULARY, by_offsets, end_of, found, make_clip
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from omniportrait.sampling.tokens import clean_subject, read_layouts, tokenisations
+from omniportrait.sampling.tokens import clean_subject, read_layouts
+from omniportrait.sampling.triggers import tokenisations
 from omniportrait.sampling.words import words_of
 
 
