@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from .regions import KEY as OWN_TEXT
+from .regions import follow_text
+
 BlockKey = tuple[str, int, int]
 """("input" | "middle" | "output", block, transformer block inside it), as ComfyUI keys attention patches."""
 
@@ -28,12 +31,15 @@ class AttentionSites:
 @dataclass
 class Recording:
     """q and k that one private pass left behind, by block; `hits` counts the calls so that tests can see each hook fire
-    once."""
+    once. columns: boolean [B, T'], which keys are the pass's own text, where other packs' patches changed their number.
+    replaced: whether such a patch left the text out."""
 
     cross: dict[BlockKey, tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=dict)
     self_: dict[BlockKey, tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=dict)
     sizes: dict[BlockKey, tuple[int, int]] = field(default_factory=dict)
     hits: dict[tuple[str, BlockKey], int] = field(default_factory=dict)
+    columns: dict[BlockKey, torch.Tensor] = field(default_factory=dict)
+    replaced: bool = False
     closed: bool = False
 
     def close(self) -> None:
@@ -46,6 +52,12 @@ class Recording:
         column: m, of all the batch or one a row of it. Conditionings of unequal length are padded by repetition, so the
         columns m, m + token_count, … are summed.
         """
+        if not self.cross and self.replaced:
+            raise ValueError(
+                "Another node's regions (attention couple) take the place of the sampler's prompt, so its word for the "
+                "person is never read; connect the conditioning of the person's region to the sampler's positive input "
+                "too."
+            )
         if not self.cross or not self.self_:
             raise ValueError(
                 "The attention layers that show where the face is could not be read, because another node merges or "
@@ -56,6 +68,8 @@ class Recording:
         for key, (q, k, heads) in self.cross.items():
             wanted = torch.as_tensor(column, device=k.device).view(-1, 1, 1, 1)
             own = torch.arange(k.shape[1], device=k.device) % token_count == wanted
+            if key in self.columns:
+                own = own & self.columns[key][:, None, None]
             weights = (_attention(q, k, heads) * own).sum(dim=-1).mean(dim=1)
             maps.append(weights.view(len(q), *self.sizes[key]))
         return torch.stack(maps).mean(dim=0)
@@ -121,6 +135,7 @@ def put_recorders(
 
     attend: (q, k, v, extra) to what attention gives, where no other pack's replacement stands.
     """
+    follow_text(options)
     replace = {kind: dict(table) for kind, table in options.get("patches_replace", {}).items()}
     for kind, keys in (("attn1", sites.self_), ("attn2", sites.cross)):
         table = replace.setdefault(kind, {})
@@ -132,20 +147,29 @@ def put_recorders(
 
 def _recorder(whose: Whose, kind: str, key: BlockKey, inner: Callable, keep_graph: bool) -> Callable:
     def record(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict) -> torch.Tensor:
-        h, w = extra["activations_shape"][-2:]
+        pictures, _, h, w = extra["activations_shape"]
         own = h * w if kind == "attn1" else k.shape[1]
+        texts = extra.get(OWN_TEXT) if kind == "attn2" else None
         # Another pack may merge tokens; such a map has no place in the picture. Or it lets the picture look at another
         # one too, whose points come after its own (reference-only, StyleAligned).
         readable = q.shape[1] == h * w and k.shape[1] >= own
-        for recording, rows in whose(extra, len(q)):
+        for recording, rows in whose(extra, pictures):
             if recording.closed:
                 continue
             recording.hits[kind, key] = recording.hits.get((kind, key), 0) + 1
+            first, last, _ = rows.indices(pictures)
+            text = None if texts is None else texts[first // (last - first)]
+            if text is None and len(q) != pictures:
+                recording.replaced = recording.replaced or kind == "attn2"
+                continue
+            rows = rows if text is None else text.rows
             store = recording.self_ if kind == "attn1" else recording.cross
             if readable and key not in store:  # ComfyUI's own call comes first; a later one is another pack's
                 kept = q[rows], k[rows, :own]
                 store[key] = (*(kept if keep_graph else (each.detach() for each in kept)), extra["n_heads"])
                 recording.sizes[key] = (h, w)
+                if text is not None:
+                    recording.columns[key] = text.columns
         return inner(q, k, v, extra)
 
     return record
@@ -167,6 +191,6 @@ def core_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dic
 
 
 def private_options(options: dict) -> dict:
-    """Ask for PyTorch attention, whose backward is right; Sage, flash and chunked attention have none."""
+    """Ask for PyTorch attention, whose backward is right; Sage, flash, int8 and chunked attention have none."""
     options["optimized_attention_override"] = lambda function, *args, **kwargs: plain_attention(*args, **kwargs)
     return options

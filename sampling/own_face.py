@@ -32,7 +32,11 @@ class OwnFaces:
     def stop(self, texts: Mapping[object, int]) -> None:
         """The prediction is over, and what was recorded becomes masks for the next one. texts: how many tokens the text
         of each conditioning has, by uuid."""
-        self._found = {uuid: self._faces(uuid, each, texts[uuid]) for uuid, each in self._now.items() if each.cross}
+        self._found = {
+            uuid: self._faces(uuid, each, texts[uuid])
+            for uuid, each in self._now.items()
+            if each.cross or each.replaced
+        }
         self._now = {}
 
     def inside(self, uuid: object, size: tuple[int, int]) -> torch.Tensor:

@@ -59,13 +59,15 @@ class Call:
     def options_of(self, place: int, device: torch.device) -> dict:
         """A private copy of the call's transformer_options for one conditioning's rows alone, on a device.
 
-        Wrappers and callbacks are left out: they are other packs' (caches, step counters), and our pass is not a step.
+        Wrappers and callbacks are left empty: they are other packs' (caches, step counters), and our pass is not a
+        step.
         """
         options = {
             name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in self.transformer_options.items()
-            if name not in ("wrappers", "callbacks", SESSION_KEY)
+            if name != SESSION_KEY
         }
+        options |= {"wrappers": {}, "callbacks": {}}
         options["uuids"] = [options["uuids"][place]]
         options["cond_or_uncond"] = [options["cond_or_uncond"][place]]
         watch_patches(options)

@@ -8,6 +8,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from uuid import uuid4
 
 import torch
 import torch.nn.functional as F
@@ -190,6 +191,19 @@ def reference_arguments(base: torch.nn.Module, conditioning: list, latent: torch
     return {name: cond.process_cond(batch_size=1, area=None).cond for name, cond in conds[0]["model_conds"].items()}
 
 
+def call_options(sigma: torch.Tensor) -> dict:
+    """transformer_options of a call of our own at a sigma [1]: all that ComfyUI gives each call, because blocks of
+    other packs read it. A sampling of one step; no conditioning has its uuid."""
+    return {
+        "sample_sigmas": torch.cat([sigma, sigma.new_zeros(1)]),
+        "sigmas": sigma,
+        "uuids": [uuid4()],
+        "cond_or_uncond": [0],
+        "wrappers": {},
+        "callbacks": {},
+    }
+
+
 def compute(
     twin: PrivateTwin,
     block: int,
@@ -215,7 +229,7 @@ def compute(
             generator = torch.Generator().manual_seed(s.reference_seed + i)
             noise = torch.randn(latent.shape, generator=generator).to(latent)
             x = base.model_sampling.noise_scaling(sigmas.view(-1, 1, 1, 1), noise, latent.clone())
-            options, recording = private_options({}), None
+            options, recording = private_options(call_options(sigmas)), None
             if face.mask is None and person.token is not None:
                 recording = record_attention(options, twin.family.sites(block, tuple(x.shape[-2:])))
             features = features + twin.tap(block, x, sigmas, arguments, options).features.float() / s.ensemble

@@ -15,7 +15,7 @@ from ..guidance.reference_attention.attend import tokens_inside
 from ..guidance.reference_attention.settings import COUNTS, Settings
 from ..models.faces import FaceReference
 from .people import Person
-from .reference import CELLS, call_key, encode_reference, reference_arguments
+from .reference import CELLS, call_key, call_options, encode_reference, reference_arguments
 
 CACHE_BYTES = 512 * 2**20
 Tokens = dict[BlockKey, torch.Tensor]
@@ -95,12 +95,7 @@ class ReferenceTokens:
                 raise _Enough
             return n, context, value
 
-        options = {
-            "patches": {"attn1_patch": [keep]},
-            "uuids": [None],
-            "cond_or_uncond": [0],
-            "sigmas": sigma,
-        }
+        options = {**call_options(sigma), "patches": {"attn1_patch": [keep]}}
         with contextlib.suppress(_Enough):
             base._apply_model(x, sigma, transformer_options=options, **arguments)
         return kept
