@@ -17,6 +17,7 @@ from ..guidance.omniportrait.settings import Settings
 from .conditionings import Carrier
 from .rows import Rows, face_maps, failure
 
+NOT_SAMPLED = "the noise mask lets nothing of the face be sampled"
 NO_LATENT = "the VAE makes NaN of the reference face (start ComfyUI with --fp32-vae)"
 
 
@@ -27,7 +28,8 @@ class CallGradient:
     mask, found: boolean [B, 1, H, W], CPU, where it guides, and where a face was found. inside: float, on the device,
     the face, also where all the picture is guided. finite: boolean [B]. similarities: a picture's number and its mean S
     of Eq. 8, for each person guided there. reasons: a picture's number, and why it was left unguided for a person;
-    without a number it is every picture's. present: which of the people's conditionings applied.
+    without a number it is every picture's. present: which of the people's conditionings applied. sampled: boolean
+    [B, 1, H, W], CPU, where the sampler samples; None: everywhere.
     """
 
     gradient: torch.Tensor
@@ -38,13 +40,14 @@ class CallGradient:
     similarities: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     reasons: list[tuple[int | None, str]] = field(default_factory=list)
     present: list[bool] = field(default_factory=list)
+    sampled: torch.Tensor | None = None
 
     @classmethod
-    def nothing(cls, x: torch.Tensor, present: list[bool]) -> CallGradient:
+    def nothing(cls, x: torch.Tensor, present: list[bool], sampled: torch.Tensor | None = None) -> CallGradient:
         """For a latent [B, C, H, W], before anybody's rows are added. Masks live on the CPU, where parts are
         labelled."""
         mask = torch.zeros(x[:, :1].shape, dtype=torch.bool)
-        return cls(torch.zeros_like(x), mask, mask.clone(), present=present)
+        return cls(torch.zeros_like(x), mask, mask.clone(), present=present, sampled=sampled)
 
     @property
     def guided(self) -> set[int]:
@@ -112,7 +115,10 @@ def add_people(
         if not photographs:
             total.reasons.extend((b, NO_LATENT) for b in range(len(rows.x)))
             continue
-        reasons = {b: reason for b, mask in enumerate(masks[k]) if (reason := failure(mask, person, rows))}
+        at_latent = (resize_mask(masks[k], latent_size) | everywhere)[:, None].clone()
+        reached = at_latent if total.sampled is None else at_latent & rows.window(total.sampled)
+        reasons = {b: NOT_SAMPLED for b, each in enumerate(reached) if not each.any()}
+        reasons |= {b: reason for b, mask in enumerate(masks[k]) if (reason := failure(mask, person, rows))}
         total.reasons.extend(reasons.items())
         usable = [b for b in range(len(rows.x)) if b not in reasons]
         if not usable:
@@ -127,7 +133,6 @@ def add_people(
             total.similarities.append((b, similarity(reference, points.detach(), match, "mean")))
         at_h = torch.autograd.grad(torch.stack(energies).sum(), leaf)[0]
         at_z = _at_input(rows, at_h, keep_graph=k + 1 < len(references)) / c_in
-        at_latent = (resize_mask(masks[k], latent_size) | everywhere)[:, None].clone()
         at_latent[list(reasons)] = False
         gradient.add_(masked(at_z, upload(at_latent, rows.x.device)))
         rows.window(total.mask).logical_or_(at_latent)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ..backbone.family import family_of
 from ..guidance.omniportrait.settings import Settings
+from .noise_mask import NoiseMask
 from .people import ByHand
 from .recorder import SESSION_KEY, install, uninstall
 from .reference import check_vae
@@ -39,13 +40,16 @@ def patch(
 
     runs = Runs()
 
-    def outer_sample(executor: Callable, noise: object, *args: object, **kwargs: object) -> object:
+    def outer_sample(
+        executor: Callable, noise, latent_image, sampler, sigmas, denoise_mask=None, *args: object, **kwargs: object
+    ) -> object:
         guider = executor.class_obj
         options = guider.model_options["transformer_options"]
-        with contextlib.closing(Session(guider, vae, settings, by_hand, noise)) as session:
+        noise_mask = NoiseMask(guider, denoise_mask, noise, sigmas)
+        with contextlib.closing(Session(guider, vae, settings, by_hand, noise, noise_mask)) as session:
             options[SESSION_KEY] = session
             try:
-                result = executor(noise, *args, **kwargs)
+                result = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
             finally:
                 options.pop(SESSION_KEY, None)
                 trace = session.report()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..backbone.clock import Clock
+from ..backbone.memory import upload
 from ..guidance.omniportrait.guide import (
     TIMESTEPS,
     TINY,
@@ -27,6 +28,7 @@ from ..guidance.omniportrait.settings import Settings
 from .conditionings import Lists, ambiguous, applies, carriers, lists_with_people
 from .gradient import CallGradient, add_people, finite_pictures
 from .held import HeldGradient
+from .noise_mask import NoiseMask
 from .passes import Passes
 from .people import ByHand, assign_people
 from .recorder import Recorder, session_of
@@ -43,6 +45,7 @@ def predict_noise(
     session = session_of(model_options)
     if session is None or not session.arrive(float(sigma[0])):
         return executor(x, sigma, model_options or {}, *args, **kwargs)
+    session.sampled = session.noise_mask.sampled(sigma, model_options)
     with session.predicting(executor.class_obj.conds, x, sigma):
         denoised = executor(x, sigma, model_options, *args, **kwargs)
     return session.guide(x, sigma, denoised)
@@ -52,8 +55,17 @@ class Session:
     """State of one run. Made in OUTER_SAMPLE before ComfyUI loads the model, closed when sampling ends."""
 
     def __init__(
-        self, guider: object, vae: object, settings: Settings, by_hand: ByHand | None, noise: torch.Tensor
+        self,
+        guider: object,
+        vae: object,
+        settings: Settings,
+        by_hand: ByHand | None,
+        noise: torch.Tensor,
+        noise_mask: NoiseMask,
     ) -> None:
+        self.noise_mask = noise_mask
+        self.sampled: torch.Tensor | None = None
+        """Of the call at hand: boolean [B, 1, H, W], CPU; None where all of the picture is sampled."""
         self.people = assign_people(guider.conds, by_hand)
         self.recorder = Recorder({uuid for _, uuid in self.people})
         self._settings = settings
@@ -123,7 +135,8 @@ class Session:
             g = scaled(gradient.gradient, sigma, yardstick, inside, self._settings, self._weight)
             g, finite = finite_pictures(g)
             share = masked_rms(g, inside) / masked_rms(noise_prediction, inside).clamp_min(TINY)
-            self._notes.guided(self._sigma, gradient, share.nanmean(), (gradient.finite & finite).all())
+            effect = g if self.sampled is None else g * upload(self.sampled, g.device)
+            self._notes.guided(self._sigma, gradient, share.nanmean(), (gradient.finite & finite).all(), effect.any())
             return step(plain, sigma, g)
 
     def _fresh(self, x: torch.Tensor, sigma: torch.Tensor) -> CallGradient | None:
@@ -132,7 +145,7 @@ class Session:
         ran_out = False
         while True:
             try:
-                total = CallGradient.nothing(x, self._present())
+                total = CallGradient.nothing(x, self._present(), self.sampled)
                 for carrier in carriers(self._lists, x, self._sigma):
                     recorded = self.recorder.rows_of(carrier.cond)
                     if carrier.part is None:

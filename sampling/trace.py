@@ -96,27 +96,33 @@ class Notes:
         self._trace = Trace()
         self._unread: list[tuple] = []
 
-    def guided(self, sigma: float, gradient: CallGradient, share: torch.Tensor, finite: torch.Tensor) -> None:
-        """A call with this gradient; share: a scalar, as in Step; finite: a scalar, whether all that was guided is."""
+    def guided(
+        self, sigma: float, gradient: CallGradient, share: torch.Tensor, finite: torch.Tensor, effect: torch.Tensor
+    ) -> None:
+        """A call with this gradient. Scalars: share as in Step; whether all that was guided is finite; whether it
+        changes anything that is sampled."""
         self._trace.skipped.update(reason for _, reason in gradient.reasons)
         self._trace.mask = gradient.mask
         similarities = [each for _, each in gradient.similarities]
-        self._unread.append((sigma, similarities, share, finite, gradient.mask[0, 0], gradient.found[0, 0]))
+        self._unread.append((sigma, similarities, share, finite, effect, gradient.mask[0, 0], gradient.found[0, 0]))
 
     def unguided(self, sigma: float, shape: torch.Size, reason: str) -> None:
         """A call for a latent of this shape [B, C, H, W] that could not be guided at all."""
         nothing = CallGradient.nothing(torch.zeros(shape), [])  # on the CPU: the device may have no memory left
         nothing.reasons.append((None, reason))
-        self.guided(sigma, nothing, torch.tensor(0.0), torch.tensor(True))
+        self.guided(sigma, nothing, torch.tensor(0.0), torch.tensor(True), torch.tensor(False))
 
     def read(self, clock: Clock) -> Trace:
         """The trace; and one line in the log, a warning if any call stayed unguided."""
         trace, nan = self._trace, float("nan")
-        for sigma, similarities, share, finite, mask, found in self._unread:
-            mean = sum(map(float, similarities)) / len(similarities) if similarities else nan
-            trace.steps.append(Step(clock.t(sigma), sigma, mean, float(share) if similarities else nan, mask, found))
+        for sigma, similarities, share, finite, effect, mask, found in self._unread:
+            guided = bool(similarities) and bool(effect)
+            mean = sum(map(float, similarities)) / len(similarities) if guided else nan
+            trace.steps.append(Step(clock.t(sigma), sigma, mean, float(share) if guided else nan, mask, found))
             if not finite:
                 trace.skipped["the gradient was not finite"] += 1
+            elif similarities and not guided:
+                trace.skipped["the gradient was zero"] += 1
         self._unread.clear()
         if trace.steps or trace.skipped:
             log.log(logging.WARNING if trace.skipped else logging.INFO, trace.summary())
