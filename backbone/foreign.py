@@ -38,8 +38,9 @@ def watched(patch: Callable) -> Callable:
         cut = isinstance(first, torch.Tensor) and not first.requires_grad
         if cut and _has_gradient(given):
             raise ValueError(
-                f"{NEEDS} patch ({_origin(patch)}) cuts it off, as SageAttention and its kind do; turn that attention "
-                "off (in that node, or start ComfyUI without --use-sage-attention), or bypass that node."
+                f"{NEEDS} patch ({_origin(patch)}) cuts it off, as SageAttention and ComfyUI's int8 attention do; turn "
+                "that attention off (in that node, or start ComfyUI without --use-sage-attention or "
+                "--use-ck-attention), or bypass that node."
             )
         return result
 

@@ -24,6 +24,11 @@ from .foreign import NEEDS
 from .saved import Copies
 from .tensors import map_tensors
 
+CHANGED = (
+    "This ComfyUI casts the weights of its layers in a way that RB-Guidance does not know, so it cannot take a "
+    "gradient through the model; update the pack, or use a ComfyUI that its README names."
+)
+
 
 class _Left(Exception):
     """The network was left after the feature block."""
@@ -93,26 +98,37 @@ def private_tree(
 
 def _plain_product(module: torch.nn.Module) -> None:
     """ComfyUI's fast matrix products (fp8, scaled fp8, cuBLAS) have no backward: make the copy of such a layer one of
-    ComfyUI's that casts its weight, here also scales it, and multiplies."""
+    ComfyUI's that casts its weight, here also scales it, and multiplies. Raises: ValueError, a sentence for the user,
+    where a core has other layers."""
     import comfy.ops
 
-    kind, ordinary = type(module), comfy.ops.disable_weight_init.Linear
-    if kind.__module__ != comfy.ops.__name__ or not issubclass(kind, ordinary) or kind is ordinary:
+    kind = type(module)
+    if kind.__module__ != comfy.ops.__name__:
         return
-    module.__class__ = comfy.ops.manual_cast.Linear
-    scale = getattr(module, "scale_weight", None)
-    if scale is not None:
-        module.__dict__["weight_function"] = [*module.weight_function, lambda weight: weight * scale.to(weight)]
+    try:
+        ordinary, casting = comfy.ops.disable_weight_init.Linear, comfy.ops.manual_cast.Linear
+        if not issubclass(kind, ordinary) or kind is ordinary:
+            return
+        module.__class__ = casting
+        scale = getattr(module, "scale_weight", None)
+        if scale is not None:
+            module.__dict__["weight_function"] = [*module.weight_function, lambda weight: weight * scale.to(weight)]
+    except (AttributeError, TypeError) as error:
+        raise ValueError(CHANGED) from error
 
 
 def _own_casts(module: torch.nn.Module, device: torch.device, own_copy: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Newer cores cast offloaded weights into one buffer that the next layer overwrites, but autograd keeps what it
-    saw: end each such cast with a copy of its own."""
+    saw: end each such cast with a copy of its own. Raises: ValueError, a sentence for the user, where a core casts
+    otherwise."""
     weight = module._parameters.get("weight")
-    functions = getattr(module, "weight_function", None)
-    if isinstance(functions, list) and weight is not None and weight.device != device and not _subclass(weight):
+    casts = hasattr(module, "weight_function") or hasattr(module, "comfy_cast_weights")
+    if casts and weight is not None and weight.device != device and not _subclass(weight):
         for name in ("weight_function", "bias_function"):
-            module.__dict__[name] = [*getattr(module, name), own_copy]
+            functions = getattr(module, name, None)
+            if not isinstance(functions, list):
+                raise ValueError(CHANGED)
+            module.__dict__[name] = [*functions, own_copy]
 
 
 def _copier(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -214,8 +230,8 @@ class PrivateTwin:
         text = str(error)
         if "no autograd formula" in text:
             raise ValueError(
-                f"{NEEDS} attention patch has none in this ComfyUI; start it without --use-flash-attention, or bypass "
-                "that node."
+                f"{NEEDS} attention patch has none in this ComfyUI; start it without --use-flash-attention or "
+                "--use-ck-attention, or bypass that node."
             ) from error
         quantised = next((type(p).__name__ for p in self.net.parameters() if _subclass(p)), None)
         words = ("derivative", "require grad", "requires grad", "not implemented")
