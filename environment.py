@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,16 @@ def device_arguments() -> list[str]:
     return [] if gpu else ["--cpu"]
 
 
+def python_of_comfyui(comfyui: Path) -> Path | None:
+    """The Python that runs this ComfyUI: COMFYUI_PYTHON (run.py's --python), else its own where it has one in a usual
+    place, else None."""
+    if named := os.environ.get("COMFYUI_PYTHON"):
+        return Path(named)
+    places = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe", "venv/Scripts/python.exe")
+    found = (comfyui / place for place in (*places, "../python_embeded/python.exe"))
+    return next((python for python in found if python.is_file()), None)
+
+
 # The environment
 
 
@@ -183,6 +194,44 @@ def ensure_layer(lock: Path) -> Path:
             raise
         shutil.rmtree(part)
     return python_of(folder / "venv")
+
+
+def ensure_tools(python: Path, comfyui: Path) -> Path:
+    """The folder of what a ComfyUI's own Python lacks for the tests and the laboratory, installed on the first call.
+
+    SystemExit with one sentence where it lacks what that ComfyUI itself needs: it is another ComfyUI's Python.
+    """
+    code = "import importlib.metadata as m; print(*{d.metadata['Name'] for d in m.distributions()}, sep='\\n')"
+    listed = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    if listed.returncode:
+        raise SystemExit(f"{python} is no Python that starts; name the one of {comfyui} by --python PATH.")
+    has = {package_of(name) for name in listed.stdout.splitlines()}
+    needed = (comfyui / "requirements.txt").read_text(encoding="utf-8").split("non essential")[0]
+    lacking = [line for line in needed.splitlines() if line[:1].isalpha() and package_of(line) not in has]
+    if lacking:
+        raise SystemExit(
+            f"{python} lacks {', '.join(map(package_of, lacking))}, which {comfyui} needs; name that ComfyUI's own "
+            "Python by --python PATH."
+        )
+    pins = [line for line in LOCK.read_text().splitlines() if line[:1].isalpha() and package_of(line) not in has]
+    pins = [line for line in pins if not package_of(line).startswith(("nvidia-", "cuda-", "triton"))]  # torch's own
+    digest = hashlib.sha256("\n".join([str(python), *sorted(pins)]).encode()).hexdigest()[:12]
+    folder = HOME / f"tools-{digest}"
+    if not folder.is_dir():
+        part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+        part.mkdir(parents=True)
+        lock = part / "lacking.lock"
+        lock.write_text("\n".join(pins) + "\n")
+        say(f"Packages for the tests that {python} lacks")
+        if pins:
+            install_packages(python, lock, "--target", part)
+        os.replace(part, folder)
+    return folder
+
+
+def package_of(requirement: str) -> str:
+    """The name of a package as registries compare names."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]*", requirement)[0]).lower()
 
 
 def packages_of(venv: Path) -> Path:

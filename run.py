@@ -62,6 +62,8 @@ ALONE = {
     "evaluate": ("evaluation.command", environment.EVALUATE_LOCK),
 }
 """Commands with an environment of their own: the module, and what it needs beside the development environment."""
+OWN_CORE = ("test", "bench", "train", "make")
+"""Commands that import ComfyUI into their own process, so they run in the Python of the ComfyUI that is named."""
 LATE = ("lab.bench.dataset", "lab.bench.overhead", "lab.bench.soak")
 """Of the laboratory, those that start ComfyUI themselves or need none; the others import it at their top."""
 
@@ -139,24 +141,30 @@ def main() -> int:
         os.environ["COMFYUI_PATH"] = str(environment.check_comfyui(options.comfyui))
     if options.python:
         os.environ["COMFYUI_PYTHON"] = str(Path(options.python).expanduser().absolute())
-    python = Path(sys.executable) if options.here else python_for(options)
+    python, tools = (Path(sys.executable), None) if options.here else python_for(options)
     if options.command not in ("test", "lint") and (options.here or is_ours(python)):
         return work(options, rest)
-    statuses = [run_inside(command) for command in command_lines(options, rest, python)]
+    statuses = [run_inside(command, tools) for command in command_lines(options, rest, python)]
     return next(filter(None, statuses), 0)
 
 
-def python_for(options: argparse.Namespace) -> Path:
-    """The Python of the environment that a command needs, made on the first call."""
+def python_for(options: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The Python of the environment that a command needs, and a folder of packages beside its own; both made on the
+    first call."""
     command = options.name if options.command == "bench" else options.command  # a benchmark of one of them
     if command in ALONE:
-        return environment.ensure_layer(ALONE[command][1])
-    return environment.ensure_environment()
+        return environment.ensure_layer(ALONE[command][1]), None
+    comfyui = environment.find_comfyui() if options.command in OWN_CORE else None
+    own = (environment.environment_folder() / "comfyui").resolve()
+    if comfyui is not None and (comfyui.resolve() != own or os.environ.get("COMFYUI_PYTHON")):
+        python = environment.python_of_comfyui(comfyui) or environment.ensure_environment()
+        return python, environment.ensure_tools(python, comfyui)
+    return environment.ensure_environment(), None
 
 
 def is_ours(python: Path) -> bool:
     """Whether that is the Python that runs this."""
-    return Path(sys.prefix).resolve() == python.parents[1].resolve()
+    return python == Path(sys.executable) or Path(sys.prefix).resolve() == python.parents[1].resolve()
 
 
 def work(options: argparse.Namespace, rest: list[str]) -> int:
@@ -171,10 +179,10 @@ def work(options: argparse.Namespace, rest: list[str]) -> int:
     return importlib.import_module(f"{environment.PACKAGE}.{name}").main(rest) or 0
 
 
-def run_inside(command: list) -> int:
-    """Run a command of the environment to its end and return its exit status."""
+def run_inside(command: list, tools: Path | None = None) -> int:
+    """Run a command of the environment to its end and return its exit status. tools: more packages for its Python."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    variables |= {"PYTHONUNBUFFERED": "1"}
+    variables |= {"PYTHONUNBUFFERED": "1"} | ({} if tools is None else {"PYTHONPATH": str(tools)})
     if comfyui := environment.find_comfyui():
         variables["COMFYUI_PATH"] = str(comfyui)
     folder = environment.ROOT if "pytest" in command else None

@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..environment import python_of_comfyui
 from .sampling import WORKFLOW
 from .server import ComfyServer, Progress, PromptError, link
 
@@ -69,15 +70,9 @@ def said_device(python: Path) -> tuple[str, ...]:
 
 
 def python_for(comfyui: Path) -> Path:
-    """The Python that runs this ComfyUI: COMFYUI_PYTHON (run.py's --python), else its own where it has one in a usual
-    place, else the one that runs this, whose packages are those of ComfyUI 0.3.75."""
-    if named := os.environ.get("COMFYUI_PYTHON"):
-        return Path(named)
-    places = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe", "venv/Scripts/python.exe")
-    for place in (*places, "../python_embeded/python.exe"):
-        if (comfyui / place).is_file():
-            return comfyui / place
-    return Path(sys.executable)
+    """The Python that runs this ComfyUI: its own, else the one that runs this, whose packages are those of ComfyUI
+    0.3.75."""
+    return python_of_comfyui(comfyui) or Path(sys.executable)
 
 
 def prepare_base(photo: Path | None, need_model: bool) -> None:

@@ -91,10 +91,11 @@ def test_nodes_are_in_the_search(page):
 
 
 def open_search(page):
-    """The text box of the node search, opened as people do: by a double click on the empty canvas."""
+    """The text box of the node search, opened as people do: by a double click on the empty canvas. Known by its role,
+    since its words differ from page to page, and by having the cursor."""
     from playwright.sync_api import TimeoutError as NotYet
 
-    box = page.get_by_placeholder("Search Nodes").last
+    box = page.locator("[role=combobox]:focus")
     for _ in range(10):  # the canvas takes clicks only some time after the page is there
         page.mouse.dblclick(1200, 850)
         try:

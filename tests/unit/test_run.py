@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import asyncio
 import json
@@ -102,7 +103,7 @@ def test_here_works_in_the_python_that_was_started(monkeypatch, tmp_path):
     """As torchrun and accelerate start it, on any machine: nothing is installed and nothing is started anew."""
     began = []
     monkeypatch.setattr(environment, "ensure_environment", lambda: pytest.fail("an environment was made"))
-    monkeypatch.setattr(run, "run_inside", lambda command: began.append(command) or 0)
+    monkeypatch.setattr(run, "run_inside", lambda command, tools: began.append(command) or 0)
     monkeypatch.setattr(run, "work", lambda options, rest: began.append((options.name, rest)) or 0)
     monkeypatch.setattr(
         sys, "argv", ["run.py", "train", "pivot-encoder", "--here", "--config", "sdxl", "--stop-at", "2"]
@@ -120,13 +121,56 @@ def test_no_parser_of_ours_guesses_options():
     for place in (environment.ROOT / "run.py", *(environment.ROOT / room for room in ("demo", "lab", "training"))):
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("ArgumentParser"):
+                makes = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+                if makes.endswith("ArgumentParser"):
                     found += 1
                     given = {word.arg: ast.unparse(word.value) for word in call.keywords}
                     assert given.get("allow_abbrev") == "False", f"{file}:{call.lineno}"
+                elif makes.endswith(".add_parser"):
+                    given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+                    assert given.get("allow_abbrev") == "False" or None in given, f"{file}:{call.lineno}"
     assert found > 10
-    for words in (["demo", "--see", "3"], ["serve", "--po", "1"]):
-        assert run.parse(words)[1] == words[1:]
+    for words in (["demo", "--see", "3"], ["serve", "--po", "1"], ["test", "--comfy", "x"], ["bench", "--pyth", "x"]):
+        assert [*run.parse(words)[1], run.parse(words)[0].comfyui] == [*words[1:], None]
+
+
+@pytest.fixture
+def another_comfyui(tmp_path, monkeypatch):
+    """A ComfyUI folder with requirements of its own, as --comfyui names it."""
+    folder = tmp_path / "comfyui"
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "main.py").touch()
+    (folder / "requirements.txt").write_text("NumPy>=1\ntorch\n\n#non essential dependencies:\nno-such-extra\n")
+    monkeypatch.setattr(environment, "HOME", tmp_path / "home")
+    monkeypatch.setenv("COMFYUI_PATH", str(folder))
+    monkeypatch.delenv("COMFYUI_PYTHON", raising=False)
+    return folder
+
+
+@pytest.mark.parametrize("command", run.OWN_CORE)
+def test_another_comfyui_is_imported_by_its_own_python(another_comfyui, monkeypatch, tmp_path, command):
+    """What that Python lacks for the tests goes into a folder of its own, nothing into its packages."""
+    (tmp_path / "lock").write_text(f"numpy==0\nno-such-tool==1\nnvidia-none==1\n# {command}\n")
+    monkeypatch.setattr(environment, "LOCK", tmp_path / "lock")
+    installed = []
+    monkeypatch.setattr(
+        environment, "install_packages", lambda python, lock, *more: installed.append((python, lock.read_text(), more))
+    )
+    monkeypatch.setenv("COMFYUI_PYTHON", sys.executable)
+    options = argparse.Namespace(command=command, name="soak")
+    python, tools = run.python_for(options)
+    assert python == Path(sys.executable) and run.is_ours(python)
+    ((by, lock, (option, place)),) = installed
+    assert (by, lock.split(), option) == (python, ["no-such-tool==1"], "--target")
+    assert tools.is_dir() and place.parent == tools.parent
+    assert run.python_for(options) == (python, tools) and len(installed) == 1
+
+
+def test_a_python_of_another_comfyui_is_named(another_comfyui, monkeypatch):
+    (another_comfyui / "requirements.txt").write_text("no-such-core==1\ntorch\n")
+    monkeypatch.setenv("COMFYUI_PYTHON", sys.executable)
+    with pytest.raises(SystemExit, match="lacks no-such-core, which .*comfyui needs; name .* by --python PATH"):
+        run.python_for(argparse.Namespace(command="test"))
 
 
 def test_every_command_is_a_module_with_a_main():
