@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 from omniportrait import environment
+from PIL import Image
+
+if sys.version_info < (3, 11):
+    import tomli as tomllib
+else:
+    import tomllib
 
 ROOT = environment.ROOT
 BUILT = {".git", ".omniportrait", ".pytest_cache", ".ruff_cache", ".hypothesis", "__pycache__", "output"}
@@ -61,3 +68,22 @@ def test_the_readme_stays_short():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         clones = [line for line in page.read_text(encoding="utf-8").splitlines() if "git clone" in line]
         assert all("git clone --depth 1" in line for line in clones), page
+
+
+def test_the_registry_finds_what_it_shows():
+    """Its limits: an icon of at most 400 pixels a side, a banner of 21 to 9; no address that we do not have."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    comfy, meta = project["tool"]["comfy"], project["project"]
+    with Image.open(ROOT / comfy["Icon"]) as icon, Image.open(ROOT / comfy["Banner"]) as banner:
+        assert icon.width == icon.height <= 400
+        assert banner.width * 9 == banner.height * 21
+    assert comfy["PublisherId"] and comfy["DisplayName"] and "comfyui" not in meta["name"].lower()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", meta["version"])
+    known = " ".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    assert all(url in known for url in meta["urls"].values())
+
+
+def test_what_is_optional_is_not_installed():
+    """facexlib is used where it is there; its folder of the lock is the tests' alone."""
+    assert "facexlib" not in (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    assert "facexlib" in (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
