@@ -15,8 +15,15 @@ from pathlib import Path
 
 if __package__:
     from . import environment
-else:
-    import environment  # started as a file: its folder is the first on the path
+else:  # started or loaded as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    import environment
+
+    sys.path.pop(0)
+
+load_pack, find_comfyui = environment.load_pack, environment.find_comfyui
+environment_folder, python_of = environment.environment_folder, environment.python_of
+"""For scripts outside of this repository that load this file: what they need to start a ComfyUI with the pack."""
 
 COMMANDS = {
     "bench": {
@@ -27,6 +34,7 @@ COMMANDS = {
         "matrix": "lab.bench.matrix",
         "overhead": "lab.bench.overhead",
         "photographs": "lab.bench.photographs",
+        "presence": "lab.bench.presence",
         "soak": "lab.bench.soak",
         "spf": "lab.bench.spf",
         "sweeps": "lab.bench.sweeps",

@@ -20,6 +20,16 @@ BlockKey = tuple[str, int, int]
 """("input" | "middle" | "output", block, transformer block inside it), as ComfyUI keys attention patches."""
 
 
+MERGED = (
+    "The attention layers that show where the face is could not be read, because another node merges or drops their "
+    "tokens; bypass that node (token merging, HyperTile) or give RB-Guidance a face_reference and a mask."
+)
+REPLACED = (
+    "Another node's regions (attention couple) take the place of the sampler's prompt, so its word for the person is "
+    "never read; connect the conditioning of the person's region to the sampler's positive input too."
+)
+
+
 @dataclass(frozen=True)
 class AttentionSites:
     """Which transformer blocks give the maps: cross-attention keys and self-attention keys."""
@@ -52,18 +62,8 @@ class Recording:
         column: m, of all the batch or one a row of it. Conditionings of unequal length are padded by repetition, so the
         columns m, m + token_count, … are summed.
         """
-        if not self.cross and self.replaced:
-            raise ValueError(
-                "Another node's regions (attention couple) take the place of the sampler's prompt, so its word for the "
-                "person is never read; connect the conditioning of the person's region to the sampler's positive input "
-                "too."
-            )
-        if not self.cross or not self.self_:
-            raise ValueError(
-                "The attention layers that show where the face is could not be read, because another node merges or "
-                "drops their tokens; bypass that node (token merging, HyperTile) or give RB-Guidance a face_reference "
-                "and a mask."
-            )
+        if not self.cross:
+            raise ValueError(REPLACED if self.replaced else MERGED)
         maps = []
         for key, (q, k, heads) in self.cross.items():
             wanted = torch.as_tensor(column, device=k.device).view(-1, 1, 1, 1)
@@ -82,12 +82,19 @@ class Recording:
         """[B, h w, D] of each cross-attention layer: its q, all heads side by side."""
         return {key: q for key, (q, _, _) in self.cross.items()}
 
+    def spread(self, column: int | Sequence[int], token_count: int) -> torch.Tensor:
+        """A_s . A_c of a token, [B, h, w], in even shares of the attention: 1 is what each token would have if all had
+        the same, so that a longer prompt makes no word weaker."""
+        return self.smooth(self.token_map(column, token_count)) * token_count
+
     def smooth(self, maps: torch.Tensor) -> torch.Tensor:
         """A_s . maps: [B, h, w] to the self-attention's own [B, h', w'], mean over layers and heads.
 
         Attention with the map as its value is the matrix-vector product, without the matrix. The value is as wide as
         the query: Metal's attention takes it for granted.
         """
+        if not self.self_:
+            raise ValueError(MERGED)
         smoothed = []
         for key, (q, k, heads) in self.self_.items():
             size = self.sizes[key]

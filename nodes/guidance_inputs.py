@@ -77,10 +77,14 @@ GUIDED_PASS = Parameter("guided_pass", "COMBO", DEFAULT.guided_pass, options=get
 EVERY = Parameter("every", "INT", DEFAULT.every, 1, 10, optional=True, advanced=True,
     meaning="Compute the gradient at every so many noise levels (for most samplers: steps) and hold it in between. 2 "
     "nearly halves the time that guidance takes; 1 is the paper's way, which mode literal uses.")
+PRESENCE = Parameter("presence", "FLOAT", DEFAULT.presence, 0.0, 10.0, 0.05, label="face presence", optional=True,
+    advanced=True, meaning="How prominent the subject's word must be in the model's attention, against the photograph. "
+    "Below that the person is not in the picture and nothing is guided (a tile of background, a hand). Lower it when a "
+    "face stays unguided. 0 finds a face in any picture, as Eq. 6 is printed; mode literal uses 0.")
 GUIDANCE = (
     STRENGTH, START_PERCENT, END_PERCENT, CURVE, MODE, P, U, T0, GAMMA, ALPHA, BETA, REFINEMENT, REDUCTION, GAIN,
     CLIP_GRADIENT, SIGMA_SCALE, BACKGROUND_MASKING, FEATURE_BLOCK, ENSEMBLE, REFERENCE_SEED, CHECKPOINTING)
-COST = (GUIDED_PASS, EVERY)
+COST = (GUIDED_PASS, EVERY, PRESENCE)
 # fmt: on
 
 

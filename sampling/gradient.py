@@ -15,6 +15,7 @@ from ..guidance.omniportrait.mask import resize_mask
 from ..guidance.omniportrait.match import most_alike, similarity
 from ..guidance.omniportrait.settings import Settings
 from .conditionings import Carrier
+from .reference import Reference
 from .rows import Rows, face_maps, failure
 
 NOT_SAMPLED = "the noise mask lets nothing of the face be sampled"
@@ -59,6 +60,12 @@ class CallGradient:
         """Whether somebody was guided in every picture."""
         return len(self.guided) == len(self.mask)
 
+    @property
+    def empty(self) -> bool:
+        """Whether everybody was looked for in every picture and nobody found."""
+        looked = bool(self.reasons) and all(number is not None for number, _ in self.reasons) and all(self.present)
+        return looked and not self.found.any()
+
     def finished(self) -> CallGradient:
         """The same without NaN: zeros for pictures whose gradient is not finite."""
         gradient, finite = finite_pictures(self.gradient)
@@ -97,21 +104,21 @@ def add_people(
     total: CallGradient,
     carrier: Carrier,
     rows: Rows,
-    references: list[list[torch.Tensor]],
+    references: list[Reference],
     c_in: torch.Tensor,
     settings: Settings,
 ) -> None:
     """Add the people of one conditioning, weighted as ComfyUI weights its rows' prediction.
 
-    references: for each person [N, C] points of the face in each photograph, of which the most alike counts. c_in:
+    references: of each person; of several photographs the most alike counts. c_in:
     [B, 1, 1, 1], what ComfyUI multiplies x by before the network, so that the gradient is that of z_t.
     """
-    _, masks = face_maps(rows, carrier.people, settings)
+    _, masks = face_maps(rows, carrier.people, settings, [reference.height for reference in references])
     latent_size, feature_size = tuple(rows.x.shape[-2:]), tuple(rows.features.shape[-2:])
     everywhere = not settings.background_masking
     rows.window(total.found).logical_or_(resize_mask(masks.any(dim=0), latent_size)[:, None])
     gradient = torch.zeros_like(rows.x)
-    for k, (person, photographs) in enumerate(zip(carrier.people, references, strict=True)):
+    for k, (person, (photographs, _)) in enumerate(zip(carrier.people, references, strict=True)):
         if not photographs:
             total.reasons.extend((b, NO_LATENT) for b in range(len(rows.x)))
             continue

@@ -13,7 +13,7 @@ from ..guidance.omniportrait.settings import Settings
 from .conditionings import Carrier
 from .people import Person
 from .recorder import Recorded
-from .reference import References
+from .reference import Reference, References
 from .rows import Rows, run_rows
 
 
@@ -58,14 +58,13 @@ class Passes:
 
     def run(
         self, carrier: Carrier, recorded: Recorded, x: torch.Tensor, sigma: torch.Tensor
-    ) -> tuple[Rows, list[list[torch.Tensor]]]:
-        """One conditioning's rows, unless ComfyUI's own call has run them, and for each of its people the points [N, C]
-        of each photograph; none where the VAE made no finite latent."""
+    ) -> tuple[Rows, list[Reference]]:
+        """One conditioning's rows, unless ComfyUI's own call has run them, and the references of its people."""
         if self._hooked:  # put this one's weights in place and look again
             self.family.base.current_patcher.apply_hooks(hooks=carrier.cond.get("hooks"))
             self.close()
         twin = self._open(x)
-        references = [self._references.points(twin, person, x.device) for person in carrier.people]
+        references = [self._references.of(twin, person, x.device) for person in carrier.people]
         rows = self.shared.pop(carrier.cond["uuid"], None)
         return rows or run_rows(twin, self.block, carrier.part, recorded, x.shape[-2:], sigma), references
 

@@ -8,6 +8,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import uuid4
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from ..backbone.attention import private_options, record_attention
 from ..backbone.family import LATENT_SCALE
 from ..backbone.private import PrivateTwin
-from ..guidance.omniportrait.mask import cover, min_max, refine, resize_mask, threshold
+from ..guidance.omniportrait.mask import cover, known_height, min_max, refine, resize_mask, threshold
 from ..guidance.omniportrait.settings import Settings
 from ..models.faces import FaceReference
 from .people import Person
@@ -31,14 +32,23 @@ _cache: OrderedDict[tuple, ReferenceFeatures] = OrderedDict()
 @dataclass(frozen=True, eq=False)
 class ReferenceFeatures:
     """features: [C, h, w] float32 on the CPU, mean over the noises. mask: boolean [h, w], M_ref at the features'
-    size."""
+    size. height: of the subject's word in the attention (mask.known_height)."""
 
     features: torch.Tensor
     mask: torch.Tensor
+    height: float = 0.0
 
     def points(self, device: torch.device) -> torch.Tensor:
         """[N, C] features inside the face."""
         return self.features.permute(1, 2, 0)[self.mask].to(device)
+
+
+class Reference(NamedTuple):
+    """What guidance takes from a person's photographs. points: [N, C] features inside the face, of each.
+    height: the photographs' mean (ReferenceFeatures)."""
+
+    points: list[torch.Tensor]
+    height: float
 
 
 class References:
@@ -61,7 +71,7 @@ class References:
         self._keys: dict[Person, dict[tuple, FaceReference]] = {}
         self._latents: dict[tuple, torch.Tensor] = {}
         self._features: dict[tuple, ReferenceFeatures] = {}
-        self._points: dict[Person, list[torch.Tensor]] = {}
+        self._references: dict[Person, Reference] = {}
         cells = max(min(noise.shape[-2:]) // CELLS * CELLS, CELLS)
         for person in people:
             self._keys[person] = {
@@ -75,12 +85,15 @@ class References:
                 elif key not in self._latents:
                     self._latents[key] = encode_reference(vae, face, cells * LATENT_SCALE, noise.shape[1])
 
-    def points(self, twin: PrivateTwin, person: Person, device: torch.device) -> list[torch.Tensor]:
-        """[N, C] features inside the face, for each photograph of a person of which the VAE made a finite latent."""
-        if person not in self._points:
+    def of(self, twin: PrivateTwin, person: Person, device: torch.device) -> Reference:
+        """A person's reference, of the photographs of which the VAE made a finite latent."""
+        if person not in self._references:
             made = [self._made(twin, person, key, device) for key in self._keys[person]]
-            self._points[person] = [features.points(device) for features in made if features is not None]
-        return self._points[person]
+            known = [features for features in made if features is not None]
+            points = [features.points(device) for features in known]
+            height = sum(features.height for features in known) / max(len(known), 1)
+            self._references[person] = Reference(points, height)
+        return self._references[person]
 
     def _made(self, twin: PrivateTwin, person: Person, key: tuple, device: torch.device) -> ReferenceFeatures | None:
         if key not in self._features:
@@ -223,18 +236,20 @@ def compute(
     arguments = reference_arguments(base, person.conditioning, latent)
     latent = base.process_latent_in(latent.clone()).float()
     sigmas = torch.full((1,), sigma, device=latent.device)
-    features, maps = 0.0, 0.0
+    features, maps, known = 0.0, 0.0, 0.0
     with torch.no_grad():
         for i in range(s.ensemble):
             generator = torch.Generator().manual_seed(s.reference_seed + i)
             noise = torch.randn(latent.shape, generator=generator).to(latent)
             x = base.model_sampling.noise_scaling(sigmas.view(-1, 1, 1, 1), noise, latent.clone())
             options, recording = private_options(call_options(sigmas)), None
-            if face.mask is None and person.token is not None:
+            if person.token is not None:
                 recording = record_attention(options, twin.family.sites(block, tuple(x.shape[-2:])))
             features = features + twin.tap(block, x, sigmas, arguments, options).features.float() / s.ensemble
             if recording is not None:
-                token_map = recording.token_map(person.token, arguments["c_crossattn"].shape[1])
+                tokens = arguments["c_crossattn"].shape[1]
+                known += float(known_height(recording.spread(person.token, tokens))) / s.ensemble
+                token_map = recording.token_map(person.token, tokens)
                 maps = maps + refine(token_map, recording.smooth, s.alpha, s.gamma, s.refinement)
     size = tuple(features.shape[-2:])
     if face.mask is not None:
@@ -248,4 +263,4 @@ def compute(
             "The reference's face mask is empty at the model's resolution; connect a mask to Face Reference, lower "
             "its crop factor, or choose another mask source."
         )
-    return ReferenceFeatures(features[0].cpu(), mask)
+    return ReferenceFeatures(features[0].cpu(), mask, known)

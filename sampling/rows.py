@@ -4,14 +4,14 @@ masks."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..backbone.attention import Recording, record_attention
 from ..backbone.private import PrivateTwin
-from ..guidance.omniportrait.mask import cover, disjoint, min_max, refine, shrink, threshold
+from ..guidance.omniportrait.mask import cover, disjoint, min_max, prominence, refine, shrink, threshold
 from ..guidance.omniportrait.settings import Settings
 from .people import Person
 from .recorder import Recorded
@@ -77,27 +77,24 @@ def run_rows(
     return Rows(leaf, tuple(canvas), part.area, features, denoised, recording, tokens, twin.guard)
 
 
-def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
+def face_maps(
+    rows: Rows, people: tuple[Person, ...], settings: Settings, references: Sequence[float] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Eq. 6 for each person: refined maps and M_gen, float and boolean [K, B, h, w] at the self-attention's size, CPU.
 
-    People are kept apart by argmax; a region limits its person. A mask given by hand is taken as it is. The maps go to
-    the CPU, where parts are labelled, all at once: each such way waits for the GPU.
+    People are kept apart by argmax; a region limits its person. A mask given by hand is taken as it is. references: of
+    each person the height on the own photographs; who is not in the picture gets an empty mask. The maps go to the
+    CPU, where parts are labelled, all at once: each such way waits for the GPU.
     """
-    s = settings
-    found = [
-        refine(
-            rows.recording.token_map(person.record.token_index, rows.tokens),
-            rows.recording.smooth,
-            s.alpha,
-            s.gamma,
-            s.refinement,
-        )
-        for person in people
-        if person.record is not None
-    ]
+    s, recording = settings, rows.recording
+    columns = [person.record.token_index for person in people if person.record is not None]
+    maps_of = [recording.token_map(column, rows.tokens) for column in columns]
+    found = [refine(each, recording.smooth, s.alpha, s.gamma, s.refinement) for each in maps_of]
     attended = iter(torch.stack(found).cpu() if found else ())
+    asked = s.presence > 0 and any(references)
+    spread = iter([recording.spread(column, rows.tokens).cpu() for column in columns] if asked else ())
     refined, masks = [], []
-    for person in people:
+    for k, person in enumerate(people):
         bound = None if person.mask is None else rows.window(shrink(person.mask.cpu(), rows.canvas))
         if person.record is None:
             mask = cover(bound, tuple(rows.features.shape[-2:])).expand(len(rows.x), -1, -1)
@@ -108,7 +105,10 @@ def face_maps(rows: Rows, people: tuple[Person, ...], settings: Settings) -> tup
         if bound is not None:
             maps = min_max(maps * cover(bound, tuple(maps.shape[-2:])))
         refined.append(maps)
-        masks.append(threshold(maps, s.beta))
+        mask = threshold(maps, s.beta)
+        if asked:
+            mask = mask & (prominence(next(spread)) >= s.presence * references[k]).view(-1, 1, 1)
+        masks.append(mask)
     stacked = torch.stack(refined)
     return stacked, disjoint(stacked, torch.stack(masks))
 

@@ -24,7 +24,7 @@ from ..guidance.omniportrait.guide import (
     step,
     weight_at,
 )
-from ..guidance.omniportrait.settings import Settings
+from ..guidance.omniportrait.settings import SETTLED, Settings
 from .conditionings import Lists, ambiguous, applies, carriers, lists_with_people
 from .gradient import CallGradient, add_people, finite_pictures
 from .held import HeldGradient
@@ -46,6 +46,9 @@ def predict_noise(
     if session is None or not session.arrive(float(sigma[0])):
         return executor(x, sigma, model_options or {}, *args, **kwargs)
     session.sampled = session.noise_mask.sampled(sigma, model_options)
+    if session.nobody:
+        session.leave_out(x.shape)
+        return executor(x, sigma, model_options, *args, **kwargs)
     with session.predicting(executor.class_obj.conds, x, sigma):
         denoised = executor(x, sigma, model_options, *args, **kwargs)
     return session.guide(x, sigma, denoised)
@@ -66,6 +69,8 @@ class Session:
         self.noise_mask = noise_mask
         self.sampled: torch.Tensor | None = None
         """Of the call at hand: boolean [B, 1, H, W], CPU; None where all of the picture is sampled."""
+        self.nobody: list[str] = []
+        """Why nobody is in the pictures, once they are settled: no later call looks again."""
         self.people = assign_people(guider.conds, by_hand)
         self.recorder = Recorder({uuid for _, uuid in self.people})
         self._settings = settings
@@ -94,6 +99,8 @@ class Session:
         """ComfyUI asks for a prediction at sigma. Whether the method is on there."""
         self._sigma = sigma
         t = self._clock.t(sigma)
+        if t > SETTLED:
+            self.nobody = []
         inside = in_window(t, self._settings.u)
         self._weight = weight_at(t, *self._window, self._settings.curve) if inside else 0.0
         self._held.arrive(sigma, self._weight > 0)
@@ -125,6 +132,8 @@ class Session:
                 if gradient is not None and held is not None:
                     gradient = gradient.keeping(held)
             self._held.keep(gradient)
+            if gradient is not None and gradient.empty and self._clock.t(self._sigma) <= SETTLED:
+                self.nobody = [reason for _, reason in gradient.reasons]
             if gradient is None:
                 self._notes.unguided(self._sigma, x.shape, "memory ran out, even with checkpointing")
                 return denoised
@@ -139,10 +148,14 @@ class Session:
             self._notes.guided(self._sigma, gradient, share.nanmean(), (gradient.finite & finite).all(), effect.any())
             return step(plain, sigma, g)
 
+    def leave_out(self, shape: torch.Size) -> None:
+        """Note a call that is not looked at, for the reasons of the last one that was."""
+        self._notes.unguided(self._sigma, shape, *self.nobody)
+
     def _fresh(self, x: torch.Tensor, sigma: torch.Tensor) -> CallGradient | None:
         """The gradient of the call at hand, over all conditionings that carry people. Tried again as its errors ask for
         (backbone/conditions.py); None where memory runs out twice. Other errors are raised."""
-        ran_out = False
+        ran_out, settings = False, self._settings.at(self._clock.t(self._sigma))
         while True:
             try:
                 total = CallGradient.nothing(x, self._present(), self.sampled)
@@ -156,7 +169,7 @@ class Session:
                     else:
                         # No name for the rows here: it would hold a failed pass while the next one runs.
                         c_in = self._passes.c_in(sigma)
-                        add_people(total, carrier, *self._passes.run(carrier, recorded, x, sigma), c_in, self._settings)
+                        add_people(total, carrier, *self._passes.run(carrier, recorded, x, sigma), c_in, settings)
                 return total.finished()
             except RuntimeError as error:
                 lacking = self._passes.answer(error)

@@ -24,13 +24,15 @@ from .rows import face_maps, run_rows
 
 
 class FaceSearch:
-    """One look at one latent. maps, masks: [K, B, h, w] per person, on the latent's grid, after the call."""
+    """One look at one latent, after the call. maps, masks: [B, h, w] per person, on the latent's grid. spread:
+    [B, h', w'] per person, at the self-attention's size (`Recording.spread`)."""
 
     def __init__(self, guider: object, family: Family, settings: Settings) -> None:
         self.people = assign_people(guider.conds, None)
         self.recorder = Recorder({uuid for _, uuid in self.people})
         self.maps: list[torch.Tensor] = []
         self.masks: list[torch.Tensor] = []
+        self.spread: list[torch.Tensor] = []
         self._family, self._settings = family, settings
 
     def __deepcopy__(self, memo: dict) -> FaceSearch:
@@ -52,6 +54,8 @@ class FaceSearch:
                 # One call, so what a plain view of every foreign tensor costs is no matter.
                 with contextlib.closing(PrivateTwin(self._family, x.device, Conditions(plain=True))) as twin:
                     rows = run_rows(twin, block, carrier.part, recorded, x.shape[-2:], sigma)
+                tokens = (person.record.token_index for person in carrier.people)
+                self.spread += [rows.recording.spread(token, rows.tokens).cpu() for token in tokens]
                 for map_, mask in zip(*face_maps(rows, carrier.people, self._settings), strict=True):
                     size, canvas = tuple(rows.x.shape[-2:]), torch.zeros(x[:, 0].shape)
                     self.maps.append(canvas)
@@ -70,7 +74,15 @@ def find_faces(
     model: object, conditioning: list, latent: torch.Tensor, seed: int, sigma: float, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Refined maps in 0..1 and masks, both float [K, B, h, w] on the latent's grid, CPU; K people in the order of their
-    records.
+    records. Raises: ValueError as `search_faces`."""
+    found = search_faces(model, conditioning, latent, seed, sigma, settings)
+    return torch.stack(found.maps), torch.stack(found.masks)
+
+
+def search_faces(
+    model: object, conditioning: list, latent: torch.Tensor, seed: int, sigma: float, settings: Settings
+) -> FaceSearch:
+    """The search after its one call.
 
     latent: [B, C, h, w] samples as in a LATENT. It is noised to sigma with the seed's noise before the call.
     Raises: ValueError without an identity record, for other model families, and when the call did not reach the
@@ -143,4 +155,4 @@ def find_faces(
             "The model was not asked about the conditioning at this point of the sampling, because its timestep range "
             "ends before; choose another percent or sigma."
         )
-    return torch.stack(found[0].maps), torch.stack(found[0].masks)
+    return found[0]

@@ -106,10 +106,10 @@ class Notes:
         similarities = [each for _, each in gradient.similarities]
         self._unread.append((sigma, similarities, share, finite, effect, gradient.mask[0, 0], gradient.found[0, 0]))
 
-    def unguided(self, sigma: float, shape: torch.Size, reason: str) -> None:
+    def unguided(self, sigma: float, shape: torch.Size, *reasons: str) -> None:
         """A call for a latent of this shape [B, C, H, W] that could not be guided at all."""
         nothing = CallGradient.nothing(torch.zeros(shape), [])  # on the CPU: the device may have no memory left
-        nothing.reasons.append((None, reason))
+        nothing.reasons.extend((None, reason) for reason in reasons)
         self.guided(sigma, nothing, torch.tensor(0.0), torch.tensor(True), torch.tensor(False))
 
     def read(self, clock: Clock) -> Trace:

@@ -15,6 +15,13 @@ GuidedPass = Literal["full", "shared"]
 """`full`: a pass of its own beside ComfyUI's call, which stays bit-equal. `shared`: in ComfyUI's call, equal up to
 rounding."""
 
+PRESENCE = 1.4
+PRESENCE_FROM = 600.0
+"""Timestep from which on presence is asked for. Both were measured on the embedded model (docs/results/presence.md)."""
+SETTLED = 300.0
+"""Timestep from which on nobody appears any more: a picture without the person is not looked at again, so that a tile
+of background costs one pass."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -30,6 +37,8 @@ class Settings:
     block: output block whose result is the feature; -1 chooses by the model. ensemble: noises averaged for the
     reference. reference_seed: seed of those noises. checkpointing: auto, on or off. every: the gradient is made at
     every so many sigmas and held in between; 1 is the paper's way. guided_pass: where the rows with a gradient run.
+    presence: how prominent the subject's word must be in the attention (mask.prominence), in heights on the person's
+    photographs, or the person is not in the picture; 0 is Eq. 6 as printed, which finds a face anywhere.
     """
 
     strength: float = 1.0
@@ -54,6 +63,7 @@ class Settings:
     checkpointing: Checkpointing = "auto"
     every: int = 2
     guided_pass: GuidedPass = "full"
+    presence: float = PRESENCE
 
     def __post_init__(self) -> None:
         """ComfyUI 0.3.75 lets any text through where a V3 node offers a choice. Raises: ValueError with the choices."""
@@ -70,12 +80,16 @@ class Settings:
         """Nothing to add at any step."""
         return self.strength == 0 or self.u == 0 or self.end_percent <= self.start_percent
 
+    def at(self, t: float) -> Settings:
+        """The settings of a timestep: where noise hides who is there, nobody is declared absent."""
+        return self if t <= PRESENCE_FROM else replace(self, presence=0.0)
+
     def in_mode(self, mode: Mode) -> Settings:
         """`literal` is the paper's equations as printed: the sum, no factor, no cap, no sigma scale, a gradient at
-        every step. `calibrated` leaves the inputs be."""
+        every step, a mask in any picture. `calibrated` leaves the inputs be."""
         _check("mode", mode, Mode)
         if mode == "literal":
-            return replace(self, reduction="sum", gain=1.0, clip=0.0, sigma_scale=False, every=1)
+            return replace(self, reduction="sum", gain=1.0, clip=0.0, sigma_scale=False, every=1, presence=0.0)
         return self
 
 

@@ -147,11 +147,17 @@ def test_unknown_choices_are_refused_with_the_choices(choice):
         Settings(**choice)
 
 
+def test_nobody_is_absent_where_noise_hides_them():
+    assert Settings(presence=0.4).at(600.0).presence == Settings(presence=0.4).at(0.0).presence == 0.4
+    assert Settings(presence=0.4).at(601.0) == Settings(presence=0.0)
+
+
 def test_literal_mode_is_the_printed_equations():
     """Sum, no gain, no clip, no sqrt(1 - abar), a gradient of its own at every step; everything else as set."""
     literal = Settings(every=3, p=3.0, gain=99.0, clip=0.2, sigma_scale=True).in_mode("literal")
     assert (literal.reduction, literal.gain, literal.clip) == ("sum", 1.0, 0.0)
     assert (literal.sigma_scale, literal.every, literal.p) == (False, 1, 3.0)
+    assert literal.presence == 0 < Settings().presence
     assert Settings(gain=99.0).in_mode("calibrated") == Settings(gain=99.0)
     with pytest.raises(ValueError, match="calibrated or literal"):
         Settings().in_mode("strong")

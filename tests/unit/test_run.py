@@ -130,8 +130,14 @@ def test_no_parser_of_ours_guesses_options():
                     given = {word.arg: ast.unparse(word.value) for word in call.keywords}
                     assert given.get("allow_abbrev") == "False" or None in given, f"{file}:{call.lineno}"
     assert found > 10
-    for words in (["demo", "--see", "3"], ["serve", "--po", "1"], ["test", "--comfy", "x"], ["bench", "--pyth", "x"]):
-        assert [*run.parse(words)[1], run.parse(words)[0].comfyui] == [*words[1:], None]
+    for words in (
+        ["demo", "--see", "3"],
+        ["serve", "--po", "1"],
+        ["test", "--comfy", "x"],
+        ["bench", "soak", "--pyth"],
+    ):
+        options, rest = run.parse(words)
+        assert (rest, options.comfyui) == ([word for word in words[1:] if word != "soak"], None)
 
 
 @pytest.fixture
