@@ -19,6 +19,8 @@ from ...sampling.record import RECORDS_KEY, IdentityRecord
 from ...training.random_weights import NARROW, UNETS
 
 TOKENS = 77
+STEPS = 3
+"""Of which the last two are in the default window."""
 
 SD15, SDXL = NARROW["sd15"], NARROW["sdxl"]
 SD15_FULL, SDXL_FULL = UNETS["sd15"], UNETS["sdxl"]
@@ -163,7 +165,7 @@ def sample(
     *,
     negative=None,
     seed: int = 3,
-    steps: int = 4,
+    steps: int = STEPS,
     cfg: float = 7.5,
     sampler: str = "euler",
     scheduler: str = "normal",

@@ -165,23 +165,27 @@ def test_retinaface_gets_bgr_pixels_and_its_rows_become_faces(monkeypatch):
 
 @pytest.mark.parametrize("name", facexlib_backend.PARSING_FILES)
 def test_parsing_marks_the_labels_of_the_face(facexlib_folder, name):
-    """The network is made to answer one label everywhere: skin, hair, background, nose."""
+    """The network is made to answer four labels, each in a quarter: skin, hair, background, nose."""
     save_random(facexlib_folder, name)
     kind = facexlib_backend.PARSING_FILES[name]
     parser = facexlib_backend.load_parser([facexlib_folder])
-    answers = {"bisenet": {1: 1.0, 17: 0.0, 0: 0.0, 10: 1.0}, "parsenet": {1: 1.0, 13: 0.0, 0: 0.0, 2: 1.0}}[kind]
-    crop = torch.rand(3, 300, 300, generator=torch.Generator().manual_seed(2))
-    for label, expected in answers.items():
+    skin, hair, background, nose = {"bisenet": (1, 17, 0, 10), "parsenet": (1, 13, 0, 2)}[kind]
 
-        def answer(module, args, output, label=label):
-            scores = torch.zeros_like(output[0])
-            scores[:, label] = 1
-            return (scores, *output[1:])
+    def answer(module, args, output):
+        scores = torch.zeros_like(output[0])
+        middle = scores.shape[-1] // 2
+        for place, label in enumerate((skin, hair, background, nose)):
+            rows, columns = (slice(middle * k, middle * (k + 1)) for k in divmod(place, 2))
+            scores[:, label, rows, columns] = 1
+        return (scores, *output[1:])
 
-        hook = parser._network.register_forward_hook(answer)
-        mask = parser.parse(crop)
-        hook.remove()
-        assert mask.shape == (300, 300) and bool(((mask - expected).abs() < 1e-6).all())
+    parser._network.register_forward_hook(answer)
+    mask = parser.parse(torch.rand(3, 300, 300, generator=torch.Generator().manual_seed(2)))
+    expected = torch.zeros(300, 300)
+    expected[:150, :150] = expected[150:, 150:] = 1
+    differs = (mask - expected).abs() > 1e-6
+    differs[148:152] = differs[:, 148:152] = False  # where two quarters meet the mask is blended
+    assert mask.shape == (300, 300) and not differs.any()
 
 
 def test_the_parser_s_mask_is_used_with_the_built_in_detector(node, astronaut, facexlib_folder):

@@ -13,8 +13,10 @@ from omniportrait.backbone.private import PrivateTwin
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guide, guided
 from omniportrait.sampling import reference as features
+from parameters import in_turn
 
 INTERRUPTED = comfy.model_management.InterruptProcessingException
+EACH = in_turn(family=["sd15", "sdxl"], every=[1, 2])
 
 
 def warnings(caplog) -> list[str]:
@@ -29,7 +31,7 @@ def assert_unguided(picture, plain, trace, reason, caplog) -> None:
     assert f"unguided {len(trace.steps)} times because {reason}" in line
 
 
-@pytest.mark.parametrize("step", [0, 2])
+@in_turn(family=["sd15", "sdxl"], step=[2, 0])
 def test_interrupt_between_steps(family, vae, step):
     """The user's cancel, as ComfyUI's progress callback raises it, before and after the first guided step."""
     positive = small.annotated(family)
@@ -53,8 +55,7 @@ def test_interrupt_between_steps(family, vae, step):
     assert torch.equal(small.sample(patched, positive), expected)
 
 
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
-@pytest.mark.parametrize("when", ["forward", "backward"])
+@in_turn(when=["forward", "backward"], checkpointing=["off", "on"])
 def test_interrupt_inside_the_private_pass(sd15, vae, when, checkpointing):
     """Raised by a patch while the private pass, and only it, runs: on its way there, or by autograd on the way back."""
     armed = []
@@ -106,8 +107,7 @@ def poison(monkeypatch, value=float("nan")):
     monkeypatch.setattr(features, "compute", compute)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("every", [1, 2])
+@in_turn(family=["sd15", "sdxl"], every=[1, 2], value=[float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite(family, vae, monkeypatch, caplog, value, every):
     poison(monkeypatch, value)
     positive = small.annotated(family)
@@ -116,8 +116,7 @@ def test_a_gradient_that_is_not_finite(family, vae, monkeypatch, caplog, value, 
     assert_unguided(picture, plain, trace, "the gradient was not finite", caplog)
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_a_model_whose_backward_is_not_finite_for_one_picture(sd15, vae, caplog, every):
+def test_a_model_whose_backward_is_not_finite_for_one_picture(sd15, vae, caplog):
     """Of a batch of two, the other picture is guided as ever."""
     broken = []
 
@@ -135,11 +134,11 @@ def test_a_model_whose_backward_is_not_finite_for_one_picture(sd15, vae, caplog,
     model, positive = sd15.clone(), small.annotated(sd15)
     model.set_model_attn2_patch(lambda q, k, v, extra: (Break.apply(q) if torch.is_grad_enabled() else q, k, v))
     plain = small.sample(model, positive, batch=2)
-    both, trace = guided(model, vae, positive, batch=2, settings={"every": every})
+    both, trace = guided(model, vae, positive, batch=2, settings={"every": 2})
     assert_guided(trace)
     caplog.clear()
     broken.append(1)
-    picture, trace = guided(model, vae, positive, batch=2, settings={"every": every})
+    picture, trace = guided(model, vae, positive, batch=2, settings={"every": 2})
     assert trace.skipped == {"the gradient was not finite": len(trace.steps)}
     assert len(warnings(caplog)) == 1
     assert torch.equal(picture[1], plain[1])
@@ -147,7 +146,7 @@ def test_a_model_whose_backward_is_not_finite_for_one_picture(sd15, vae, caplog,
     torch.testing.assert_close(picture[0], both[0], rtol=1e-3, atol=1e-3 * float(both.abs().max()))
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@EACH
 def test_an_empty_mask(family, vae, caplog, every):
     """A region that is black everywhere: nobody to be found."""
     positive = small.annotated(family, region=torch.zeros(1, 128, 128))
@@ -157,17 +156,16 @@ def test_an_empty_mask(family, vae, caplog, every):
     assert not trace.mask.any()
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_a_mask_that_is_nearly_everything(sd15, vae, caplog, every):
+def test_a_mask_that_is_nearly_everything(sd15, vae, caplog):
     """A search that failed, not a face."""
     positive = small.annotated(sd15)
     plain = small.sample(sd15, positive)
-    picture, trace = guided(sd15, vae, positive, settings={"every": every, "beta": 0.0})
+    picture, trace = guided(sd15, vae, positive, settings={"every": 2, "beta": 0.0})
     assert_unguided(picture, plain, trace, "the mask of 'woman' covers over 60% of the picture", caplog)
     assert all(step.found.all() for step in trace.steps)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (16, 16), (16, 24), (32, 32)])
+@in_turn(family=["sd15", "sdxl"], size=[(8, 8), (16, 16), (16, 24), (32, 32)])
 def test_a_mask_of_one_cell(family, vae, size):
     """Only the map's highest point: it must reach the coarser features too, at whichever size the map was taken."""
     positive = small.annotated(family)
@@ -220,21 +218,20 @@ def opened(monkeypatch) -> list[bool]:
     return flags
 
 
-def test_out_of_memory_once(family, vae, monkeypatch):
+def test_out_of_memory_once(sdxl, vae, monkeypatch):
     """Tried again with checkpointing, which stays on for the run: the picture is that of a checkpointed one."""
-    positive = small.annotated(family)
-    expected, _ = guided(family, vae, positive, settings={"checkpointing": "on"})
-    before = footprint(family)
+    positive = small.annotated(sdxl)
+    expected, _ = guided(sdxl, vae, positive, settings={"checkpointing": "on"})
+    before = footprint(sdxl)
     attempts, flags = run_out(monkeypatch, 1), opened(monkeypatch)
-    picture, trace = guided(family, vae, positive)
+    picture, trace = guided(sdxl, vae, positive)
     assert_guided(trace)
     assert flags == [False, True] and len(attempts) == len(trace.steps) + 1
     assert torch.equal(picture, expected)
-    assert footprint(family) == before
+    assert footprint(sdxl) == before
 
 
-@pytest.mark.parametrize("guided_pass", ["full", "shared"])
-@pytest.mark.parametrize("error", OTHER_BACKENDS, ids=lambda error: type(error).__name__)
+@in_turn(error=OTHER_BACKENDS, guided_pass=["full", "shared"])
 def test_out_of_memory_in_another_backends_words(sd15, vae, monkeypatch, error, guided_pass):
     attempts = run_out(monkeypatch, 1, error)
     _, trace = guided(sd15, vae, small.annotated(sd15), settings={"guided_pass": guided_pass})
@@ -255,7 +252,7 @@ def test_a_cpus_memory_that_runs_out():
     assert out_of_memory(error.value)
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@EACH
 def test_out_of_memory_always(family, vae, monkeypatch, caplog, every):
     """The picture is finished without guidance, and the log says so."""
     positive = small.annotated(family)

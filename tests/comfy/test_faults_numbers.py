@@ -13,6 +13,7 @@ from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, fo
 from omniportrait.sampling import reference as features
 from omniportrait.sampling.gradient import NO_LATENT
 from omniportrait.sampling.people import ByHand
+from parameters import in_turn
 
 BAD = [float("nan"), float("inf")]
 
@@ -22,8 +23,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.nan_to_num(7.0, 8.0, 9.0), b.nan_to_num(7.0, 8.0, 9.0))
 
 
-@pytest.mark.parametrize("value, by_hand", [(BAD[0], False), (BAD[1], True)], ids=["NaN by token", "inf by hand"])
-@pytest.mark.parametrize("every", [1, 2])
+@in_turn(value=BAD, by_hand=[False, True], every=[2, 1])
 def test_a_latent_with_one_bad_number_is_as_without_us(sd15, vae, value, by_hand, every):
     """ComfyUI makes NaN of it; so do we, counted, and the other picture of the batch is guided as ever.
 
@@ -46,8 +46,7 @@ def test_a_latent_with_one_bad_number_is_as_without_us(sd15, vae, value, by_hand
     torch.testing.assert_close(picture[0], expected[0], rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("value", BAD)
-@pytest.mark.parametrize("every", [1, 2])
+@in_turn(value=BAD, every=[1, 2])
 def test_an_all_bad_latent_is_as_without_us(sd15, vae, value, every):
     positive = small.annotated(sd15)
     options = {"latent": torch.full((1, 4, 16, 16), value), "denoise": 0.5}
@@ -69,7 +68,7 @@ class BadVae:
         return latent.index_fill(1, torch.tensor([2]), self.value)
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@in_turn(family=["sd15", "sdxl"], every=[1, 2])
 def test_a_vae_that_overflows_on_the_reference(family, vae, caplog, every):
     """The picture is finished without guidance, the log names the VAE, and a good VAE guides again."""
     positive = small.annotated(family)

@@ -10,6 +10,7 @@ from omniportrait.lab.testbed import independent, small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guided
 from omniportrait.sampling import passes
 from omniportrait.sampling.shared_call import may_split
+from parameters import all_pairs
 
 SIGMA = 1.5
 
@@ -54,8 +55,7 @@ def spied(monkeypatch) -> list:
     return rows
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
+@all_pairs(family=["sd15", "sdxl"], batch=[1, 2], sampler=["euler", "heun"])
 def test_sharing_gives_the_full_passes_picture(family, vae, monkeypatch, sampler, batch):
     """The same up to rounding, with one pass a call, and nothing left behind."""
     positive, options = small.annotated(family), {"steps": 5, "sampler": sampler, "batch": batch, "scheduler": "karras"}

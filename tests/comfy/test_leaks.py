@@ -18,6 +18,7 @@ from omniportrait.lab.testbed.guiding import BETA, assert_guided, guided
 from omniportrait.sampling import passes
 from omniportrait.sampling.session import Session
 from omniportrait.sampling.single_call import FaceSearch, find_faces
+from parameters import all_pairs, in_turn
 
 INTERRUPTED = comfy.model_management.InterruptProcessingException
 
@@ -60,8 +61,7 @@ def left(monkeypatch):
     return names
 
 
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
-@pytest.mark.parametrize("guided_pass", ["full", "shared"])
+@in_turn(guided_pass=["full", "shared"], checkpointing=["on", "off"])
 def test_a_finished_run(sd15, vae, left, guided_pass, checkpointing):
     settings = {"guided_pass": guided_pass, "checkpointing": checkpointing}
     _, trace = guided(sd15, vae, small.annotated(sd15), settings=settings)
@@ -102,10 +102,12 @@ class Fail(torch.autograd.Function):
         raise ctx.kind("by the test")
 
 
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
-@pytest.mark.parametrize("when", ["forward", "backward"])
-@pytest.mark.parametrize("guided_pass", ["full", "shared"])
-@pytest.mark.parametrize("kind", [INTERRUPTED, RuntimeError], ids=["interrupted", "failed"])
+@all_pairs(
+    checkpointing=["off", "on"],
+    when=["forward", "backward"],
+    guided_pass=["full", "shared"],
+    kind=[INTERRUPTED, RuntimeError],
+)
 def test_a_run_that_ends_early(sd15, vae, left, kind, guided_pass, when, checkpointing):
     model, raised = sd15.clone(), False
     model.set_model_attn2_patch(

@@ -11,6 +11,7 @@ from omniportrait.lab.testbed.guiding import assert_effective, core, footprint
 from omniportrait.nodes.face_mask_from_attention import FaceMaskFromAttention
 from omniportrait.nodes.rb_guidance import RBGuidance
 from omniportrait.nodes.rb_guidance_ksampler import RBGuidanceKSampler
+from parameters import all_pairs, in_turn
 
 import nodes
 
@@ -42,8 +43,7 @@ def two(model) -> list:
     return [[tensor, options | {small.RECORDS_KEY: records}]]
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("refinement", ["outer", "inner"])
+@all_pairs(family=["sd15", "sdxl"], batch=[1, 2], refinement=["outer", "inner"])
 def test_mask_and_heat_map(family, batch, refinement):
     """A mask of zeros and ones and a picture of the map, both of the picture's size; the same again for the seed."""
     positive, where = small.annotated(family), latent(batch=batch)
@@ -73,7 +73,7 @@ def test_percent_is_a_sigma_of_the_model(sd15):
     assert torch.equal(by_percent[0], by_sigma[0]) and torch.equal(by_percent[1], by_sigma[1])
 
 
-@pytest.mark.parametrize("percent", [0.0, 1.0])
+@in_turn(family=["sd15", "sdxl"], percent=[0.0, 1.0])
 def test_both_ends_of_the_sampling(family, percent):
     """ComfyUI's own percents end at an infinite sigma and at 0."""
     mask, heat = find(family, small.annotated(family), percent=percent)
@@ -101,7 +101,7 @@ def test_each_person_and_everybody(sd15):
     assert torch.equal(everybody, torch.maximum(first, second))
 
 
-@pytest.mark.parametrize("top", [0, 64])
+@in_turn(family=["sd15", "sdxl"], top=[0, 64])
 def test_a_person_in_an_area_is_found_inside_it(family, top):
     """The rows cover the area only; their map goes back where the area is, and the rest stays dark."""
     area = {"width": 192, "height": 64, "x": 0, "y": top, "strength": 1.0}

@@ -7,10 +7,11 @@ import torch
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, guide
 from omniportrait.sampling import reference as features
+from parameters import in_turn
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("off", [{"strength": 0.0}, {"u": 0.0}], ids=["strength 0", "u 0"])
+@in_turn(family=["sd15", "sdxl"], off=[{"strength": 0.0}, {"u": 0.0}])
 def test_off_is_bit_equal(family, vae, off):
     """tests/lab/test_matrix.py has other samplers, schedulers and workflows."""
     positive = small.annotated(family)
@@ -46,7 +47,7 @@ def test_the_first_plain_run_after_a_guided_one(family, vae):
     assert torch.equal(small.sample(family, positive), small.sample(twin, small.annotated(twin)))
 
 
-@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde"])
+@in_turn(family=["sd15", "sdxl"], sampler=["euler_ancestral", "dpmpp_2m_sde"])
 def test_the_prompt_queued_again_is_bit_equal(family, vae, sampler):
     """The first run makes the reference features, the second takes them from the cache, the third makes them anew."""
     positive = small.annotated(family)
@@ -78,7 +79,7 @@ def _with_face(model, seed):
     return [[tensor, options | {small.RECORDS_KEY: (small.record(model, seed=seed),)}]]
 
 
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@in_turn(family=["sd15", "sdxl"], checkpointing=["off", "on"])
 def test_the_loaded_model_is_untouched(family, vae, checkpointing):
     positive = small.annotated(family)
     small.sample(family, positive)  # ComfyUI loads the model

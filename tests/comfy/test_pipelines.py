@@ -26,6 +26,7 @@ from omniportrait.sampling import passes
 from omniportrait.sampling import reference as features
 from omniportrait.sampling.people import ByHand
 from omniportrait.sampling.single_call import find_faces
+from parameters import in_turn
 
 import nodes
 
@@ -34,7 +35,7 @@ def start(seed: int = 4) -> torch.Tensor:
     return torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m_sde"])
+@in_turn(family=["sd15", "sdxl"], sampler=["euler", "dpmpp_2m_sde"])
 def test_inpainting_keeps_what_is_outside(family, vae, sampler):
     """At the last step ComfyUI puts the original back outside the mask, so both pictures are exactly that there."""
     mask = torch.zeros(1, 1, 128, 128)
@@ -50,7 +51,7 @@ def test_inpainting_keeps_what_is_outside(family, vae, sampler):
     torch.testing.assert_close(picture[0][:, outside], latent[0][:, outside])
 
 
-@pytest.mark.parametrize("denoise", [0.5, 0.2])
+@in_turn(family=["sd15", "sdxl"], denoise=[0.5, 0.2])
 def test_image_to_image(family, vae, denoise):
     """denoise 0.5 starts near the window's edge, 0.2 well inside it."""
     positive = small.annotated(family)
@@ -58,7 +59,7 @@ def test_image_to_image(family, vae, denoise):
     plain = small.sample(family, positive, **options)
     picture, trace = guided(family, vae, positive, **options)
     assert_effective(picture, plain)
-    assert_guided(trace, calls=4 if denoise == 0.2 else None)
+    assert_guided(trace, calls=small.STEPS if denoise == 0.2 else None)
 
 
 def advanced(model, positive, latent, first, last, steps=6):
@@ -97,7 +98,7 @@ def test_advanced_steps_split_in_two(family, vae):
     assert float((split - whole).abs().max()) < 0.05 * float((whole - plain).abs().max())
 
 
-def sampled_by(guider, seed=3, steps=4, model=None):
+def sampled_by(guider, seed=3, steps=small.STEPS, model=None):
     noise = core(custom.RandomNoise, noise_seed=seed)[0]
     sampler = core(custom.KSamplerSelect, sampler_name="euler")[0]
     sigmas = core(custom.BasicScheduler, model=model, scheduler="normal", steps=steps, denoise=1.0)[0]
@@ -129,8 +130,7 @@ def test_basic_guider(sd15, vae):
     assert_guided(traces[0])
 
 
-@pytest.mark.parametrize("style", ["regular", "nested"])
-@pytest.mark.parametrize("place", ["cond1", "cond2"])
+@in_turn(style=["regular", "nested"], place=["cond1", "cond2"])
 def test_dual_cfg_guider(sd15, vae, place, style):
     """Three conditionings in a call, and index 0 of the batch is not the positive: rows are found by uuid."""
     conds = {"cond1": small.conditioning(sd15, 7), "cond2": small.conditioning(sd15, 8), place: small.annotated(sd15)}

@@ -17,6 +17,7 @@ from omniportrait.lab.testbed.guiding import (
     guided,
     watched,
 )
+from parameters import in_turn
 
 
 @pytest.mark.parametrize("shape", ["sd20", "sdxl"])
@@ -74,8 +75,7 @@ def adapter(model, block, calls):
     return patched
 
 
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
-@pytest.mark.parametrize("block", [("input", 1), ("input", 2), ("input", 4), ("middle", 0)])
+@in_turn(block=[("input", 1), ("input", 2), ("input", 4), ("middle", 0)], checkpointing=["off", "on"])
 def test_ip_adapter_like_patch(sd15, vae, block, checkpointing):
     """It is called in the private pass too, on recorded and other blocks, though its tensors refuse autograd."""
     calls = []
@@ -181,8 +181,9 @@ def stretched_in_place(h):
     return h
 
 
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
-@pytest.mark.parametrize("place", ["input_block_patch", "output_block_patch", "middle_patch", "attn2_output_patch"])
+@in_turn(
+    place=["input_block_patch", "output_block_patch", "middle_patch", "attn2_output_patch"], checkpointing=["off", "on"]
+)
 def test_a_patch_that_writes_in_place_has_the_gradient_of_one_that_does_not(sd15, vae, place, checkpointing):
     """Between blocks and inside of those that checkpointing computes again. Four times the same step, for memory that
     is used again and again has once given another tensor back."""
@@ -266,16 +267,14 @@ def with_sage(model, kind, place):
     return model
 
 
-@pytest.mark.parametrize("guided_pass", ["full", "shared"])
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
 @pytest.mark.parametrize(
-    "kind, place",
+    "kind, place, checkpointing, guided_pass",
     [
-        ("attn1", ("input", 1)),
-        ("attn1", ("input", 4)),  # both are recorded for the maps, at their size
-        ("attn2", ("input", 1)),
-        ("attn2", ("output", 4)),
-        ("attn2_output_patch", ("middle", 0)),
+        ("attn1", ("input", 1), "off", "full"),
+        ("attn1", ("input", 4), "on", "full"),  # both are recorded for the maps, at their size
+        ("attn2", ("input", 1), "off", "shared"),
+        ("attn2", ("output", 4), "on", "shared"),
+        ("attn2_output_patch", ("middle", 0), "on", "full"),
     ],
 )
 def test_a_patch_that_cuts_the_gradient_is_named(sd15, vae, kind, place, checkpointing, guided_pass):
@@ -286,8 +285,7 @@ def test_a_patch_that_cuts_the_gradient_is_named(sd15, vae, kind, place, checkpo
         guided(model, vae, small.annotated(model), settings=settings)
 
 
-@pytest.mark.parametrize("guided_pass", ["full", "shared"])
-@pytest.mark.parametrize("kind", ["attn1", "attn2", "attn2_output_patch"])
+@in_turn(kind=["attn1", "attn2", "attn2_output_patch"], guided_pass=["full", "shared"])
 def test_a_patch_that_cuts_no_gradient_of_ours(sd15, vae, kind, guided_pass):
     """After the feature block nothing is asked of it."""
     model, positive = with_sage(sd15, kind, AFTER_THE_EXIT), small.annotated(sd15)

@@ -12,6 +12,7 @@ import torch
 from omniportrait.backbone.clock import stable_diffusion_sigmas
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, guided
+from parameters import in_turn
 
 SAMPLERS = ("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "heun", "ddim", "lcm", "uni_pc")
 SCHEDULERS = ("normal", "karras", "sgm_uniform")
@@ -37,8 +38,7 @@ def test_sdxl(sdxl, vae, sampler, scheduler):
     check(sdxl, vae, sampler=sampler, scheduler=scheduler)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("u", [0.3, 0.6, 1.0])
+@in_turn(scheduler=SCHEDULERS, u=[0.3, 0.6, 1.0])
 def test_guided_calls_are_those_at_or_below_u(sd15, vae, scheduler, u):
     """Eq. 11's window, counted independently: sigma of the call against that of t = 1000 u in the paper's schedule."""
     steps = 5

@@ -12,6 +12,7 @@ import pytest
 import torch
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import assert_effective, assert_guided, footprint, watched
+from parameters import all_pairs, in_turn
 
 DTYPES = {
     "ordinary tensors": ({"inference": False}, 1e-4),
@@ -27,8 +28,7 @@ TWO_CALLS = {"sigmas": torch.tensor([1.5, 0.5, 0.0]), "steps": 2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", DTYPES)
-@pytest.mark.parametrize("shape, checkpointing", [("sd15", "off"), ("sdxl", "on")])
+@in_turn(kind=list(DTYPES), shape=["sd15", "sdxl"], checkpointing=["off", "on"])
 def test_dtypes(vae, shape, kind, checkpointing):
     options, tolerance = DTYPES[kind]
     model = getattr(small, shape)(**options)
@@ -60,9 +60,7 @@ def with_lora(model, strength=1.0, seed=0):
     return comfy.sd.load_lora_for_models(model, None, small.lora(model, seed), strength, 0)[0]
 
 
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
-@pytest.mark.parametrize("lora", [False, True], ids=["bare", "LoRA"])
-@pytest.mark.parametrize("cast", [False, True], ids=["fp32", "fp16 cast"])
+@all_pairs(checkpointing=["off", "on"], lora=[False, True], cast=[False, True])
 def test_low_vram(sd15, vae, lora, cast, checkpointing):
     model = half_loaded(small.sd15(dtype=torch.float16, manual_cast=torch.float32) if cast else sd15)
     model = with_lora(model) if lora else model
