@@ -8,7 +8,7 @@ A picture of a held-out person, drawn as a prompt says, is noised to a timestep 
 prompt, as `bench direction` does it. What the model then gets wrong inside the face, squared and summed, is its error;
 each part of the pack, given photographs of the person, takes away some of it. So does any face; the same number of
 photographs of somebody else with the same noun says how much. What was asked is kept in output/photographs: an
-interrupted run goes on where it was, and the same call without `--part` writes docs/results/photographs.md.
+interrupted run goes on where it was, and the same call without `--part` writes its page of docs/results.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ SMOKE = {
 def main(words: list[str]) -> int:
     options = parser().parse_args(words)
     if options.smoke:
-        vars(options).update(SMOKE)
+        named = {} if options.rows == list(ROWS) else {"rows": options.rows}
+        vars(options).update(SMOKE | named)
     part, parts = options.part
     bench = Bench(options)
     rows = [ROWS[name] for name in options.rows]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 
@@ -28,7 +26,7 @@ READINGS = {
 def map_lines(studio: Studio, model: Customised, attribute: str, count: int) -> list[str]:
     """Lines of Markdown: pixel AUC, and the mean of the map inside and outside of the attribute, over the pictures."""
     pictures = list(Tailored((attribute,), people=count, pictures=count, first=HELD_OUT, light="", places=0))
-    tuned, base = studio._model(model), studio.base
+    tuned, base = studio.model(model), studio.base
     lines = [["", *(f"t = {time}" for time in TIMES)]]
     sigmas = [float(base.net.model_sampling.sigmas[time]) for time in TIMES]
     for name, settings in READINGS.items():
@@ -42,7 +40,7 @@ def map_lines(studio: Studio, model: Customised, attribute: str, count: int) -> 
                 for each, sigma in zip(found, sigmas, strict=True):
                     result = fine_control_map(
                         base.model, tuned, base.clip, portrait.record["caption"], ATTRIBUTES[attribute].phrase, latent,
-                        number, [sigma], replace(settings),
+                        number, [sigma], settings,
                     )  # fmt: skip
                     each.append((result.control[0], there))
         lines.append([name, *map(_cell, found)])

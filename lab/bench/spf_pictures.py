@@ -87,7 +87,7 @@ class Studio:
 
         text = complete_text(case.base, target) if target else case.base
         positive, negative = self._encoded(case.base if model.gated else text), self._encoded("")
-        patcher = self._gated(case, model, target) if model.gated else self._model(model)
+        patcher = self._gated(case, model, target) if model.gated else self.model(model)
         blank, given = torch.zeros(1, 4, SIZE, SIZE), dict(self.settings)
         with torch.inference_mode(not model.gated):
             noise = comfy.sample.prepare_noise(blank, case.number)
@@ -100,7 +100,8 @@ class Studio:
     def _encoded(self, text: str) -> list:
         return self.base.clip.encode_from_tokens_scheduled(self.base.clip.tokenize(escaped(text)))
 
-    def _model(self, model: Customised) -> object:
+    def model(self, model: Customised) -> object:
+        """The MODEL with its LoRAs, as Load LoRA makes it."""
         if model not in self._models:
             patcher = self.base.model
             for lora, strength in model.loras:

@@ -133,9 +133,8 @@ def with_words(checkpoint: Path, file: Path) -> None:
 
 def trained(config: settings.Config) -> Path:
     """The LoRA of a training, made now or read; an interrupted one goes on."""
-    from accelerate import Accelerator
-
     from ...training.base import load_base
+    from ...training.command import join
     from ...training.data.dataset import with_cache
     from ...training.spf_portrait.task import EXPORT, SpfTask
     from ...training.trainer import Trainer
@@ -145,7 +144,7 @@ def trained(config: settings.Config) -> Path:
         return lora
     config.check()
     config.folder.mkdir(parents=True, exist_ok=True)
-    accelerator, base = Accelerator(cpu=True), load_base(config)
+    accelerator, base = join(config), load_base(config)
     task = SpfTask(config, base)
     task.data = with_cache(task.data, config, base, accelerator)
     trainer, told = Trainer(task, accelerator, None), Log(config.folder / "log.jsonl")
