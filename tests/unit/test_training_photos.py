@@ -73,6 +73,9 @@ def test_folder_of_photographs_becomes_shards_that_training_reads(tmp_path, monk
     assert [(e.problem, e.width, e.height, e.identity) for e in entries] == [("", 320, 240, who) for who in "aab"]
     described = entries[0].description()
     assert described["subject"] == "woman" and described["face_box"] == pytest.approx(FACE, abs=1)
+    x0, y0, x1, y1 = FACE
+    assert len(described["landmarks"]) == 5
+    assert all(x0 <= x <= x1 and y0 <= y <= y1 for x, y in described["landmarks"])
     samples = Samples(entries, [(64, 64)] * 3, Data(workers=0), None, 16, 0)
     mask = samples.mask(entries[0], 0, (0, 0, 320, 240))
     assert float(mask[4, 3]) > 0.9 and float(mask[0, 0]) == 0.0  # in the face; in the corner

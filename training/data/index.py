@@ -4,9 +4,11 @@ A shard is a webdataset tar file. Files of one name, up to the first dot, are on
 
     <key>.jpg              the picture (or .jpeg, .png where masks are `mask.png`, .webp)
     <key>.json             {"caption": "a smiling woman in a forest", "subject": "woman", "face_box": [x0, y0, x1, y1]}
-                           and, where wanted, "occurrence" (0: the first "woman"), "identity", "faces", "reference_box"
+                           and, where wanted, "occurrence" (0: the first "woman"), "identity", "faces", "reference_box",
+                           "landmarks" (five places, for IC-Portrait)
     <key>.mask.png         white is the face, at any size; or <key>.png of labels, some of which are the face
     <key>.reference.jpg    optional: another picture of the same person
+    <key>.place.npy        optional: which point of a face each place shows, for IC-Portrait's matching net
 """
 
 from __future__ import annotations
