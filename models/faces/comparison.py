@@ -22,7 +22,7 @@ def draw_comparison(
 ) -> torch.Tensor:
     """[h, w, 3] in 0..1, of one size for all: the reference's face, the face in a picture [3, H, W] (the whole picture
     where none was found), and below them the title and the result."""
-    shown = next((photo for photo in (reference, *reference.more) if photo.face_box is not None), reference)
+    shown = next((photo for photo in reference.photographs if photo.face_box is not None), reference)
     left = _tile(shown.crop[0].movedim(-1, 0), shown.face_box)
     right = _tile(picture, None if result.face is None else result.face.box)
     sheet = Image.new("RGB", (2 * SIDE, SIDE + STRIP), (24, 24, 24))

@@ -36,7 +36,7 @@ class Likeness:
 def reference_vector(recogniser: Recogniser, reference: FaceReference) -> torch.Tensor:
     """[D] of a reference: the mean over its photographs. ValueError where none of them shows a face."""
     vectors = []
-    for photo in (reference, *reference.more):
+    for photo in reference.photographs:
         if photo.landmarks is not None:
             face = DetectedFace(photo.face_box, photo.landmarks, 1.0)
             vectors.append(recogniser.embed(photo.crop[0].movedim(-1, 0), face))
