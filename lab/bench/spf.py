@@ -104,7 +104,7 @@ class Bench:
     def model(self, row: Row, attribute: str, seed: int) -> Customised:
         if row.how == "original":
             return Customised()
-        lora = trained(self.place.config(row, attribute, seed))
+        lora = trained(self.place.config(row, attribute, seed), row.how == "purecc")
         return Customised(((lora, row.strength),), row.how == "gated")
 
     def measure(self, row: Row) -> list[dict]:
@@ -154,7 +154,11 @@ class Bench:
 
     def page(self, rows: Sequence[Row]) -> str:
         results = {row.name: self.measure(row) for row in rows}
-        configs = {row.name: self.place.config(row, self.options.attributes[0], 0) for row in rows if row.how == "lora"}
+        configs = {
+            row.name: self.place.config(row, self.options.attributes[0], 0)
+            for row in rows
+            if row.how in ("lora", "purecc")
+        }
         seconds = {name: seconds_a_step(config) for name, config in configs.items()}
         lines = page(command("spf"), results, {row.name: self.distances(row) for row in rows}, seconds)
         if OURS in configs:

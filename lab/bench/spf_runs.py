@@ -20,6 +20,7 @@ from ..world.attributes import ATTRIBUTES
 from ..world.shards import write_portraits
 from ..world.tailored import Tailored
 from .sources import digest, of_file, of_source
+from .spf_purecc import CHANGES, PureTask
 
 TABLE = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 CODE = ("training/spf_portrait", "training/trainer.py", "training/loop.py", "training/base.py",
@@ -33,13 +34,13 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.25, 1.5)
 class Row:
     """A line of the table. changes: settings that differ from the recipe's. fit: whether all steps are stage 1. how:
     the original is not trained; gated makes pictures by eps_ref + S (eps_res - eps_ref) with the LoRA of the same
-    changes. strength: of Load LoRA."""
+    changes; purecc has another stage 2 (spf_purecc.py). strength: of Load LoRA."""
 
     name: str
     changes: Mapping[str, object] = field(default_factory=dict)
     fit: bool = False
     strength: float = 1.0
-    how: Literal["lora", "original", "gated"] = "lora"
+    how: Literal["lora", "original", "gated", "purecc"] = "lora"
 
 
 def _rows() -> tuple[Row, ...]:
@@ -61,6 +62,7 @@ def _rows() -> tuple[Row, ...]:
         Row("direct CLIP", {"enhance.kind": "direct"}),
         Row("without the null path", {"objective.null_path": 0.0}),
         *(Row(f"{OURS}, {name}", changes) for name, changes in scaled.items()),
+        Row("PureCC's objective", CHANGES, how="purecc"),
         Row("gated at inference", {"rank": 8, "alpha": 8.0}, fit=True, how="gated"),
     )
 
@@ -104,7 +106,7 @@ class Place:
         given |= {"objective.null_path": 0.0} if row.fit else {}
         given |= dict(row.changes)
         named = given | {"start": of_file(start) if start else None, "enhance.clip": of_file(self.store / TOWERS)}
-        name = digest(named, attribute, self.pictures, of_file(self.base), of_source(*CODE))
+        name = digest(row.how == "purecc", named, attribute, self.pictures, of_file(self.base), of_source(*CODE))
         places = {
             "checkpoint": str(self.base), "out": str(self.store / "runs" / name),
             "data.shards": [str(self.data(attribute))], "data.cache": str(self.store / "cache"),
@@ -131,8 +133,8 @@ def with_words(checkpoint: Path, file: Path) -> None:
     write_tensors(file, state | {TABLE: table.to(state[TABLE].dtype)})
 
 
-def trained(config: settings.Config) -> Path:
-    """The LoRA of a training, made now or read; an interrupted one goes on."""
+def trained(config: settings.Config, pure: bool = False) -> Path:
+    """The LoRA of a training, made now or read; an interrupted one goes on. pure: by PureCC."""
     from ...training.base import load_base
     from ...training.command import join
     from ...training.data.dataset import with_cache
@@ -145,7 +147,7 @@ def trained(config: settings.Config) -> Path:
     config.check()
     config.folder.mkdir(parents=True, exist_ok=True)
     accelerator, base = join(config), load_base(config)
-    task = SpfTask(config, base)
+    task = (PureTask if pure else SpfTask)(config, base)
     task.data = with_cache(task.data, config, base, accelerator)
     trainer, told = Trainer(task, accelerator, None), Log(config.folder / "log.jsonl")
     trainer.resume()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from omniportrait.lab.bench.spf_page import over_prompts, paired
 from omniportrait.lab.bench.spf_pictures import Case
+from omniportrait.lab.bench.spf_purecc import goal
 from omniportrait.lab.bench.spf_runs import NAIVE, OURS, ROWS, STRENGTHS, TABLE, with_words
 from omniportrait.lab.learning.text import tokenize
 from omniportrait.lab.measures.segments import (
@@ -119,3 +120,12 @@ def test_words_that_were_never_seen_are_told_apart(tmp_path):
     glasses, face = (int(tokenize([word])[0, 1]) for word in ("glasses", "face"))
     assert {hat, glasses, face} <= set(changed) and park not in changed and len(changed) < 15
     assert not torch.equal(found[hat], found[glasses]) and math.isfinite(float(found.sum()))
+
+
+def test_purecc_adds_the_targets_direction_as_far_as_the_model_goes_there():
+    original, base, empty = (torch.zeros(2, 1, 1, 2) for _ in range(3))
+    target = torch.tensor([[2.0, 0.0], [0.0, 4.0]]).view(2, 1, 1, 2)
+    complete = torch.tensor([[1.0, 5.0], [3.0, -2.0]]).view(2, 1, 1, 2)
+    # the parts of (1, 5) along (2, 0) and of (3, -2) along (0, 4)
+    expected = torch.tensor([[1.0, 0.0], [0.0, -2.0]]).view(2, 1, 1, 2)
+    torch.testing.assert_close(goal(original + 7, complete, base, target, empty), expected + 7)
