@@ -132,27 +132,33 @@ def model_paths(comfyui: Path) -> tuple[str, ...]:
 
 def node(prompt: dict, kind: str) -> dict:
     """Inputs of the only node of that class."""
-    (found,) = (entry["inputs"] for entry in prompt.values() if entry["class_type"] == kind)
+    (found,) = nodes(prompt, kind)
     return found
+
+
+def nodes(prompt: dict, *kinds: str) -> list[dict]:
+    """Inputs of all nodes of these classes."""
+    return [entry["inputs"] for entry in prompt.values() if entry["class_type"] in kinds]
 
 
 def build_prompt(choices: Choices) -> dict:
     """The demo workflow with the user's choices in it."""
     prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    pivot = node(prompt, "OmniPortraitPivotConditioning")
-    samplers = [node(prompt, kind) for kind in ("KSampler", "OmniPortraitRBGuidanceKSampler")]
+    pivots = nodes(prompt, "OmniPortraitPivotConditioning")  # of the plain word, and with the encoder
+    samplers = nodes(prompt, "KSampler", "OmniPortraitRBGuidanceKSampler")
     latent = node(prompt, "EmptyLatentImage")
     if choices.checkpoint:
         node(prompt, "CheckpointLoaderSimple")["ckpt_name"] = os.path.join(CHOSEN, choices.checkpoint.name)
         guided = node(prompt, "OmniPortraitRBGuidanceKSampler")
         guided.update(guidance_of_the_nodes(guided))
-    if choices.prompt:
-        pivot["text"] = choices.prompt
-    if choices.prompt or choices.subject:
-        pivot["subject"] = choices.subject or guess_subject(pivot["text"])
+    for pivot in pivots:
+        if choices.prompt:
+            pivot["text"] = choices.prompt
+        if choices.prompt or choices.subject:
+            pivot["subject"] = choices.subject or guess_subject(pivot["text"])
     for name in ("seed", "steps"):
         if getattr(choices, name) is not None:
-            for sampler in samplers:  # equal in both, or the comparison says nothing
+            for sampler in samplers:  # equal in all, or the comparison says nothing
                 sampler[name] = getattr(choices, name)
     size = choices.size or (default_size(choices.checkpoint) if choices.checkpoint else None)
     if size:
@@ -161,7 +167,7 @@ def build_prompt(choices: Choices) -> dict:
         name = os.path.join(CHOSEN, choices.pivot_encoder.name)
         node(prompt, "OmniPortraitPivotEncoderLoader")["pivot_encoder_name"] = name
     elif choices.checkpoint:  # the demo's encoder is of the demo model's family
-        loader, _ = pivot.pop("pivot_encoder")
+        (loader,) = {pivot.pop("pivot_encoder")[0] for pivot in pivots if "pivot_encoder" in pivot}
         del prompt[loader]
     return prompt
 
@@ -207,7 +213,7 @@ def demo(options: argparse.Namespace, comfyui: Path) -> None:
         if file:
             link(file, BASE / "models" / folder / CHOSEN / file.name)
     print(f"Starting ComfyUI from {comfyui}", flush=True)
-    print("The portrait is sampled twice from one noise, without RB-Guidance and with it, to be compared.", flush=True)
+    print("The portrait is sampled four times from one noise, each with one thing more, to be compared.", flush=True)
     arguments = ("--disable-metadata", *said_device(python), *model_paths(comfyui))
     with ComfyServer(comfyui, python, BASE, CUSTOM_NODES, arguments=arguments) as server:
         show = Bar()
@@ -216,11 +222,15 @@ def demo(options: argparse.Namespace, comfyui: Path) -> None:
         folder = save_outputs(server, prompt, outputs, Path(options.output))
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     print(f"Saved in {folder}: {names}", flush=True)
-    print("Look at comparison.png first: photograph | without RB-Guidance | with RB-Guidance.", flush=True)
+    print(
+        "Look at comparison.png first: photograph | plain word | with the pivot | and Reference Attention | and "
+        "RB-Guidance.",
+        flush=True,
+    )
 
 
 def save_outputs(server: ComfyServer, prompt: dict, outputs: dict, output: Path) -> Path:
-    """Every saved picture under a new numbered folder, named by its node's prefix."""
+    """Every saved picture under a new numbered folder, named by its node's prefix. What nodes merely show is left."""
     number = 1
     while (output / f"portrait-{number:03d}").exists():
         number += 1
@@ -228,7 +238,8 @@ def save_outputs(server: ComfyServer, prompt: dict, outputs: dict, output: Path)
     folder.mkdir(parents=True)
     for node_id, values in outputs.items():
         name = prompt[node_id]["inputs"].get("filename_prefix", node_id).rsplit("/", 1)[-1]
-        for index, image in enumerate(values.get("images", [])):
+        saved = [image for image in values.get("images", []) if image["type"] == "output"]
+        for index, image in enumerate(saved):
             suffix = f"_{index + 1}" if index else ""
             (folder / f"{name}{suffix}.png").write_bytes(server.fetch(image))
     return folder.resolve()

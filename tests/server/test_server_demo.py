@@ -4,6 +4,7 @@ options on the server of all these tests."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 from pathlib import Path
 
 import numpy
@@ -61,12 +62,15 @@ def test_demo_as_it_comes(demo, capsys):
     assert [path.name for path in saved] == PICTURES
     comparison, *_, portrait, unguided = (numpy.asarray(Image.open(path)) for path in saved)
     assert portrait.shape == unguided.shape == (256, 256, 3) and min(portrait.std(), unguided.std()) > 2
-    left, middle, right = (comparison[:, place : place + 256] for place in (0, 256 + GAP, 2 * (256 + GAP)))
-    assert comparison.shape == (256, 3 * 256 + 2 * GAP, 3)
+    left, *others, middle, right = (
+        comparison[:, place : place + 256] for place in range(0, 5 * (256 + GAP), 256 + GAP)
+    )
+    assert comparison.shape == (256, 5 * 256 + 4 * GAP, 3)
     crop = Image.open(saved[1]).resize((256, 256), Image.Resampling.LANCZOS)
     for shown, meant in ((left, crop), (middle, unguided), (right, portrait)):
         assert abs(shown.astype(int) - numpy.asarray(meant)).max() <= 2  # the stitching rounds
-    assert abs(right.astype(int) - middle).max() > 8, "the guidance did nothing"
+    for one, more in itertools.pairwise((*others, middle, right)):
+        assert abs(more.astype(int) - one).max() > 8, "one of the portraits' parts did nothing"
     told = capsys.readouterr().out
     assert "Saved in" in told and "comparison.png first" in told
     picture = torch.from_numpy(portrait.copy()).float().movedim(2, 0)[None] / 255
@@ -88,7 +92,7 @@ def test_demo_on_own_files(demo_here, tmp_path, family, with_encoder):
     assert status == 0
     assert [path.name for path in saved] == PICTURES
     assert Image.open(saved[-1]).size == (192, 256)
-    assert Image.open(saved[0]).size == (256 + 2 * 192 + 2 * GAP, 256), "a square crop of the portrait's height"
+    assert Image.open(saved[0]).size == (256 + 4 * 192 + 4 * GAP, 256), "a square crop of the portrait's height"
 
 
 def test_demo_fails_with_one_sentence(demo_here, capsys):

@@ -23,6 +23,7 @@ def test_switched_off_is_bit_equal_to_ksampler(server, sampler):
     (sampling,) = (key for key, node in prompt.items() if node["class_type"] == "OmniPortraitRBGuidanceKSampler")
     keep = {"CheckpointLoaderSimple", "LoadImage", "OmniPortraitFaceReference", "OmniPortraitPivotConditioning"}
     keep |= {"OmniPortraitPivotEncoderLoader", "CLIPTextEncode", "EmptyLatentImage", "OmniPortraitRBGuidanceKSampler"}
+    keep |= {"OmniPortraitReferenceAttention"}
     prompt = {key: node for key, node in prompt.items() if node["class_type"] in keep}
     ours = prompt[sampling]["inputs"] | {"sampler_name": sampler}
     prompt["save"] = {"class_type": "SaveLatent", "inputs": {"samples": [sampling, 0], "filename_prefix": "equality"}}

@@ -87,7 +87,16 @@ def test_a_portrait_of_the_file_is_that_of_the_photograph(server, photographs):
     prompt = read_api("omniportrait_demo")
     by_kind = {each["class_type"]: key for key, each in prompt.items()}
     prompt[by_kind["LoadImage"]]["inputs"]["image"] = photographs[0]
-    chain = ("Checkpoint", "LoadImage", "FaceReference", "Pivot", "CLIPText", "EmptyLatent", "RBGuidanceKSampler")
+    chain = (
+        "Checkpoint",
+        "LoadImage",
+        "FaceReference",
+        "Pivot",
+        "CLIPText",
+        "EmptyLatent",
+        "RBGuidanceKSampler",
+        "Reference",
+    )
     prompt = {key: each for key, each in prompt.items() if any(kind in each["class_type"] for kind in chain)}
     face = [by_kind["OmniPortraitFaceReference"], 0]
     latent = [by_kind["OmniPortraitRBGuidanceKSampler"], 0]

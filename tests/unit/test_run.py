@@ -198,15 +198,16 @@ def test_choices_reach_the_workflow(tmp_path):
     file = write_header(tmp_path / "mine.safetensors", "conditioner.embedders.1.model.ln_final.bias")
     encoder = tmp_path / "encoder.safetensors"
     given = dict(checkpoint=file, pivot_encoder=encoder, prompt="an old man, smiling", seed=7, steps=9)
-    prompt = kinds(main.build_prompt(main.Choices(**(CHOICES | given))))
+    built = main.build_prompt(main.Choices(**(CHOICES | given)))
+    prompt = kinds(built)
     assert prompt["CheckpointLoaderSimple"]["ckpt_name"] == os.path.join("chosen", "mine.safetensors")
     loader = prompt["OmniPortraitPivotEncoderLoader"]
     assert loader["pivot_encoder_name"] == os.path.join("chosen", "encoder.safetensors")
-    assert "pivot_encoder" in prompt["OmniPortraitPivotConditioning"]
-    assert prompt["OmniPortraitPivotConditioning"]["text"] == "an old man, smiling"
-    assert prompt["OmniPortraitPivotConditioning"]["subject"] == "man"
-    for sampler in (prompt["OmniPortraitRBGuidanceKSampler"], prompt["KSampler"]):
-        assert (sampler["seed"], sampler["steps"]) == (7, 9)
+    plain, pivot = sorted(main.nodes(built, "OmniPortraitPivotConditioning"), key=lambda each: "pivot_encoder" in each)
+    assert "pivot_encoder" in pivot and "pivot_encoder" not in plain
+    assert {(each["text"], each["subject"]) for each in (plain, pivot)} == {("an old man, smiling", "man")}
+    samplers = main.nodes(built, "OmniPortraitRBGuidanceKSampler", "KSampler")
+    assert [(each["seed"], each["steps"]) for each in samplers] == [(7, 9)] * 4
     assert (prompt["EmptyLatentImage"]["width"], prompt["EmptyLatentImage"]["height"]) == (1024, 1024)
 
 
@@ -219,7 +220,8 @@ def test_the_demos_encoder_stays_with_the_demos_checkpoint(tmp_path):
         prompt = main.build_prompt(main.Choices(**(CHOICES | chosen)))
         loaders = [n["inputs"] for n in prompt.values() if n["class_type"] == "OmniPortraitPivotEncoderLoader"]
         assert [each["pivot_encoder_name"] for each in loaders] == ([encoder] if encoder else [])
-        assert ("pivot_encoder" in main.node(prompt, "OmniPortraitPivotConditioning")) is bool(encoder)
+        pivots = main.nodes(prompt, "OmniPortraitPivotConditioning")
+        assert sum("pivot_encoder" in each for each in pivots) == (1 if encoder else 0) and len(pivots) == 2
 
 
 def test_the_demos_models_are_in_the_folders_that_comfyui_reads(tmp_path, monkeypatch):

@@ -69,19 +69,37 @@ def test_both_forms_say_the_same(workflow):
     assert page == read(FOLDER / "api" / f"{workflow['name']}.json")
 
 
+def compared(prompt: dict) -> list[str]:
+    """Ids of the decoders of the comparison's portraits, from the left."""
+    (place,) = (each["inputs"]["images"][0] for each in prompt.values()
+                if "comparison" in each["inputs"].get("filename_prefix", ""))  # fmt: skip
+    found: list[str] = []
+    while prompt[place]["class_type"] == "ImageStitch":
+        inputs = prompt[place]["inputs"]
+        found += [inputs["image2"][0]] if inputs["direction"] == "right" else []
+        place = inputs["image1"][0]
+    return [place, *reversed(found)]
+
+
 def test_the_demo_compares_like_with_like():
-    """Both samplings of the demo have every input in common that KSampler has, and on the page one place to set each:
-    else the comparison would show something other than what RB-Guidance does."""
+    """Each sampling of the demo has one thing more than the last and all else in common, and on the page there is one
+    place to set each value: else the comparison would show something else."""
     prompt = read(FOLDER / "api" / "omniportrait_demo.json")
-    plain, guided = (
-        next(node["inputs"] for node in prompt.values() if node["class_type"] == kind)
-        for kind in ("KSampler", "OmniPortraitRBGuidanceKSampler")
+    plain, pivot, attended, guided = (
+        prompt[prompt[decoded]["inputs"]["samples"][0]]["inputs"] for decoded in compared(prompt)
     )
-    assert plain == {name: guided[name] for name in plain} and guided["strength"] > 0
+    assert {name: guided[name] for name in attended} == attended and guided["strength"] > 0
+    assert {name for name in pivot if pivot[name] != attended[name]} == {"model"}
+    assert {name for name in plain if plain[name] != pivot[name]} == {"positive"}
+    words, encoded = (prompt[each["positive"][0]]["inputs"] for each in (plain, pivot))
+    assert set(encoded) - set(words) == {"pivot_encoder"} and words.items() <= encoded.items()
+    attention = prompt[attended["model"][0]]
+    assert attention["class_type"] == "OmniPortraitReferenceAttention" and attention["inputs"]["strength"] > 0
+    assert attention["inputs"]["model"] == pivot["model"]
     nodes = {node["id"]: node for node in read(FOLDER / "omniportrait_demo.json")["nodes"]}
     for name in ("seed", "steps", "cfg", "sampler_name", "scheduler"):
         (one,) = (n for n in nodes.values() if n["outputs"] and n["outputs"][0].get("widget") == {"name": name})
-        assert len(one["outputs"][0]["links"]) == 2, name
+        assert len(one["outputs"][0]["links"]) == 4, name
 
 
 def test_links_are_known_at_both_ends(workflow):
