@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .graph import PRIMITIVE, Node, Workflow
+from .shapes import other_packs
 
 LEFT, TOP = 450, 20
 """Corner of the first group, beside the note."""
@@ -76,5 +77,5 @@ def height(node: Node, folded: bool) -> int:
     rows = max(len(shape.sockets), len(shape.outputs)) * SLOT
     widgets = sum(TEXT if slot.tall else WIDGET for slot in shape.widgets if folded or not slot.folded)
     seeds = sum(WIDGET for slot in shape.widgets if slot.has_control)
-    badge = 34 if node.type.startswith("OmniPortrait") else 0
+    badge = 34 if node.type.startswith("OmniPortrait") or node.type in other_packs() else 0
     return rows + widgets + seeds + 20 + badge + PICTURE.get(node.type, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -61,6 +62,7 @@ class Shape:
         raise ValueError(f"there is no output {name!r}, only {', '.join(each for each, _ in self.outputs)}")
 
 
+@cache
 def other_packs() -> dict[str, dict]:
     """Nodes of other packs that our workflows use: their inputs as INPUT_TYPES has them, and their outputs."""
     return yaml.safe_load(OTHER_PACKS.read_text(encoding="utf-8"))
