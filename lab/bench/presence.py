@@ -29,7 +29,7 @@ from ..world.backgrounds import background
 from ..world.prompts import HELD_OUT_PROMPTS
 from ..world.shade import FACE_LABELS, LABELS
 from .campaign import markdown
-from .portraits import SIZE, Case, conditioned, drawn, loaded, node, sitter
+from .portraits import SIZE, Case, conditioned, drawn, face_of, loaded, node, sitter
 from .sources import ROOT
 
 TIMES = (900, 600, 300, 50)
@@ -93,7 +93,7 @@ class Observer:
         self._clock = Clock(self.model.get_model_object("model_sampling"))
 
     def conditioning(self, case: Case) -> list:
-        return conditioned(self.clip, case, sitter(case.person).picture, self.encoder)
+        return conditioned(self.clip, case, face_of([sitter(case.person).picture]), self.encoder)
 
     def spread(self, conditioning: list, picture: np.ndarray, t: float) -> torch.Tensor:
         """A_s . A_c of the person's word, [1, h, w]."""

@@ -109,7 +109,17 @@ def test_a_face_by_hand_is_where_the_hand_says(sd15, vae):
 @pytest.mark.slow
 def test_the_embedded_model_knows_a_bare_wall_from_a_portrait():
     """With the nodes' defaults, as in an upscaler's tile: 300 of 1000 timesteps of noise."""
-    from omniportrait.lab.bench.portraits import Case, conditioned, defaults, drawn, loaded, node, settings_of, sitter
+    from omniportrait.lab.bench.portraits import (
+        Case,
+        conditioned,
+        defaults,
+        drawn,
+        face_of,
+        loaded,
+        node,
+        settings_of,
+        sitter,
+    )
     from omniportrait.models.pivot.handle import load_handle
     from omniportrait.sampling.patch import patch
 
@@ -118,7 +128,7 @@ def test_the_embedded_model_knows_a_bare_wall_from_a_portrait():
     weights = environment.ROOT / "demo" / "weights"
     model, clip, vae = loaded(weights / "omniportrait_demo.safetensors")
     encoder, case = load_handle(str(weights / "omniportrait_demo_pivot.safetensors")), Case(0, 0)
-    positive = conditioned(clip, case, sitter(0).picture, encoder)
+    positive = conditioned(clip, case, face_of([sitter(0).picture]), encoder)
     wall = torch.tensor([0.38, 0.5, 0.63]).expand(1, 256, 256, 3).contiguous()
     portrait = torch.from_numpy(drawn(case).picture.copy())[None].float() / 255
     (negative,) = node(core.CLIPTextEncode, clip=clip, text="")
