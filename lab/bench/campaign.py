@@ -199,5 +199,6 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def command(name: str) -> str:
     """The command line as people may repeat it: paths by their last name."""
-    words = [re.sub(r"[^\s=]*/", "", word) for word in sys.argv[1:]]
+    given = sys.argv[sys.argv.index(name) + 1 :] if name in sys.argv else sys.argv[1:]
+    words = [re.sub(r"[^\s=]*/", "", word) for word in given]
     return shlex.join(["python", "run.py", "bench", name, *words])

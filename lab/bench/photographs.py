@@ -68,7 +68,7 @@ is outside.
 - *Reference Attention* sees all photographs, which weigh together as much as one; *in full* lets each weigh as much as
   one does alone, which is strength {most} for {most} photographs.
 
-{table}
+{missing}{table}
 """
 
 
@@ -173,11 +173,13 @@ def table(rows: Errors, parts: Sequence[str]) -> str:
 
 
 def page(campaign: Campaign, rows: Errors) -> str:
+    absent = [part for part in PARTS if part not in campaign.options.parts]
+    missing = f"Not measured here: {', '.join(f'*{part}*' for part in absent)}.\n\n" if absent else ""
     return PAGE.format(
         command=command("photographs"), people=len({case.person for case, _ in rows}), draws=DRAWS,
         prompts="one picture" if campaign.options.prompts == 1 else f"{campaign.options.prompts} pictures",
         times=", ".join(map(str, TIMES)), counts=f"{', '.join(map(str, COUNTS[:-1]))} and {COUNTS[-1]}",
-        most=COUNTS[-1], table=table(rows, campaign.options.parts),
+        most=COUNTS[-1], missing=missing, table=table(rows, campaign.options.parts),
     )  # fmt: skip
 
 
