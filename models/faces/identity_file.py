@@ -57,7 +57,8 @@ def save(path: Path, reference: FaceReference) -> None:
         "sources": json.dumps([each.source for each in reference.photographs]),
         "ssmd_cover_images": json.dumps([_cover(each) for each in reference.photographs[:COVERS]]),
     }
-    write(path, _tensors(reference), metadata)
+    tensors = {key: value.clone() for key, value in _tensors(reference).items()}  # one photograph given twice shares
+    write(path, tensors, metadata)
 
 
 def load(path: Path) -> FaceReference:
