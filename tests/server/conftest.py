@@ -56,9 +56,11 @@ def read_api(name: str) -> dict:
 
 def reduce_node(kind: str, inputs: dict) -> None:
     """Size and steps of one node, in place; masks scale with the picture so that regions stay where they are."""
-    for name in {"width", "height", "x", "y"} & set(inputs):
+    for name in {"width", "height", "x", "y", "side"} & set(inputs):
         if isinstance(inputs[name], int):
             inputs[name] = inputs[name] * SIZE // 1024 if "Mask" in kind else SIZE
+    if isinstance(inputs.get("megapixels"), float):
+        inputs["megapixels"] = (SIZE / 1024) ** 2
     if isinstance(inputs.get("steps"), int):
         inputs["steps"] = min(STEPS, inputs["steps"])
 
