@@ -92,10 +92,10 @@ def assign_people(conds: dict[str, list], by_hand: ByHand | None) -> People:
         return people
     if by_hand is None:
         raise ValueError(
-            "The positive conditioning does not say which person the picture shows, because nothing marks them or because "
-            "another node encodes a text of its own on the way, as a detailer does with its wildcard text: connect Pivot "
-            "Conditioning to the sampler's positive input, leave that text empty (or begin it with [CONCAT]), or give "
-            "the node a face_reference (RB-Guidance needs a mask as well)."
+            "The positive conditioning does not say which person the picture shows, because nothing marks them or "
+            "because another node encodes a text of its own on the way, as a detailer does with its wildcard text: "
+            "connect Pivot Conditioning to the sampler's positive input, leave that text empty (or begin it with "
+            "[CONCAT]), or give the node a face_reference (RB-Guidance needs a mask as well)."
         )
     for key in ["positive"] if "positive" in conds else positive_keys(conds):
         for cond in conds[key]:
