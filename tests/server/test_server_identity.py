@@ -85,19 +85,10 @@ def test_stop_names_the_place(server, photographs):
 def test_a_portrait_of_the_file_is_that_of_the_photograph(server, photographs):
     """The demo's whole chain, with its pivot encoder's embedding from the file, to the last bit of the latent."""
     prompt = read_api("omniportrait_demo")
+    (guided,) = (key for key, each in prompt.items() if each["class_type"] == "OmniPortraitRBGuidanceKSampler")
+    prompt = {key: prompt[key] for key in needed(prompt, guided)}
     by_kind = {each["class_type"]: key for key, each in prompt.items()}
     prompt[by_kind["LoadImage"]]["inputs"]["image"] = photographs[0]
-    chain = (
-        "Checkpoint",
-        "LoadImage",
-        "FaceReference",
-        "Pivot",
-        "CLIPText",
-        "EmptyLatent",
-        "RBGuidanceKSampler",
-        "Reference",
-    )
-    prompt = {key: each for key, each in prompt.items() if any(kind in each["class_type"] for kind in chain)}
     face = [by_kind["OmniPortraitFaceReference"], 0]
     latent = [by_kind["OmniPortraitRBGuidanceKSampler"], 0]
     encoder = [by_kind["OmniPortraitPivotEncoderLoader"], 0]
@@ -114,6 +105,12 @@ def test_a_portrait_of_the_file_is_that_of_the_photograph(server, photographs):
     outputs = server.run(prompt)
     assert torch.equal(latent_of(server, outputs), expected)
     assert server.fetch(outputs["load"]["images"][0])[:4] == b"\x89PNG"
+
+
+def needed(prompt: dict, key: str) -> set[str]:
+    """A node and all that it depends on."""
+    origins = (value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list))
+    return {key}.union(*(needed(prompt, origin) for origin in origins))
 
 
 def latent_of(server, outputs: dict) -> torch.Tensor:
