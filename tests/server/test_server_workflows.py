@@ -16,7 +16,8 @@ from PIL import Image
 def test_workflow_runs_to_the_end(server, ask, name):
     prompt = read_api(name)
     outputs = ask(prompt)
-    saving = {node_id for node_id, node in prompt.items() if node["class_type"] in ("SaveImage", "PreviewImage")}
+    kinds = ("SaveImage", "PreviewImage", "OmniPortraitSaveIdentity")
+    saving = {node_id for node_id, node in prompt.items() if node["class_type"] in kinds}
     assert saving and saving <= {node_id for node_id, given in outputs.items() if "images" in given}
     for node_id in saving:
         for image in outputs[node_id]["images"]:
