@@ -11,8 +11,9 @@ import pytest
 from omniportrait.models.faces.detector import Backend
 from omniportrait.models.faces.face import DetectedFace
 from omniportrait.training.commands import shards
-from omniportrait.training.data import folder, photos
+from omniportrait.training.data import folder
 from omniportrait.training.data.folder import LeftOut, list_photos
+from omniportrait.training.dataset import look, photos
 from PIL import Image
 
 PIXELS = np.random.default_rng(1).integers(0, 255, (240, 320, 3), np.uint8)
@@ -29,7 +30,7 @@ class Told:
 
 @pytest.fixture(autouse=True)
 def one_face(monkeypatch):
-    monkeypatch.setattr(photos, "choose_backend", lambda *_: Backend(Told(), None))
+    monkeypatch.setattr(look, "choose_backend", lambda *_: Backend(Told(), None))
 
 
 def put(path: Path, kind: str = "JPEG", caption: str | None = "a woman", text: str = ".txt") -> None:
