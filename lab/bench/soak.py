@@ -51,26 +51,19 @@ ROOT = environment.ROOT
 PAGE = ROOT / "docs" / "results" / "soak.md"
 PROMPTS = 200
 """With fewer no page is written unless one is named: a try shall not replace what a whole run showed."""
-SHARED = {
-    "CheckpointLoaderSimple",
-    "LoadImage",
-    "OmniPortraitFaceReference",
-    "OmniPortraitPivotEncoderLoader",
-    "OmniPortraitPivotConditioning",
-    "CLIPTextEncode",
-    "EmptyLatentImage",
-}
 KSAMPLER = "model seed steps cfg sampler_name scheduler positive negative latent_image denoise".split()
 
 # What is asked
 
 
 def workflow(size: int, steps: int, crop: float | None) -> dict:
-    """The demo's workflow in API format, cut to its latent; crop None is plain KSampler on the same conditioning."""
+    """The demo's RB-Guidance in API format, on the bare checkpoint and cut to its latent; crop None is plain KSampler
+    on the same conditioning."""
     prompt = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
-    (sampling,) = (key for key, node in prompt.items() if node["class_type"] == "OmniPortraitRBGuidanceKSampler")
-    inputs = prompt[sampling]["inputs"] | {"steps": steps}
-    prompt = {key: node for key, node in prompt.items() if node["class_type"] in SHARED}
+    inputs = demo.node(prompt, "OmniPortraitRBGuidanceKSampler") | {"steps": steps}
+    (checkpoint,) = (key for key, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple")
+    inputs["model"] = [checkpoint, 0]
+    prompt = {key: prompt[key] for key in behind(prompt, inputs)}
     demo.node(prompt, "EmptyLatentImage").update(width=size, height=size)
     demo.node(prompt, "OmniPortraitFaceReference")["crop_factor"] = crop or CROPS[0]
     prompt["sampler"] = {"class_type": "OmniPortraitRBGuidanceKSampler", "inputs": inputs}
@@ -78,6 +71,12 @@ def workflow(size: int, steps: int, crop: float | None) -> dict:
         prompt["sampler"] = {"class_type": "KSampler", "inputs": {name: inputs[name] for name in KSAMPLER}}
     prompt["save"] = {"class_type": "SaveLatent", "inputs": {"samples": ["sampler", 0], "filename_prefix": "soak"}}
     return prompt
+
+
+def behind(prompt: dict, inputs: dict) -> set[str]:
+    """The nodes that these inputs come from, and those that theirs come from."""
+    near = {value[0] for value in inputs.values() if isinstance(value, list)}
+    return near.union(*(behind(prompt, prompt[key]["inputs"]) for key in near))
 
 
 def turn(number: int) -> float | None:
