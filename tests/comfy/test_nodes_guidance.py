@@ -202,7 +202,7 @@ def test_modes_and_advanced_inputs_reach_the_run(sd15, vae):
         {"beta": 0.9},
         {"sigma_scale": True},
         {"every": 1},
-        {"start_percent": 0.6},
+        {"start_percent": 0.7},
         {"end_percent": 0.7},
         {"curve": "fade in"},
         {"curve": "fade out"},
