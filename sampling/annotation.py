@@ -120,6 +120,9 @@ def _match_base(clip, text: str, subject: str, occurrence: int, base: list) -> t
         ends = ends_of(clip, reading.tokens)
         own = [entry[0] for entry in clip.encode_from_tokens_scheduled(reading.tokens)]
         chosen = [any(_same_text(states, *entry, ends, reading.fused) for states in own) for entry in base]
+        if reading.fused:
+            entries = zip(chosen, base, strict=True)
+            chosen = [mine and not _reweighted(clip, own[0], entry[0], reading.fused) for mine, entry in entries]
         if any(chosen):
             try:
                 if reading.columns is not None:
@@ -161,6 +164,15 @@ def _first_difference(own: torch.Tensor, base: torch.Tensor | None) -> int | Non
 def _same_rows(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     ours, theirs = ours.float().cpu(), theirs.float().cpu()
     return (ours - theirs).norm(dim=-1) <= _SAME_ROW * ours.norm(dim=-1)
+
+
+def _reweighted(clip, own: torch.Tensor, base: torch.Tensor, columns: Sequence[int]) -> bool:
+    """Whether the rows at these columns are the text's own under another weight, and so hold no identity: ComfyUI
+    scales a row about that of the empty text."""
+    empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))[0][0][0].float().cpu()
+    middle = empty[[column % len(empty) for column in columns]]
+    ours, theirs = (states[0, list(columns)].float().cpu() - middle for states in (own, base))
+    return bool((torch.cosine_similarity(ours, theirs, dim=-1) > 1 - _SAME_ROW).all())
 
 
 def _same_text(
