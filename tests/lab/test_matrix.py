@@ -195,7 +195,7 @@ def test_a_broken_cell_is_told(vae, monkeypatch):
 
     def leaky(model, vae, **settings):
         patched, traces = guide(model, vae, **settings)
-        if "strength" not in settings:
+        if settings["strength"]:
             model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * 1.01)
         return patched, traces
 
