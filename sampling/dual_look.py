@@ -17,6 +17,7 @@ from ..guidance.spf_portrait.control_map import difference, fine_control
 from ..guidance.spf_portrait.settings import ControlMap
 from .phrases import Columns, columns_of, complete_text, phrases_of
 from .recorder import uninstall
+from .single_call import check_latent, sigma_at
 from .words import escaped
 
 SPREAD = 0.1
@@ -63,7 +64,8 @@ def fine_control_map(
     """
     settings.check()
     family, _ = family_of(model), family_of(tuned)
-    _check(model, tuned, latent)
+    _check(model, tuned)
+    check_latent(model, latent)
     columns = columns_of(clip, base, target, phrases or phrases_of(base))
     if missing := set(phrases) - set(columns.names):
         named = ", ".join(sorted(missing))
@@ -80,24 +82,16 @@ def fine_control_map(
 
 def sigmas_around(model: object, percent: float, looks: int) -> list[float]:
     """Sigmas of so many looks around a share of the sampling, 0 to 1, the noisiest first."""
-    sampling = model.get_model_object("model_sampling")
-    low, high = float(sampling.sigma_min), float(sampling.sigma_max)
     places = (percent + SPREAD * (number - (looks - 1) / 2) for number in range(looks))
-    return [min(max(float(sampling.percent_to_sigma(min(max(place, 0.0), 1.0))), low), high) for place in places]
+    return [sigma_at(model, min(max(place, 0.0), 1.0)) for place in places]
 
 
-def _check(model: object, tuned: object, latent: torch.Tensor) -> None:
+def _check(model: object, tuned: object) -> None:
     shapes = [(type(each.model.model_config), str(each.model.model_config.unet_config)) for each in (model, tuned)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             "The tuned model is of another family than the model: connect the same checkpoint, once as it is and once "
             "through Load LoRA."
-        )
-    channels = model.model.latent_format.latent_channels
-    if latent.ndim != 4 or latent.shape[1] != channels:
-        raise ValueError(
-            f"This latent has the shape {list(latent.shape)}, but the model works on pictures of {channels} channels; "
-            "connect a latent made for this model, from its VAE or Empty Latent Image."
         )
 
 

@@ -13,6 +13,7 @@ from ..guidance.ic_portrait.settings import Settings
 from ..models.faces import FaceReference
 from ..models.faces.geometry import similarity
 from ..models.ic.handle import ICHandle
+from .reference import encode_picture
 
 MATCHED_AT = 100.0
 """The timestep that the matching net is told: the flow hangs on the condition and hardly on the time, so one flow
@@ -137,12 +138,7 @@ def sized(crop: torch.Tensor, side: int) -> torch.Tensor:
 
 def encoded(vae: object, picture: torch.Tensor, channels: int) -> torch.Tensor:
     """The VAE's latent of a picture [1, 3, S, S]. Raises: ValueError for another model's VAE, and for NaN."""
-    latent = vae.encode(picture.movedim(1, -1))
-    if latent.shape[1] != channels:
-        raise ValueError(
-            f"This VAE makes latents of {latent.shape[1]} channels but the model samples {channels}; connect the VAE "
-            "that belongs to the model's checkpoint."
-        )
+    latent = encode_picture(vae, picture, channels)
     if not latent.isfinite().all():
         raise ValueError("The VAE makes NaN of a picture of IC-Portrait; start ComfyUI with --fp32-vae.")
     return latent.clone()

@@ -184,7 +184,12 @@ def encode_reference(vae: object, face: FaceReference, side: int, channels: int)
     pixels = F.interpolate(
         face.crop.movedim(-1, 1), size=(side, side), mode="bicubic", antialias=True, align_corners=False
     )
-    latent = vae.encode(pixels.clamp(0, 1).movedim(1, -1))
+    return encode_picture(vae, pixels.clamp(0, 1), channels)
+
+
+def encode_picture(vae: object, picture: torch.Tensor, channels: int) -> torch.Tensor:
+    """The VAE's latent of a picture [1, 3, S, S] in 0..1. ValueError when it has other channels than the model's."""
+    latent = vae.encode(picture.movedim(1, -1))
     if latent.shape[1] != channels:
         raise ValueError(
             f"This VAE makes latents of {latent.shape[1]} channels but the model samples {channels}; connect the VAE "

@@ -70,6 +70,16 @@ def sigma_at(model: object, percent: float) -> float:
     return min(max(float(sampling.percent_to_sigma(percent)), float(sampling.sigma_min)), float(sampling.sigma_max))
 
 
+def check_latent(model: object, latent: torch.Tensor) -> None:
+    """ValueError where a LATENT's samples are not [B, C, h, w] of the MODEL's channels."""
+    channels = model.model.latent_format.latent_channels
+    if latent.ndim != 4 or latent.shape[1] != channels:
+        raise ValueError(
+            f"This latent has the shape {list(latent.shape)}, but the model works on pictures of {channels} channels; "
+            "connect a latent made for this model, from its VAE or Empty Latent Image."
+        )
+
+
 def find_faces(
     model: object, conditioning: list, latent: torch.Tensor, seed: int, sigma: float, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,12 +101,7 @@ def search_faces(
     import comfy.samplers
 
     family = family_of(model)
-    channels = model.model.latent_format.latent_channels
-    if latent.ndim != 4 or latent.shape[1] != channels:
-        raise ValueError(
-            f"This latent has the shape {list(latent.shape)}, but the model works on pictures of {channels} channels; "
-            "connect a latent made for this model, from its VAE or Empty Latent Image."
-        )
+    check_latent(model, latent)
     patched = classic(model).clone()
     uninstall(patched)
     found: list[FaceSearch] = []
