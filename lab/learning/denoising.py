@@ -152,16 +152,27 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
 
     def step() -> dict[str, torch.Tensor]:
         rate = learning_rate(budget.share, budget.step, options.rate, warmup=options.warmup)
-        batch = [part.to(device) for part in examples.batch(options.batch, budget.step, options.seed)]
-        said = None
-        if sitters:
-            index = loop.batch_indices(len(latents), options.batch, budget.step, options.seed)
-            said = sitters.words_of(index, options.word_share, seeded(options.seed + 2, budget.step)).to(device)
-        losses = model.loss(*batch, said)
+        losses = model.loss(*drawn(examples, sitters, options.word_share, options, budget.step, device))
         descend(losses["total"], optimizer, rate)
         return losses
 
     loop.advance(budget, log, options.batch, optimizer, average, step, finish, 30, 60 * options.save_minutes)
+
+
+def drawn(
+    examples: Examples,
+    sitters: Sitters | None,
+    share: float,
+    options: argparse.Namespace,
+    step: int,
+    device: torch.device,
+) -> list[torch.Tensor]:
+    """What `Denoiser.loss` takes of a training step; with `sitters` also the words of a `share` of its captions."""
+    batch = [*examples.batch(options.batch, step, options.seed)]
+    if sitters:
+        index = loop.batch_indices(len(examples.latents), options.batch, step, options.seed)
+        batch.append(sitters.words_of(index, share, seeded(options.seed + 2, step)))
+    return [part.to(device) for part in batch]
 
 
 def groups(model: Denoiser, path_rate: float) -> list[dict]:

@@ -22,7 +22,7 @@ from torch import nn
 from ...training.files import halved, write_tensors
 from ...training.loop import Average, descend, learning_rate, seeded
 from . import loop
-from .denoising import Denoiser, begin_with, checkpoint
+from .denoising import Denoiser, begin_with, checkpoint, drawn
 from .examples import Examples, cached_latents, cached_weights, of_file, stamps
 from .nouns import look_at_nouns
 from .pictures import Pictures, faces, open_pictures
@@ -145,10 +145,7 @@ def train(options: argparse.Namespace, pictures: Pictures) -> None:
 
     def step() -> dict[str, torch.Tensor]:
         rate = learning_rate(budget.share, budget.step, options.rate, warmup=20)
-        batch = [part.to(device) for part in examples.batch(options.batch, budget.step, options.seed)]
-        index = loop.batch_indices(len(latents), options.batch, budget.step, options.seed)
-        said = sitters.words_of(index, options.share, seeded(options.seed + 2, budget.step)).to(device)
-        losses = model.loss(*batch, said)
+        losses = model.loss(*drawn(examples, sitters, options.share, options, budget.step, device))
         descend(losses["total"], optimizer, rate)
         return losses
 

@@ -11,8 +11,9 @@ import torch
 from ...guidance.omniportrait import objective as loss
 from ..base import Base
 from ..data.index import BadSample
+from ..data.latents import latents_of
 from ..data.plan import Slot
-from ..data.samples import SHRINK, Sample
+from ..data.samples import Sample
 from ..loop import seeded
 from ..task import Losses
 from .config import Objective
@@ -66,14 +67,7 @@ def gather(samples: Sequence[Sample], base: Base) -> Inputs:
         if problem:
             problems[sample.slot.sample] = problem
         weights.append(0.0 if problem else sample.weight)
-    height, width = samples[0].mask.shape
-    latents = torch.zeros(len(samples), base.channels, height, width)
-    ready = [i for i, sample in enumerate(samples) if sample.ready is not None]
-    seen = [i for i, sample in enumerate(samples) if sample.picture.shape[-1] == width * SHRINK and weights[i]]
-    if ready:
-        latents[ready] = torch.stack([samples[i].ready["latents"].float() for i in ready])
-    if seen:
-        latents[seen] = base.latents(torch.stack([samples[i].picture for i in seen]))
+    latents = latents_of(samples, tuple(samples[0].mask.shape), weights, base)
     return Inputs(
         latents, torch.stack([s.mask for s in samples]), torch.stack([s.face for s in samples]), torch.stack(rows),
         torch.stack(pooled), columns, torch.tensor(weights), [s.slot for s in samples], problems,

@@ -9,8 +9,8 @@ import torch
 
 from ..base import Base
 from ..data.index import BadSample
+from ..data.latents import latents_of
 from ..data.plan import Slot
-from ..data.samples import SHRINK
 from ..loop import seeded
 from .config import Objective
 from .pictures import Pictures, Sample
@@ -71,14 +71,7 @@ def gather(samples: Sequence[Sample], pictures: Pictures, base: Base) -> Inputs:
             problems[sample.slot.sample] = problem
         found.append(_no_text(base) if problem else states)
         weights.append(0.0 if problem else sample.weight)
-    height, width = samples[0].place.shape
-    latents = torch.zeros(len(samples), base.channels, height, width)
-    ready = [i for i, sample in enumerate(samples) if sample.ready is not None]
-    plain = [i for i, sample in enumerate(samples) if sample.picture.shape[-1] == width * SHRINK and weights[i]]
-    if ready:
-        latents[ready] = torch.stack([samples[i].ready["latents"].float() for i in ready])
-    if plain:
-        latents[plain] = base.latents(torch.stack([samples[i].picture for i in plain]))
+    latents = latents_of(samples, tuple(samples[0].place.shape), weights, base)
     columns = torch.stack([each["columns"] for each in found])
     texts = {
         COMPLETE: _text(found, "", columns[:, 1] - 1),
