@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-from ...models.faces.recogniser import load_recogniser
+from ...models.faces.recogniser import Recogniser, load_recogniser
 from ..cells import Cell
 from ..portrait import Album, Portrait
 from ..protocol import Person
 from .column import Shown, only_file
+
+
+def embeddings(recogniser: Recogniser) -> Callable[[Path, Album], torch.Tensor | None]:
+    """The embedding of a photograph's face, None where there is none; each file is looked at once."""
+
+    @lru_cache(maxsize=1024)
+    def of(file: Path, album: Album) -> torch.Tensor | None:
+        portrait = album.photo(file)
+        return None if portrait.face is None else recogniser.embed(portrait.pixels, portrait.face)
+
+    return of
 
 
 class BuiltInFaces:
@@ -32,11 +43,7 @@ class BuiltInFaces:
 
     def __init__(self, people: Sequence[Person]) -> None:
         self.people, self.recogniser = people, load_recogniser(None)
-        self._embedding = lru_cache(maxsize=1024)(self._embed)
-
-    def _embed(self, file: Path, album: Album) -> torch.Tensor | None:
-        portrait = album.photo(file)
-        return None if portrait.face is None else self.recogniser.embed(portrait.pixels, portrait.face)
+        self._embedding = embeddings(self.recogniser)
 
     def __call__(self, cell: Cell, portrait: Portrait, album: Album) -> dict[str, float | None]:
         row: dict[str, float | None] = dict.fromkeys(each.key for each in self.shown)
@@ -67,11 +74,7 @@ class Sim:
         self.recogniser = load_recogniser(file)
         self.key = f"{key}-1-{self.recogniser.key}"
         self.shown = (Shown(key, title, 1, 100, 2, of_face=True),)
-        self._embedding = lru_cache(maxsize=1024)(self._embed)
-
-    def _embed(self, file: Path, album: Album) -> torch.Tensor | None:
-        portrait = album.photo(file)
-        return None if portrait.face is None else self.recogniser.embed(portrait.pixels, portrait.face)
+        self._embedding = embeddings(self.recogniser)
 
     def __call__(self, cell: Cell, portrait: Portrait, album: Album) -> dict[str, float | None]:
         own = self._embedding(cell.person.photo, album)
