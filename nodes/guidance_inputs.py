@@ -21,11 +21,11 @@ DEFAULT = Settings()
 # One row a parameter: name, type, default, lowest, highest, step.
 STRENGTH = Parameter("strength", "FLOAT", DEFAULT.strength, 0.0, 10.0, 0.05,
     meaning="How strong the guidance is. 0 switches it off: the picture is then bit-equal to the plain sampler's.")
-START_PERCENT = Parameter("start_percent", "FLOAT", DEFAULT.start_percent, 0.0, 1.0, 0.01,
+START_PERCENT = Parameter("start_percent", "FLOAT", DEFAULT.start_percent, 0.0, 1.0, 0.01, optional=True,
     meaning="Where in the sampling the guidance may start. u holds, too: at 0 it starts where u says.")
-END_PERCENT = Parameter("end_percent", "FLOAT", DEFAULT.end_percent, 0.0, 1.0, 0.01,
+END_PERCENT = Parameter("end_percent", "FLOAT", DEFAULT.end_percent, 0.0, 1.0, 0.01, optional=True,
     meaning="Where in the sampling the guidance ends.")
-CURVE = Parameter("curve", "COMBO", DEFAULT.curve, options=get_args(Curve),
+CURVE = Parameter("curve", "COMBO", DEFAULT.curve, options=get_args(Curve), optional=True,
     meaning="The strength over the guided steps: constant, or fading in from 0 or out to 0, linearly in the timesteps.")
 MODE = Parameter("mode", "COMBO", "calibrated", options=get_args(Mode),
     meaning="calibrated: with the gain and clip set below, for a visible effect. literal: Eq. 8 to 11 exactly as "
@@ -82,12 +82,13 @@ PRESENCE = Parameter("presence", "FLOAT", DEFAULT.presence, 0.0, 10.0, 0.05, lab
     "Below that the person is not in the picture and nothing is guided (a tile of background, a hand). Lower it when a "
     "face stays unguided. 0 finds a face in any picture, as Eq. 6 is printed; mode literal uses 0.")
 GUIDANCE = (
-    STRENGTH, START_PERCENT, END_PERCENT, CURVE, MODE, P, U, T0, GAMMA, ALPHA, BETA, REFINEMENT, REDUCTION, GAIN,
-    CLIP_GRADIENT, SIGMA_SCALE, BACKGROUND_MASKING, FEATURE_BLOCK, ENSEMBLE, REFERENCE_SEED, CHECKPOINTING)
-COST = (GUIDED_PASS, EVERY, PRESENCE)
+    STRENGTH, MODE, P, U, T0, GAMMA, ALPHA, BETA, REFINEMENT, REDUCTION, GAIN, CLIP_GRADIENT, SIGMA_SCALE,
+    BACKGROUND_MASKING, FEATURE_BLOCK, ENSEMBLE, REFERENCE_SEED, CHECKPOINTING)
+LATER = (GUIDED_PASS, EVERY, START_PERCENT, END_PERCENT, CURVE, PRESENCE)
 # fmt: on
+"""What saved graphs may lack: optional, and last, for the page gives a saved node its values by their place."""
 
 
 def settings_from(mode: Mode, feature_block: int, **values: object) -> Settings:
-    """The inputs of GUIDANCE and COST as Settings. Raises: ValueError for a choice that is not offered."""
+    """The inputs of GUIDANCE and LATER as Settings. Raises: ValueError for a choice that is not offered."""
     return Settings(block=feature_block, **values).in_mode(mode)

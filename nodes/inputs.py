@@ -20,7 +20,7 @@ from ..models.faces.recogniser import BUILT_IN
 from ..models.pivot.handle import Photographs
 from ..sampling.detail import NO_FACE
 from .files import names_in
-from .guidance_inputs import ALPHA, BETA, COST, GAMMA, GUIDANCE, REFERENCE_SEED, REFINEMENT
+from .guidance_inputs import ALPHA, BETA, GAMMA, GUIDANCE, LATER, PRESENCE, REFERENCE_SEED, REFINEMENT
 from .ic_inputs import IC_INPUTS
 from .parameter import Parameter
 
@@ -229,6 +229,10 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
         *ATTENTION,
         Parameter("face_reference", "FACE_REFERENCE", optional=True,
             meaning="Only if the sampler's conditioning does not come from Pivot Conditioning: the face to bring in."),
+        replace(PRESENCE, default=SEEN.presence,
+            meaning="Of own face: how prominent the subject's word must be in the model's attention, against the "
+            "photograph. Below that the person is not in the picture and nothing of it sees the reference (a tile of "
+            "background, a hand). Lower it when a face stays without. 0 finds a face in any picture."),
     ),
     "OmniPortraitRBGuidance": (
         MODEL,
@@ -239,7 +243,7 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
             "Needs mask as well."),
         Parameter("mask", "MASK", optional=True,
             meaning="Only together with face_reference: where the face will be in the new picture."),
-        *COST,
+        *LATER,
     ),
     "OmniPortraitFaceDetail": (
         Parameter("model", "MODEL", meaning="The model that paints the face: usually with Reference Attention or "
@@ -291,7 +295,7 @@ INPUTS: dict[str, tuple[Parameter, ...]] = {
         Parameter("denoise", "FLOAT", 1.0, 0.0, 1.0, 0.01,
             meaning="Below 1, part of the latent's own structure is kept, as in KSampler."),
         *GUIDANCE,
-        *COST,
+        *LATER,
     ),
 } | IC_INPUTS
 # fmt: on

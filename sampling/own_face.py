@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 
 from ..backbone.attention import AttentionSites, Recording, core_attention, put_recorders
+from ..backbone.family import Family
 from ..guidance.omniportrait import mask as face
 from ..guidance.omniportrait.settings import Settings
 from .people import Person
+
+
+def sites_of(family: Family, size: tuple[int, int]) -> AttentionSites:
+    """Where own faces are looked for in a latent of a size: not in the middle block, perturbed attention's."""
+    sites = family.sites(family.feature_block(-1), size)
+    return replace(sites, self_=tuple(key for key in sites.self_ if key[0] != "middle"))
 
 
 class OwnFaces:
     """Records the attention of each prediction and tells the next one which of its tokens are whose.
 
     people: by the uuid of their conditioning. At the first call nothing is known yet, so nobody is anywhere.
+    absent: how many predictions had no picture with the person, by the person's word.
     """
 
     def __init__(self, people: Mapping[object, tuple[Person, ...]]) -> None:
         self._people = people
+        self.absent: Counter[str] = Counter()
         self._settings = Settings()
+        self._floors: Mapping[Person, float] = {}
+        self._settled, self._gone = False, set[Person]()
         self._now: dict[object, Recording] = {}
         self._found: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def record(self, options: dict, sites: AttentionSites) -> None:
-        """Put recorders into one prediction's options, on copies of their tables."""
+    def record(self, options: dict, sites: AttentionSites, floors: Mapping[Person, float], settled: bool) -> None:
+        """Put recorders into one prediction's options, on copies of their tables. floors: below which prominence
+        (mask.prominence) a person is not in a picture; who has none is in each. settled: nobody appears any more, so
+        that whoever is in no picture stays out."""
+        self._floors, self._settled = floors, settled
+        if not settled:
+            self._gone.clear()
         self._now = {uuid: Recording() for uuid in self._people}
         put_recorders(options, sites, self._rows_of, core_attention)
 
@@ -59,8 +77,17 @@ class OwnFaces:
                 s.gamma,
                 s.refinement,
             ).cpu()
+            mask = face.threshold(maps, s.beta)
+            floor = self._floors.get(person, 0.0)
+            if floor > 0:
+                spread = recording.spread(person.record.token_index, tokens).cpu()
+                mask = mask & (face.prominence(spread) >= floor).view(-1, 1, 1) & (person not in self._gone)
+            if not mask.any():
+                self.absent[person.record.subject] += 1
+                if self._settled:
+                    self._gone.add(person)
             refined.append(maps)
-            masks.append(face.threshold(maps, s.beta))
+            masks.append(mask)
         return torch.stack(refined), torch.stack(masks)
 
     def _rows_of(self, extra: dict, rows: int) -> Iterator[tuple[Recording, slice]]:

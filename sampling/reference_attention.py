@@ -12,15 +12,17 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from uuid import uuid4
 
 import torch
 
 from ..backbone.attention import BlockKey, core_attention, plain_attention
+from ..backbone.clock import Clock
 from ..backbone.family import family_of
+from ..guidance.omniportrait.settings import PRESENCE_FROM, SETTLED, T0
 from ..guidance.reference_attention.attend import reference_bias
 from ..guidance.reference_attention.settings import Settings
+from .own_face import sites_of
 from .people import ByHand, Person, assign_people
 from .reference import check_vae
 from .reference_tokens import ReferenceTokens, Tokens
@@ -48,17 +50,15 @@ class Run:
         patcher = guider.model_patcher
         self._people = assign_people(guider.conds, by_hand)
         self._by_uuid = {uuid: people for (_, uuid), people in self._people.items()}
-        family = family_of(patcher)
+        family, everybody = family_of(patcher), {person for each in self._by_uuid.values() for person in each}
         sampling = patcher.get_model_object("model_sampling")
+        self._clock = Clock(sampling)
         self._window = [float(sampling.percent_to_sigma(p)) for p in (settings.end_percent, settings.start_percent)]
-        people = {person for each in self._by_uuid.values() for person in each}
-        self._references = ReferenceTokens(people, patcher, vae, settings, noise)
+        self._references = ReferenceTokens(everybody, patcher, vae, settings, noise)
         for person, photographs in self._references.lost.items():
             self._leave_out(person, photographs)
         canvas = tuple(noise.shape[-2:])
-        sites = family.sites(family.feature_block(-1), canvas)
-        sites = replace(sites, self_=tuple(key for key in sites.self_ if key[0] != "middle"))
-        self._seen_from = SeenFrom(self._by_uuid, settings.where, canvas, sites)
+        self._seen_from = SeenFrom(self._by_uuid, settings.where, canvas, sites_of(family, canvas))
         self._tokens: dict[Person, list[Tokens]] = {}  # of each photograph, at the prediction at hand
         self._taken: set[BlockKey] = set()
         self._table: dict[tuple, Callable] = {}  # of attention replaced, as the prediction at hand began
@@ -84,24 +84,39 @@ class Run:
         """Options of one prediction with the reference in them, or with the search for the face alone."""
         base, options = guider.inner_model, dict(model_options.get("transformer_options", {}))
         self._tell_copies_apart(guider.conds)
-        self._tokens = {}
-        if self.acts(float(sigma[0])):
-            self.calls += 1
-            for person in dict.fromkeys(person for people in self._by_uuid.values() for person in people):
+        self._tokens, floors = {}, {}
+        acts, asks = self.acts(float(sigma[0])), self._asks(float(sigma[0]))
+        for person in dict.fromkeys(person for people in self._by_uuid.values() for person in people):
+            if acts or asks:
                 self._put_hooks(guider, person, sigma, model_options)
-                photographs = self._references.at(base, person, sigma[:1])
-                if None in photographs:
-                    self.reasons["the model makes NaN of a reference face"] += photographs.count(None)
-                tokens = [each for each in photographs if each is not None]
-                if tokens:
-                    self._tokens[person] = tokens
+            if acts:
+                self._read(base, person, sigma[:1])
+            if asks:
+                t0 = torch.full_like(sigma[:1], self._clock.sigma(T0))
+                floors[person] = self.settings.presence * self._references.height(base, person, t0)
+        if acts:
             patches = options.get("patches", {})
             options["patches"] = {**patches, "attn1_patch": [*patches.get("attn1_patch", ()), self._append]}
             self._replace(options)
-        self._seen_from.start(guider.conds, options)
+        settled = self._clock.t(float(sigma[0])) <= SETTLED
+        self._seen_from.start(guider.conds, options, floors, settled)
         self._table = options.get("patches_replace", {}).get("attn1", {})
         options[KEY] = self
         return {**model_options, "transformer_options": options}
+
+    def _asks(self, sigma: float) -> bool:
+        """Whether it is asked if the people are in the picture at all: of own faces, where noise does not hide them."""
+        wanted = self.settings.presence > 0 and self._seen_from.finds_faces
+        return wanted and self._clock.t(sigma) <= PRESENCE_FROM
+
+    def _read(self, base: torch.nn.Module, person: Person, sigma: torch.Tensor) -> None:
+        """A person's tokens for the prediction at hand."""
+        photographs = self._references.at(base, person, sigma)
+        if None in photographs:
+            self.reasons["the model makes NaN of a reference face"] += photographs.count(None)
+        tokens = [each for each in photographs if each is not None]
+        if tokens:
+            self._tokens[person] = tokens
 
     def _tell_copies_apart(self, conds: dict[str, list[dict]]) -> None:
         """ComfyUI copies an area to the guider's other lists under its uuid: in this run's lists it gets one of its
@@ -127,6 +142,7 @@ class Run:
             yield
         finally:
             self._seen_from.stop()
+            self.calls += self._seen_from.seen
 
     def _replace(self, options: dict) -> None:
         """Our attention at the chosen blocks, on copies; a block where another pack's patch stands is left to it."""
@@ -211,6 +227,8 @@ class Run:
 
     def report(self) -> None:
         """One line in the log, a warning where something was left out."""
+        for subject, count in self._seen_from.absent.items():
+            self.reasons[f"no face found at {subject!r}"] += count
         told = "; ".join(f"{count} times {reason}" for reason, count in self.reasons.items())
         level = logging.WARNING if self.reasons or not self.calls else logging.INFO
         log.log(level, "Reference Attention: %d calls saw the reference%s", self.calls, told and f"; {told}")

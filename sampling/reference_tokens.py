@@ -9,11 +9,13 @@ from collections.abc import Iterable
 
 import torch
 
-from ..backbone.attention import BlockKey
+from ..backbone.attention import BlockKey, private_options, record_attention
 from ..backbone.family import LATENT_SCALE, family_of
+from ..guidance.omniportrait.mask import known_height
 from ..guidance.reference_attention.attend import tokens_inside
 from ..guidance.reference_attention.settings import COUNTS, Settings
 from ..models.faces import FaceReference
+from .own_face import sites_of
 from .people import Person
 from .reference import CELLS, call_key, call_options, encode_reference, reference_arguments
 
@@ -48,7 +50,9 @@ class ReferenceTokens:
         self._seed = settings.seed
         self._latents: dict[str, torch.Tensor] = {}
         self._keys: dict[Person, dict[tuple, FaceReference]] = {}
+        self._heights: dict[Person, float] = {}
         cells = max(min(noise.shape[-2:]) // CELLS * CELLS, CELLS)
+        self._sites = sites_of(family_of(patcher), (cells, cells))
         for person in people:
             self._keys[person] = {}
             for face in person.face.photographs:
@@ -65,6 +69,15 @@ class ReferenceTokens:
         cache. The weights in place have to be those of the person's conditioning. None where they are not finite."""
         return [self._one(base, person, key, sigma) for key in self._keys[person]]
 
+    def height(self, base: torch.nn.Module, person: Person, sigma: torch.Tensor) -> float:
+        """How high the person's word rises in the attention on the own photographs at a sigma [1], their mean
+        (mask.known_height). One call for each, once a run; the weights in place as for `at`."""
+        if person not in self._heights:
+            with torch.inference_mode(False), torch.no_grad():
+                found = [self._height(base, person, face, sigma.clone()) for face in self._keys[person].values()]
+            self._heights[person] = sum(found) / max(len(found), 1)
+        return self._heights[person]
+
     def _one(self, base: torch.nn.Module, person: Person, photograph: tuple, sigma: torch.Tensor) -> Tokens | None:
         key = (*photograph, float(sigma))
         known = _cache.get(key)
@@ -79,11 +92,24 @@ class ReferenceTokens:
             _cache.move_to_end(key)
         return {block: tokens.to(sigma.device) for block, tokens in known.items()}
 
-    def _call(self, base: torch.nn.Module, person: Person, face: FaceReference, sigma: torch.Tensor) -> Tokens:
+    def _height(self, base: torch.nn.Module, person: Person, face: FaceReference, sigma: torch.Tensor) -> float:
+        x, arguments = self._noised(base, person, face, sigma)
+        options = private_options(call_options(sigma))
+        recording = record_attention(options, self._sites)
+        base._apply_model(x, sigma, transformer_options=options, **arguments)
+        return float(known_height(recording.spread(person.token, arguments["c_crossattn"].shape[1])))
+
+    def _noised(
+        self, base: torch.nn.Module, person: Person, face: FaceReference, sigma: torch.Tensor
+    ) -> tuple[torch.Tensor, dict]:
+        """A photograph at a sigma, and what the model gets beside it."""
         latent = base.process_latent_in(self._latents[face.photo_key].clone().to(sigma.device)).float()
         arguments = reference_arguments(base, person.conditioning, latent)
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(self._seed)).to(latent)
-        x = base.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, latent)
+        return base.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, latent), arguments
+
+    def _call(self, base: torch.nn.Module, person: Person, face: FaceReference, sigma: torch.Tensor) -> Tokens:
+        x, arguments = self._noised(base, person, face, sigma)
         kept: Tokens = {}
 
         def keep(n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, extra: dict) -> tuple:

@@ -17,6 +17,7 @@ from .people import Person, positive_keys
 class SeenFrom:
     """people: by the uuid of their conditioning. canvas: (H, W) of the latent. sites: where a face is looked for.
 
+    finds_faces: whether own faces are looked for. seen: whether anybody's reference was to be seen in this prediction.
     Of several people each stays in the own region or, where one has none, in the own face. Raises: ValueError where the
     own face is asked for and no word says whose it is.
     """
@@ -39,16 +40,23 @@ class SeenFrom:
         self._people, self._canvas, self._sites = people, canvas, sites
         self._everywhere = where == "whole picture"
         self._faces = OwnFaces(people) if where == "own face" else None
+        self.finds_faces, self.seen = self._faces is not None, False
         self._areas: dict[object, object] = {}
         self._texts: dict[object, int] = {}
         self._masks: dict[tuple, torch.Tensor] = {}
 
-    def start(self, conds: dict[str, list[dict]], options: dict) -> None:
-        """A prediction begins. conds: the guider's, processed. options: its transformer_options, a private copy."""
+    @property
+    def absent(self) -> dict[str, int]:
+        """In how many predictions no picture showed a person, by the person's word."""
+        return {} if self._faces is None else dict(+self._faces.absent)
+
+    def start(self, conds: dict[str, list[dict]], options: dict, floors: Mapping[Person, float], settled: bool) -> None:
+        """A prediction begins. conds: the guider's, processed. options: its transformer_options, a private copy.
+        floors, settled: of OwnFaces.record."""
         self._areas = {cond["uuid"]: cond.get("area") for each in conds.values() for cond in each}
-        self._masks = {}
+        self._masks, self.seen = {}, False
         if self._faces is not None:
-            self._faces.record(options, self._sites)
+            self._faces.record(options, self._sites, floors, settled)
             self._texts = _text_lengths(conds)
 
     def stop(self) -> None:
@@ -62,12 +70,14 @@ class SeenFrom:
         """Boolean [B or 1, K, N], on the device: which tokens of a conditioning's rows see which person; None: all see
         all. Made once for all blocks of a prediction that have the same size."""
         if self._everywhere:
+            self.seen = True
             return None
         key = uuid, tuple(people), size, device
         if key not in self._masks:
             inside = torch.cat([tokens_inside(self._region(uuid, person), size) for person in people])[None]
             if self._faces is not None:
                 inside = inside & torch.cat([self._own_face(uuid, person, size) for person in people], dim=1)
+            self.seen = self.seen or bool(inside.any())
             self._masks[key] = inside.to(device)
         return self._masks[key]
 

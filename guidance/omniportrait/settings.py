@@ -18,6 +18,8 @@ rounding."""
 PRESENCE = 1.4
 PRESENCE_FROM = 600.0
 """Timestep from which on presence is asked for. Both were measured on the embedded model (docs/results/presence.md)."""
+T0 = 671.0
+"""Timestep of the reference's features, and of the height against which presence is held."""
 SETTLED = 300.0
 """Timestep from which on nobody appears any more: a picture without the person is not looked at again, so that a tile
 of background costs one pass."""
@@ -47,7 +49,7 @@ class Settings:
     curve: Curve = "constant"
     p: float = 8.5
     u: float = 0.6
-    t0: float = 671.0
+    t0: float = T0
     gamma: int = 3
     alpha: float = 2.0
     beta: float = 0.5

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ..omniportrait.settings import PRESENCE
+
 Where = Literal["whole picture", "own face", "region"]
 Levels = Literal["finest", "finest two", "all"]
 COUNTS: dict[str, int | None] = {"finest": 1, "finest two": 2, "all": None}
@@ -18,7 +20,8 @@ class Settings:
     strength: how often the reference's tokens count; 0 is off, 1 appends them, 2 counts them twice (a bias of
     log(strength) on their logits). start_percent, end_percent: where in the sampling it acts, 0 is the first step.
     where: which of the picture's tokens see the reference. levels: which of the model's levels. balance: whether the
-    unconditional rows see it too. seed: of the reference's noise, which never touches the sampler's.
+    unconditional rows see it too. seed: of the reference's noise, which never touches the sampler's. presence: of own
+    faces, as RB-Guidance's: how prominent the subject's word must be, or the person is not in the picture.
     """
 
     strength: float = 1.0
@@ -28,6 +31,7 @@ class Settings:
     levels: Levels = "finest"
     balance: bool = False
     seed: int = 0
+    presence: float = PRESENCE
 
     def __post_init__(self) -> None:
         """ComfyUI 0.3.75 lets any text through where a V3 node offers a choice. Raises: ValueError with the choices."""

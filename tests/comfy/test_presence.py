@@ -6,9 +6,11 @@ import pytest
 import torch
 from omniportrait import environment
 from omniportrait.guidance.omniportrait import mask
+from omniportrait.guidance.omniportrait.settings import PRESENCE
 from omniportrait.lab.testbed import small
-from omniportrait.lab.testbed.guiding import assert_guided, guided
-from omniportrait.sampling import gradient, reference
+from omniportrait.lab.testbed.guiding import assert_guided, attending, guided
+from omniportrait.sampling import gradient, reference, reference_tokens
+from omniportrait.sampling.own_face import OwnFaces
 
 
 @pytest.fixture
@@ -106,22 +108,49 @@ def test_a_face_by_hand_is_where_the_hand_says(sd15, vae):
     assert all(step.similarity == step.similarity for step in trace.steps)
 
 
-@pytest.mark.slow
-def test_the_embedded_model_knows_a_bare_wall_from_a_portrait():
-    """With the nodes' defaults, as in an upscaler's tile: 300 of 1000 timesteps of noise."""
-    from omniportrait.lab.bench.portraits import (
-        Case,
-        conditioned,
-        defaults,
-        drawn,
-        face_of,
-        loaded,
-        node,
-        settings_of,
-        sitter,
-    )
+def test_below_the_floor_no_part_of_the_picture_sees_the_reference(sd15, vae, monkeypatch):
+    """Reference Attention in the own face, against heights and prominence by hand. Two calls: the first only looks."""
+    looks, heights, found = [], [], []
+    faces, record = OwnFaces._faces, reference_tokens.record_attention
+
+    def spy_faces(self, uuid, recording, tokens):
+        looks.append(recording)
+        found.append(faces(self, uuid, recording, tokens))
+        return found[-1]
+
+    def spy_record(*args):
+        heights.append(record(*args))
+        return heights[-1]
+
+    monkeypatch.setattr(mask, "STANDS_OUT", 1.0)  # random weights never stand out
+    monkeypatch.setattr(OwnFaces, "_faces", spy_faces)
+    monkeypatch.setattr(reference_tokens, "record_attention", spy_record)
+    positive, options = small.annotated(sd15), {"sigmas": torch.tensor([1.5, 0.9, 0.0]), "steps": 2}
+
+    def attended(presence: float) -> torch.Tensor:
+        return small.sample(
+            attending(sd15, vae, where="own face", levels="all", presence=presence), positive, **options
+        )
+
+    attended(0.001)  # to look only
+    (own,) = spread_by_hand(looks[0], 5).tolist()
+    (known,) = spread_by_hand(heights[0], small.record(sd15).reference_token_index).tolist()
+    prominence = max(own) ** 3 / (sum(own) / len(own)) ** 2 / max(known)
+    anywhere = attended(0.0)
+    assert len(heights) == 1, "a floor of 0 costs no call"
+    assert torch.equal(attended(0.99 * prominence), anywhere) and found[-2][1].any()
+    nowhere, plain = attended(1.01 * prominence), small.sample(sd15, positive, **options)
+    assert not found[-2][1].any()
+    change = float((anywhere - plain).abs().max())
+    assert change > 1e-4 * float(plain.abs().max())
+    assert float((nowhere - plain).abs().max()) < 1e-2 * change
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    """The embedded model, its VAE, and what an upscaler's tile gets of a bare wall and of a portrait."""
+    from omniportrait.lab.bench.portraits import Case, conditioned, drawn, face_of, loaded, node, sitter
     from omniportrait.models.pivot.handle import load_handle
-    from omniportrait.sampling.patch import patch
 
     import nodes as core
 
@@ -129,15 +158,48 @@ def test_the_embedded_model_knows_a_bare_wall_from_a_portrait():
     model, clip, vae = loaded(weights / "omniportrait_demo.safetensors")
     encoder, case = load_handle(str(weights / "omniportrait_demo_pivot.safetensors")), Case(0, 0)
     positive = conditioned(clip, case, face_of([sitter(0).picture]), encoder)
+    (negative,) = node(core.CLIPTextEncode, clip=clip, text="")
     wall = torch.tensor([0.38, 0.5, 0.63]).expand(1, 256, 256, 3).contiguous()
     portrait = torch.from_numpy(drawn(case).picture.copy())[None].float() / 255
-    (negative,) = node(core.CLIPTextEncode, clip=clip, text="")
-    guided_calls = {}
-    for name, pixels in {"wall": wall, "portrait": portrait}.items():
-        (latent,) = node(core.VAEEncode, vae=vae, pixels=pixels)
+
+    def sample(patched: object, name: str) -> torch.Tensor:
+        (latent,) = node(core.VAEEncode, vae=vae, pixels={"wall": wall, "portrait": portrait}[name])
+        options = (5, 3, 5.0, "euler", "normal", positive, negative, latent)
+        with torch.inference_mode():  # 300 of 1000 timesteps of noise
+            return core.common_ksampler(patched, *options, denoise=0.3)[0]["samples"]
+
+    return model, vae, sample
+
+
+@pytest.mark.slow
+def test_the_embedded_model_knows_a_bare_wall_from_a_portrait(tiles):
+    """With the nodes' defaults."""
+    from omniportrait.lab.bench.portraits import defaults, settings_of
+    from omniportrait.sampling.patch import patch
+
+    (model, vae, sample), guided_calls = tiles, {}
+    for name in ("wall", "portrait"):
         traces = []
-        with torch.inference_mode():
-            patched = patch(model, vae, settings_of(defaults()), observe=traces.append)
-            core.common_ksampler(patched, 5, 2, 5.0, "euler", "normal", positive, negative, latent, denoise=0.3)
+        sample(patch(model, vae, settings_of(defaults()), observe=traces.append), name)
         guided_calls[name] = [step.similarity == step.similarity for step in traces[0].steps]
     assert set(guided_calls["wall"]) == {False} and set(guided_calls["portrait"]) == {True}
+
+
+@pytest.mark.slow
+def test_reference_attention_leaves_a_bare_wall_alone_and_a_portrait_as_it_was(tiles, caplog):
+    model, vae, sample = tiles
+    caplog.set_level("INFO")
+    told, pictures = {}, {}
+    for name in ("wall", "portrait"):
+        for presence in (0.0, PRESENCE):
+            caplog.clear()
+            pictures[name, presence] = sample(attending(model, vae, where="own face", presence=presence), name)
+            told[name, presence] = caplog.messages[-1]
+        pictures[name, "plain"] = sample(model, name)
+    assert told["wall", 0.0] == told["portrait", 0.0] == told["portrait", PRESENCE]
+    assert told["portrait", PRESENCE] == "Reference Attention: 2 calls saw the reference"
+    expected = "Reference Attention: 0 calls saw the reference; 3 times no face found at 'woman'"
+    assert told["wall", PRESENCE] == expected
+    assert torch.equal(pictures["portrait", PRESENCE], pictures["portrait", 0.0])
+    changes = [float((pictures["wall", p] - pictures["wall", "plain"]).abs().max()) for p in (0.0, PRESENCE)]
+    assert changes[1] < 0.01 * changes[0]

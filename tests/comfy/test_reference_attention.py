@@ -322,7 +322,7 @@ def test_an_own_face_found_in_an_area_is_there_on_the_whole_picture(sd15, monkey
         return inside.flatten(2)
 
     monkeypatch.setattr(OwnFaces, "inside", left_half)
-    seen_from.start({"positive": [{"uuid": "own", "area": (16, 8, 0, 8)}, {"uuid": "whole"}]}, {})
+    seen_from.start({"positive": [{"uuid": "own", "area": (16, 8, 0, 8)}, {"uuid": "whole"}]}, {}, {}, False)
     own = seen_from.inside("own", [person], (16, 8), torch.device("cpu")).view(16, 8)
     whole = seen_from.inside("whole", [person], (8, 8), torch.device("cpu")).view(8, 8)
     assert own[:, :4].all() and not own[:, 4:].any()

@@ -1,4 +1,4 @@
-"""What ComfyUI sends its page about each node: every node and every socket explains itself."""
+"""What ComfyUI sends its page about each node: every node and every socket explains itself, and saved graphs hold."""
 
 from __future__ import annotations
 
@@ -43,3 +43,31 @@ def test_the_papers_numbers_are_folded_away_and_called_by_words(infos):
             assert options["advanced"] and len(options["display_name"].split()) == 2, name
             assert "Eq. " in options["tooltip"], name
         assert not info["input"]["required"]["strength"][1].get("advanced")
+
+
+GUIDANCE = (
+    "strength mode p u t0 gamma alpha beta refinement reduction gain clip sigma_scale background_masking feature_block "
+    "ensemble reference_seed checkpointing guided_pass every"
+)
+OLDEST = {
+    "OmniPortraitFaceReference": "order index crop_factor no_face mask_source detector",
+    "OmniPortraitPivotEncoderLoader": "pivot_encoder_name",
+    "OmniPortraitPivotConditioning": "text subject occurrence strength",
+    "OmniPortraitRBGuidance": GUIDANCE,
+    "OmniPortraitRBGuidanceKSampler": f"seed steps cfg sampler_name scheduler denoise {GUIDANCE}",
+    "OmniPortraitFaceMaskFromAttention": "seed percent gamma alpha beta person refinement sigma",
+}
+"""Widgets of the first version's nodes, as its graphs hold them."""
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+@pytest.mark.parametrize("name", OLDEST)
+def test_graphs_of_the_first_version_still_run_and_open(infos, name):
+    """A prompt is refused where a required input is missing, and the page gives a saved node's values by their place:
+    whatever came later is optional and comes last."""
+    (info,) = (info for info in infos if info["name"] == name)
+    every = {**info["input"]["required"], **info["input"].get("optional", {})}
+    widgets = [each for each, (kind, *_) in every.items() if isinstance(kind, list) or kind in WIDGETS]
+    old = OLDEST[name].split()
+    assert widgets[: len(old)] == old
+    assert not set(widgets[len(old) :]) & set(info["input"]["required"])

@@ -11,7 +11,7 @@ import pytest
 from omniportrait import environment
 from omniportrait.guidance.omniportrait.settings import Settings
 from omniportrait.lab.make import help_pages, locales
-from omniportrait.nodes.guidance_inputs import COST, GUIDANCE, settings_from
+from omniportrait.nodes.guidance_inputs import GUIDANCE, LATER, settings_from
 from omniportrait.nodes.ic_inputs import METHOD
 from omniportrait.nodes.inputs import ATTENTION, INPUTS
 from omniportrait.nodes.outputs import OUTPUTS
@@ -75,7 +75,7 @@ def test_a_page_without_a_marker_is_refused():
 
 
 def test_the_defaults_of_the_nodes_are_the_settings():
-    defaults = {row.name: row.default for row in (*GUIDANCE, *COST)}
+    defaults = {row.name: row.default for row in (*GUIDANCE, *LATER)}
     assert settings_from(**defaults) == Settings()
     assert settings_from(**defaults | {"feature_block": 4, "p": 1.0}) == replace(Settings(), block=4, p=1.0)
 
@@ -103,7 +103,7 @@ WITHOUT = {"omniportrait_demo", "save_person", "spf_portrait_demo"}
 def test_a_workflow_for_large_models_has_the_defaults(name):
     """The demo has values of its own, which suit its small model."""
     prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    guidance = (*GUIDANCE, *COST)
+    guidance = (*GUIDANCE, *LATER)
     methods = {
         "OmniPortraitRBGuidance": guidance,
         "OmniPortraitRBGuidanceKSampler": guidance,
