@@ -77,6 +77,14 @@ def cells(
     return found
 
 
+def share(cells: Sequence[Cell], number: int, of: int) -> list[Cell]:
+    """Part `number` (from 1) of `of`. All methods of a person and prompt stay together: half of the parts is paired."""
+    groups: dict[tuple, int] = {}
+    for cell in cells:
+        groups.setdefault((cell.person.id, cell.prompt.id, cell.number), len(groups))
+    return [cell for cell in cells if groups[cell.person.id, cell.prompt.id, cell.number] % of == number - 1]
+
+
 class Records:
     """A file with a line of JSON for each record; nothing is ever changed in it, and a torn line is passed over."""
 

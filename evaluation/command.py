@@ -1,6 +1,7 @@
-"""`python run.py evaluate [check|generate|score]`: portraits of given people by any workflow, judged, as a table.
+"""`python run.py evaluate [STEP]`: portraits of given people by any workflow, judged, as a table.
 
-docs/evaluation.md explains it. Without a step it makes what is missing, judges it and writes the table.
+docs/evaluation.md explains it. Without a step (check, generate, score, table, sheet) it makes what is missing, judges
+it, and writes the table and the sheet.
 """
 
 from __future__ import annotations
@@ -25,64 +26,19 @@ from ..demo.client import Client, PromptError
 from ..models.faces.mtcnn import BuiltInDetector
 from ..training.files import write_whole
 from . import pictures, protocol, table, workflow
-from .cells import cells
+from .cells import cells, share
 from .generate import Campaign
+from .options import EMBEDDED, parser
 from .portrait import Album
 from .protocol import HERE, Method, Person, Prompt, Protocol
 from .score import Scores
 
-STEPS = ("check", "generate", "score")
-EMBEDDED = "embedded"
 FOLDERS = ("blip", "blip_text", "clip", "iqa", "facenet", "arcface", "inception")
 """Of the columns' files, in --weights."""
 FOOT = (
     "Faces are found by the pack's built-in detector. The paper's rows are of other pictures and weights: compare "
     "their order, not their values."
 )
-SHIPPED = ("paper", EMBEDDED)
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="run.py evaluate", description=__doc__, allow_abbrev=False)
-    made.add_argument("step", nargs="?", choices=STEPS, help="only this step; check runs nothing")
-    made.add_argument("--protocol", default="paper", metavar="NAME|FILE", help=f"{', '.join(SHIPPED)}, or a YAML file")
-    made.add_argument("--method", action="append", metavar="NAME|FILE", help="a shipped one, a workflow (API) or YAML")
-    made.add_argument("--people", type=Path, metavar="FOLDER", help="a photograph, or a folder, for each person")
-    made.add_argument("--subject", metavar="WORD", help="what people are called whom no people.csv names")
-    made.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line, with {subject}")
-    made.add_argument("--each", type=int, default=0, metavar="N", help="so many of the prompts for a person, by turns")
-    made.add_argument("--images", type=int, default=1, metavar="N", help="portraits for each person and prompt")
-    made.add_argument("--count", type=int, default=0, metavar="N", help="only the first N people")
-    made.add_argument("--seed", type=int, default=0, metavar="N")
-    made.add_argument("--checkpoint", metavar="NAME", help="as the server's Load Checkpoint lists it")
-    made.add_argument("--set", type=assignment, action="append", default=[], metavar="NODE.INPUT=VALUE",
-                      help="of all methods; or one of steps, cfg, sampler_name, scheduler, width, height")  # fmt: skip
-    made.add_argument("--bind", type=assignment, action="append", default=[], metavar="ROLE=NODE.INPUT",
-                      help="picture, photo, prompt, subject or seed, where they are not found")  # fmt: skip
-    made.add_argument("--sweep", metavar="METHOD:NODE.INPUT=A,B,C", help="the method once for each value, and a curve")
-    made.add_argument("--as-is", action="store_true", help="leave steps, sampler and size as the workflows have them")
-    made.add_argument("--server", action="append", metavar="URL", help="a running ComfyUI (default: start one)")
-    made.add_argument(
-        "--patience", type=float, default=600, metavar="SECONDS", help="to wait for a server that is gone"
-    )
-    made.add_argument("--retry-errors", action="store_true", help="make cells again that failed")
-    made.add_argument("--limit", type=int, metavar="N", help="make at most N portraits now")
-    made.add_argument("--weights", type=Path, default=environment.HOME / "evaluate", metavar="FOLDER",
-                      help="where the columns' files are (default: .omniportrait/evaluate)")  # fmt: skip
-    made.add_argument("--real", type=Path, metavar="FOLDER", help="pictures that FID compares with")
-    made.add_argument("--baseline", metavar="METHOD", help="what the others are compared with (default: the first)")
-    made.add_argument("--rows", type=int, default=6, metavar="N", help="people on the sheet")
-    made.add_argument("--out", type=Path, default=environment.ROOT / "output" / "evaluate", metavar="FOLDER")
-    made.add_argument("--page", type=Path, metavar="FILE", help="write the table there, too, with sheet and curve")
-    return made
-
-
-def assignment(text: str) -> tuple[str, object]:
-    """NAME=VALUE, the value as YAML reads it; null takes an input away."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} should read NAME=VALUE")
-    return name, yaml.safe_load(value)
 
 
 class Evaluation:
@@ -96,6 +52,8 @@ class Evaluation:
         self.swept: list[str] = []
         self.methods = self._methods()
         self.cells = cells(self.methods, self.people, self._prompts(), options.images, options.seed, options.each)
+        self.mine = share(self.cells, *options.part) if options.part else self.cells
+        """What this process makes and judges."""
 
     def _protocol(self) -> Protocol:
         given = self.options.protocol
@@ -167,46 +125,56 @@ class Evaluation:
         """Make what is missing; a server is started for that alone."""
         options = self.options
         campaign = Campaign(options.out, options.patience, options.retry_errors)
-        todo = campaign.missing(self.cells)[: options.limit]
-        print(f"{len(self.cells)} cells, {len(todo)} to make", flush=True)
+        todo = campaign.missing(self.mine)[: options.limit]
+        print(f"{len(self.mine)} cells, {len(todo)} to make", flush=True)
         if todo:
             with servers(options) as clients:
                 campaign.make(clients, todo)
 
-    def score(self) -> str:
-        """Judge, and write the table, the sheet and the curve; the table."""
-        options, out = self.options, self.options.out
-        scores, album = Scores(out), Album(BuiltInDetector())
-        scores.judge(self._columns(), self.cells, album)
+    def score(self) -> None:
+        """Judge what is not judged yet."""
+        scores, album = Scores(self.options.out), Album(BuiltInDetector())
+        scores.judge(self._columns(), self.mine, album)
+        if self.options.part:
+            print("That was a share: when all are there, the same command without --part writes the table.", flush=True)
+            return
         if self.world is None:
-            scores.judge_sets([partial(frechet, options.weights, options.real)], self.cells)
+            scores.judge_sets([partial(frechet, self.options.weights, self.options.real)], self.cells)
+            scores.notes += self._faceless(album)
+        scores.save()
+
+    def table(self) -> str:
+        """The table as Markdown, CSV and JSON, and the curve, of what was judged."""
+        options, out, scores = self.options, self.options.out, Scores(self.options.out)
+        scores.recall()
         results = table.results_of(self.cells, scores, out)
         baseline = options.baseline or self.methods[0].name
         if baseline not in results.rows:
             raise ValueError(f"--baseline {baseline}: the methods are {', '.join(results.rows)}.")
-        text = table.markdown(results, baseline, self._foot(album))
+        text = table.markdown(results, baseline, (*self._foot(), *scores.notes))
         write_whole(out / "table.md", text.encode())
         write_whole(out / "table.csv", table.as_csv(results).encode())
         write_whole(out / "table.json", json.dumps(self._settings(), indent=1).encode())
-        if sheet := pictures.sheet(self.cells, out, options.rows):
-            sheet.save(out / "sheet.jpg", quality=88)
         if self.swept and not pictures.curve(results, self.swept, out / "curve.png"):
             print("There is no curve without a column for the prompt (CLIP-T) and one for the likeness.")
-        if options.page:
-            self._publish(text)
         return text
+
+    def sheet(self) -> None:
+        """The sheet of portraits."""
+        if made := pictures.sheet(self.cells, self.options.out, self.options.rows):
+            made.save(self.options.out / "sheet.jpg", quality=88)
 
     def _columns(self) -> list[Callable]:
         if self.world:
             return [self.world.LabColumns]
         return [partial(built_in, self.people), *(partial(column, self.options.weights) for column in by_file())]
 
-    def _foot(self, album: Album) -> Sequence[str]:
+    def _foot(self) -> Sequence[str]:
         prompts = {cell.prompt.id for cell in self.cells}
         told = f"{len(self.people)} people, {len(prompts)} prompts, seed {self.options.seed}; "
         inputs = ({} if self.options.as_is else dict(self.protocol.inputs)) | dict(self.options.set)
         told += ", ".join(f"{name} {value}" for name, value in inputs.items())
-        return (told + ".", *(self.world.FOOT if self.world else (FOOT, *self._faceless(album))))
+        return (told + ".", *(self.world.FOOT if self.world else (FOOT,)))
 
     def _faceless(self, album: Album) -> list[str]:
         """A sentence where nobody is found in a photograph."""
@@ -223,7 +191,9 @@ class Evaluation:
             "versions": {name: version(name) for name in ("torch", "open_clip_torch", "transformers")},
         }
 
-    def _publish(self, text: str) -> None:
+    def publish(self) -> None:
+        """The table, the sheet and the curve as they are, as a page."""
+        text = (self.options.out / "table.md").read_text(encoding="utf-8")
         page, images = self.options.page, self.options.page.parent / "images"
         images.mkdir(parents=True, exist_ok=True)
         shown = ""
@@ -286,7 +256,7 @@ def servers(options: argparse.Namespace) -> Iterator[list[Client]]:
 
 
 def main(words: list[str]) -> int:
-    options = parser().parse_args(words)
+    options = parser(__doc__).parse_args(words)
     os.environ["HF_HUB_OFFLINE"] = "1"  # no library of a column downloads anything
     try:
         evaluation = Evaluation(options)
@@ -296,7 +266,13 @@ def main(words: list[str]) -> int:
         if options.step in (None, "generate"):
             evaluation.generate()
         if options.step in (None, "score"):
-            print(evaluation.score())
+            evaluation.score()
+        if options.step in (None, "table") and not options.part:
+            print(evaluation.table())
+        if options.step in (None, "sheet") and not options.part:
+            evaluation.sheet()
+        if options.page and not options.part and options.step not in ("generate", "score"):
+            evaluation.publish()
     except (ValueError, PromptError, OSError) as error:
         raise SystemExit(f"evaluate: {error}") from None
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .cells import Cell
 from .intervals import mean_of
 from .portrait import open_picture
-from .table import Results
+from .table import LEAST, Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,8 +55,8 @@ def tile(file: Path) -> Image.Image:
 
 
 def curve(results: Results, swept: Sequence[str], file: Path) -> Figure | None:
-    """Likeness over prompt for methods that differ by one number, joined, and the others as points: the figure that was
-    saved. None where a column for either axis is missing."""
+    """Likeness over prompt for methods that differ by one number, joined, and the others as points, with intervals
+    where there are people enough: the figure that was saved. None where a column for either axis is missing."""
     keys = {shown.key: shown for shown in results.shown}
     x = next((keys[key] for key in ("clip_t", "text") if key in keys), None)
     y = next((keys[key] for key in ("sim", "margin", "same") if key in keys), None)
@@ -68,9 +68,13 @@ def curve(results: Results, swept: Sequence[str], file: Path) -> Figure | None:
     axes = figure.add_subplot()
     at = {}
     for method, rows in results.rows.items():
-        values = mean_of(rows, x.key), mean_of(rows, y.key)
-        if None not in values:
-            at[method] = tuple(v.mean * s.factor for v, s in zip(values, (x, y), strict=True))
+        found = [(mean_of(rows, shown.key), shown.factor) for shown in (x, y)]
+        if any(value is None for value, _ in found):
+            continue
+        at[method] = tuple(value.mean * factor for value, factor in found)
+        if min(value.people for value, _ in found) >= LEAST:
+            across, up = ([[(v.mean - v.low) * factor], [(v.high - v.mean) * factor]] for v, factor in found)
+            axes.errorbar(*at[method], xerr=across, yerr=up, color="lightgrey", zorder=0)
     line = [at[method] for method in swept if method in at]
     if line:
         axes.plot(*zip(*line, strict=True), color="tab:blue", zorder=1)

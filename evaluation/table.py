@@ -35,7 +35,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Results:
-    """rows: of each method, with the person, the prompt and the values; None where there is none. counts: pictures,
+    """rows: of each method, with the person, the prompt and the values; None where there is none. counts: judged,
     failed, not made, without a face. seconds: mean of a picture. sets: values of all of a method's portraits."""
 
     rows: Mapping[str, list[dict]]
@@ -64,7 +64,7 @@ def results_of(cells: Sequence[Cell], scores: Scores, out: Path) -> Results:
     counts, seconds = {}, {}
     for method in dict.fromkeys(cell.method.name for cell in cells):
         own = [cell for cell in cells if cell.method.name == method]
-        made = [cell for cell in own if cell.key in scores.values]
+        made = [cell for cell in own if cell.file(out).is_file() and scores.of(cell)]
         rows[method] = [row_of(cell, scores) for cell in made]
         missing = [cell for cell in own if not cell.file(out).is_file()]
         lost = sum(cell.key in failed for cell in missing)
@@ -72,11 +72,11 @@ def results_of(cells: Sequence[Cell], scores: Scores, out: Path) -> Results:
         counts[method] = len(made), lost, len(missing) - lost, faceless
         times = [took[cell.key] for cell in made if cell.key in took]
         seconds[method] = sum(times) / len(times) if times else None
-    return Results(rows, counts, seconds, shown, scores.sets, scores.of_method, scores.absent)
+    return Results(rows, counts, seconds, shown, scores.sets, scores.of_methods(cells), scores.absent)
 
 
 def row_of(cell: Cell, scores: Scores) -> dict:
-    values = scores.values[cell.key]
+    values = scores.of(cell)
     row = {"person": cell.person.id, "prompt": (cell.prompt.id, cell.number)}
     for each in scores.shown:
         value = row[each.key] = values.get(each.key)
@@ -111,7 +111,7 @@ def markdown(results: Results, baseline: str, foot: Sequence[str]) -> str:
 def values_table(results: Results, means: Mapping[str, Mapping[str, Interval | None]]) -> str:
     lines = [["", *map(titled, results.shown), *map(titled, results.sets)]]
     for method, cells in means.items():
-        sets = [plain(results.of_method.get(method, {}).get(s.key), s) for s in results.sets]
+        sets = [told(of_set(results, method, s), s) for s in results.sets]
         lines.append([method, *(told(cells[s.key], s) for s in results.shown), *sets])
     shown = [s.key for s in (*results.shown, *results.sets)]
     if "clip_t" in shown or "sim" in shown:
@@ -146,8 +146,15 @@ def titled(shown: Shown) -> str:
     return shown.title + {1: " ↑", -1: " ↓", 0: ""}[shown.better]
 
 
-def plain(value: float | None, shown: Shown) -> str:
-    return "–" if value is None else f"{value * shown.factor:.{shown.digits}f}"
+def of_set(results: Results, method: str, shown: Shown) -> Interval | None:
+    """What a column of whole sets says; of no people where it has no interval."""
+    values = results.of_method.get(method, {})
+    value, low, high = (values.get(f"{shown.key}{end}") for end in ("", " low", " high"))
+    if value is None:
+        return None
+    if low is None or high is None:
+        return Interval(value, value, value, 0)
+    return Interval(value, low, high, len({row["person"] for row in results.rows[method]}))
 
 
 def grid(lines: Sequence[Sequence[str]]) -> str:
@@ -156,17 +163,16 @@ def grid(lines: Sequence[Sequence[str]]) -> str:
 
 
 def as_csv(results: Results) -> str:
-    """One line a method and column: mean, low, high, people."""
+    """One line a method and column: mean, low, high, people; the interval as in the table."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["method", "column", "mean", "low", "high", "people"])
     for method, rows in results.rows.items():
-        for s in results.shown:
-            if found := mean_of(rows, s.key):
-                numbers = (each * s.factor for each in (found.mean, found.low, found.high))
-                writer.writerow([method, s.title, *(f"{each:.6g}" for each in numbers), found.people])
-        for s in results.sets:
-            value = results.of_method.get(method, {}).get(s.key)
-            if value is not None:
-                writer.writerow([method, s.title, f"{value * s.factor:.6g}", "", "", ""])
+        found = [(s, mean_of(rows, s.key)) for s in results.shown]
+        found += [(s, of_set(results, method, s)) for s in results.sets]
+        for s, value in found:
+            if value:
+                mean, *bounds = (f"{each * s.factor:.6g}" for each in (value.mean, value.low, value.high))
+                bounds = bounds if value.people >= LEAST else ["", ""]
+                writer.writerow([method, s.title, mean, *bounds, value.people or ""])
     return out.getvalue()

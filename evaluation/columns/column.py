@@ -41,7 +41,9 @@ class SetColumn(Protocol):
     key: str
     shown: tuple[Shown, ...]
 
-    def __call__(self, files: Sequence[Path]) -> Mapping[str, float | None]: ...
+    def __call__(self, files: Sequence[Path], people: Sequence[str]) -> Mapping[str, float | None]:
+        """people: of whom each is. A value for each of `shown`; where it has an interval, `KEY low` and `KEY high`."""
+        ...
 
 
 class NoFile(Exception):

@@ -1,7 +1,7 @@
-"""FID and KID of all portraits of a method against a folder of real pictures, by torch-fidelity.
+"""FID and KID of all portraits of a method against a folder of real pictures, on torch-fidelity's Inception.
 
 FID is biased by the number of pictures and has no interval here: resampling would double pictures and inflate it.
-Compare methods of one run only.
+Compare methods of one run only. KID is not, and has one (kernel.py).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from PIL import Image
 
 from ..protocol import PICTURES
 from .column import NoFile, Shown, only_file
+from .kernel import kernel_distance
 
 SIDE = 299
 LAYER = "2048"
 BATCH = 16
-SUBSETS = 100
 
 
 class Frechet:
@@ -36,7 +36,7 @@ class Frechet:
         self.real = sorted(path for path in real.rglob("*") if path.suffix.lower() in PICTURES)
         if len(self.real) < 2:
             raise NoFile(f"{real} holds {len(self.real)} pictures; FID needs two at least, and thousands to mean much.")
-        self.key = f"frechet-1-{file.name}-{file.stat().st_size}-{real.name}-{len(self.real)}"
+        self.key = f"frechet-2-{file.name}-{file.stat().st_size}-{real.name}-{len(self.real)}"
         self.shown = (Shown("fid", "FID", -1), Shown("kid", "KID × 1000", -1, 1000, 2))
         self.network = inception(file)
 
@@ -54,20 +54,22 @@ class Frechet:
     def known(self) -> torch.Tensor:
         return self.features(self.real)
 
-    def __call__(self, files: Sequence[Path]) -> dict[str, float | None]:
+    def __call__(self, files: Sequence[Path], people: Sequence[str]) -> dict[str, float | None]:
         from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-        from torch_fidelity.metric_kid import kid_features_to_metric
 
         if len(files) < 2:
             return {"fid": None, "kid": None}
         mine = self.features(files)
         statistics = [fid_features_to_statistics(each) for each in (mine, self.known)]
         fid = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
-        size = min(len(mine), len(self.known), 1000)
-        kid = kid_features_to_metric(
-            mine, self.known, kid_subsets=SUBSETS, kid_subset_size=size, rng_seed=0, verbose=False,
-        )  # fmt: skip
-        return {"fid": fid, "kid": kid["kernel_inception_distance_mean"]}
+        kid = kernel_distance(mine.numpy(), people, self.known.numpy())
+        known = kid.people > 1
+        return {
+            "fid": fid,
+            "kid": kid.mean,
+            "kid low": kid.low if known else None,
+            "kid high": kid.high if known else None,
+        }
 
 
 def inception(file: Path) -> torch.nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,9 +177,26 @@ def test_fid_and_kid(tmp_path, monkeypatch):
     kernel = [(u @ v.T / 6 + 1) ** 3 for u, v in ((y, y), (x, x), (y, x))]
     count = len(x)
     inner = sum((k.sum() - np.trace(k)) / (count * (count - 1)) for k in kernel[:2])
-    row = column(files["made"])
+    people = [str(number // 3) for number in range(12)]
+    row = column(files["made"], people)
     assert row["fid"] == pytest.approx(fid, rel=1e-6) and row["kid"] == pytest.approx(inner - 2 * kernel[2].mean())
-    assert column(files["real"])["fid"] == pytest.approx(0, abs=1e-9) and column(files["real"][:1])["fid"] is None
+    assert column(files["real"], people)["fid"] == pytest.approx(0, abs=1e-9)
+    assert column(files["real"][:1], ["a"])["fid"] is None and column(files["real"], ["a"] * 12)["kid low"] is None
+    without = [column([f for f, p in zip(files["made"], people, strict=True) if p != left],
+                      [p for p in people if p != left])["kid"] for left in "0123"]  # fmt: skip
+    reach = 3.182446 * np.sqrt(3 / 4 * sum((value - np.mean(without)) ** 2 for value in without))
+    assert (row["kid low"], row["kid high"]) == pytest.approx((row["kid"] - reach, row["kid"] + reach))
+
+
+def test_kid_in_parts_is_kid_as_a_whole(monkeypatch):
+    from omniportrait.evaluation.columns import kernel
+
+    draw = np.random.default_rng(0)
+    mine, real, people = draw.normal(size=(23, 8)), draw.normal(size=(31, 8)), list("abcdefgabcdefgabcdefgab")
+    whole = kernel.kernel_distance(mine, people, real)
+    monkeypatch.setattr(kernel, "ROWS", 7)
+    assert astuple(kernel.kernel_distance(mine, people, real)) == pytest.approx(astuple(whole))
+    assert whole.low < whole.mean < whole.high and whole.people == 7
 
 
 def test_inceptions_file_is_read_without_running_it(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 from collections import Counter
@@ -10,8 +11,8 @@ from collections.abc import Mapping
 import pytest
 from omniportrait import environment
 from omniportrait.demo.client import PromptError
-from omniportrait.evaluation import pictures, protocol, table
-from omniportrait.evaluation.cells import Cell, Records, cells
+from omniportrait.evaluation import options, pictures, protocol, table
+from omniportrait.evaluation.cells import Cell, Records, cells, share
 from omniportrait.evaluation.columns.column import Shown
 from omniportrait.evaluation.generate import ALIKE, Campaign
 from omniportrait.evaluation.protocol import HERE, Method, Person, Prompt
@@ -252,6 +253,18 @@ def test_only_what_is_missing_is_made(world, campaign, tmp_path):
     assert all(cell.file(tmp_path / "out").read_bytes() == cell.key.encode() for cell in chosen)
 
 
+def test_a_picture_with_two_names_is_made_once(world, campaign, tmp_path):
+    """As where a sweep comes by the value that a method has."""
+    twin = Method("one, again", world["methods"][0].bound)
+    client, chosen = (
+        FakeClient(answer=lambda cell: cell.key.encode()),
+        cells(**world | {"methods": [*world["methods"], twin]}),
+    )
+    campaign(client, chosen)
+    assert [cell.method.name for cell in client.asked] == ["one", "two"] * 12
+    assert all(cell.file(tmp_path / "out").read_bytes() == cell.key.encode() for cell in chosen)
+
+
 def test_a_failure_is_recorded_and_not_tried_again_unasked(world, campaign, tmp_path):
     def refused(cell):
         if cell.person.id == "y":
@@ -329,6 +342,7 @@ def test_zeros_and_faces_only(world, campaign, tmp_path, monkeypatch):
     campaign(FakeClient(answer=lambda cell: b"picture"), chosen[:-1])
     scores = Scores(out)
     scores.judge([lambda: judge], chosen, Album())
+    scores.save()
     results = table.results_of(chosen, scores, out)
     zeros, alone = (table.mean_of(results.rows["one"], key) for key in ("sim", "sim, faces"))
     assert zeros.mean == pytest.approx(1 / 3) and zeros.people == 3
@@ -344,6 +358,56 @@ def test_zeros_and_faces_only(world, campaign, tmp_path, monkeypatch):
     again = Judge()
     Scores(out).judge([lambda: again], chosen, Album())
     assert again.seen == [] and len(judge.seen) == 23
+    kept = Scores(out)
+    kept.recall()
+    assert table.results_of(chosen, kept, out) == results, "the table is made again without a judge"
+
+
+def test_a_table_of_nothing_judged_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="nothing is judged in .* `score` first"):
+        Scores(tmp_path).recall()
+
+
+class OfSets:
+    """A judge of all portraits of a method: how many there are, and of whom, with an interval for one of the two."""
+
+    key = "sets-1"
+    shown = (Shown("fid", "FID", -1), Shown("kid", "KID", -1, 10))
+
+    def __call__(self, files, people):
+        return {"fid": len(files), "kid": len(set(people)), "kid low": 1.0, "kid high": 5.0}
+
+
+def test_columns_of_whole_sets_are_judged_anew_where_a_portrait_is_added(world, campaign, tmp_path, monkeypatch):
+    chosen, out = cells(**world), tmp_path / "out"
+    campaign(FakeClient(answer=lambda cell: b"picture"), chosen[:-2])
+    scores = Scores(out)
+    scores.judge([Judge], chosen, Album())
+    scores.judge_sets([OfSets], chosen)
+    text = table.markdown(table.results_of(chosen, scores, out), "one", [])
+    assert "| one | 0.67 | 33.33 | 50.00 | 11.00 | 30.00 |" in text, "three people give no interval"
+    monkeypatch.setattr(table, "LEAST", 2)
+    results = table.results_of(chosen, scores, out)
+    assert "| 11.00 | 30.00 [10.00, 50.00] |" in table.markdown(results, "one", [])
+    lines = table.as_csv(results).splitlines()
+    assert "one,FID,11,,," in lines and "one,KID,30,10,50,3" in lines
+    campaign(FakeClient(answer=lambda cell: b"picture"), chosen)
+    assert Scores(out).of_methods(chosen) == {} and scores.of_methods(chosen) == {}
+    scores.judge_sets([OfSets], chosen)
+    assert scores.of_methods(chosen)["one"]["fid"] == 12
+
+
+def test_shares_are_whole_pairs_and_make_up_everything(world):
+    everything = cells(**world)
+    parts = [share(everything, number, 3) for number in (1, 2, 3)]
+    assert [len(part) for part in parts] == [8, 8, 8]
+    assert {cell.key for part in parts for cell in part} == {cell.key for cell in everything}
+    for part in parts:
+        assert [cell.seed for cell in part[::2]] == [cell.seed for cell in part[1::2]]
+    for wrong in ("0/2", "3/2", "2", "1/0"):
+        with pytest.raises(argparse.ArgumentTypeError, match="should read 2/4"):
+            options.part(wrong)
+    assert options.part("2/4") == (2, 4)
 
 
 def test_the_curve_needs_a_prompt_and_a_likeness(tmp_path):
