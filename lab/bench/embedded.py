@@ -21,7 +21,7 @@ from .portraits import SIZE, Case, Made, sitter
 
 SHOWN = (
     Shown("face", "face found, %", 1, 100, 1),
-    Shown("margin", "margin", 1, 1, 3),
+    Shown("margin", "margin", 1, 1, 3, of_face=True),
     Shown("distance", "distance", -1, 1, 3),
     Shown("same", "same person, %", 1, 100, 1),
     Shown("detail", "detail, %", 1, 100, 1),
@@ -31,10 +31,11 @@ SHOWN = (
 METHODS = ("plain", "pivot", "reference_attention", "rb_guidance", "all")
 FOOT = (
     f"**margin**: how much nearer the face is to other pictures of the person (the mean of {len(VIEWS)}) than to those "
-    f"of {RIVALS} others with the same noun; 0 without a face. **distance**: to the reference portrait, where there is "
+    f"of {RIVALS} others with the same noun. **distance**: to the reference portrait, where there is "
     "a face. **same person**: it is below the [calibrated](measures.md) cut. **detail**: moles kept minus false moles. "
     "**scene**: garment, its colour and background as a classifier sees them; **text** adds expression and subject. "
     "They are the measures of the [ablation](ablation.md).",
+    "IC-Portrait has no row: there are no nets of it for this model.",
 )
 
 
@@ -73,9 +74,9 @@ class LabColumns:
 
     def __init__(self) -> None:
         self.judge = Judge()
-        self.key = f"lab-{self.judge.key}"
+        self.key = f"lab-2-{self.judge.key}"
 
     def __call__(self, cell: Cell, portrait: Portrait, album: Album) -> Mapping[str, float | None]:
         made = Made(portrait.pixels, torch.zeros(portrait.pixels.shape[-2:], dtype=torch.bool))
         row = self.judge(Case(int(cell.person.id), int(cell.prompt.id)), made, None, masked=False)
-        return {each.key: row[each.key] for each in SHOWN}
+        return {each.key: row[each.key] if row["face"] or not each.of_face else None for each in SHOWN}
