@@ -8,7 +8,7 @@ from collections.abc import Callable
 from subprocess import Popen
 
 from omniportrait import environment
-from omniportrait.training.dataset import ledger
+from omniportrait.training.dataset import ledger, reasons
 from omniportrait.training.dataset.folder import Folder
 
 LAYER = environment.ensure_layer(environment.DATASET_LOCK)
@@ -45,10 +45,11 @@ def in_hand(folder: Folder) -> bool:
 
 
 def entries_of(folder: Folder) -> list[dict]:
-    """Of all ledgers; asserts that each planned row is there once."""
+    """Of all ledgers; asserts that each planned row is there once, with a result of the closed list."""
     units = [name for name, there in folder.unit_names() if there]
     assert len(units) == folder.planned()["units"]
     entries = [entry for name in units for entry in ledger.read(folder.ledger(name))]
     planned = [row["uid"] for name in units for row in ledger.read(folder.unit(name))]
     assert sorted(entry["uid"] for entry in entries) == sorted(planned)
+    assert {entry["status"] for entry in entries} <= {reasons.KEPT, *reasons.REASONS}
     return entries
