@@ -45,7 +45,7 @@ def names(root: Path, people: bool = False) -> tuple[list[str], dict[str, list[s
     return [photo.name for photo in list_photos(root, people, left)], left.names
 
 
-@pytest.mark.parametrize("suffix", [*folder.READABLE, ".JPG", ".JFIF", ".heic", ".AVIF", ".dng"])
+@pytest.mark.parametrize("suffix", [*folder.READABLE, ".JPG", ".JFIF", *folder.FOREIGN, ".AVIF"])
 def test_whatever_is_a_photograph_for_its_owner_is_listed(tmp_path, suffix):
     put(tmp_path / f"a{suffix}")
     assert names(tmp_path) == ([f"a{suffix}"], {})

@@ -14,10 +14,14 @@ from ..files import write_whole
 
 log = logging.getLogger(__name__)
 
-READABLE = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mpo")
+READABLE = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".mpo", ".jps",
+    ".tga", ".ppm", ".pgm", ".pnm",
+)  # fmt: skip
 FOREIGN = (
-    ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".psd", ".svg",
-    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+    ".heic", ".heics", ".heif", ".hif", ".avif", ".avifs", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".psd", ".psb",
+    ".xcf", ".svg", ".exr", ".hdr", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2",
+    ".pef", ".srw", ".x3f", ".3fr", ".iiq",
 )  # fmt: skip
 """Photographs for their owner too; whether they can be read depends on the installed Pillow."""
 CAPTIONS = (".txt", ".caption")
