@@ -9,7 +9,7 @@ import torch
 
 from ..models.faces import FaceReference
 from .record import RECORDS_KEY, IdentityRecord, records_of
-from .tokens import check_clip, clean_subject, find_subject
+from .tokens import check_clip, find_subject, subject_in
 from .triggers import Reading, ends_of, tokenisations, without_trigger
 
 Pivot = Callable[[torch.Tensor], torch.Tensor]
@@ -47,11 +47,11 @@ def annotate(clip, text: str, annotation: Annotation, base: list | None = None) 
         raise ValueError("The text is empty: write the prompt, with the word that names the person in it.")
     if not annotation.subject.strip():
         raise ValueError('The subject is empty: enter the word of the text that names the person, such as "woman".')
-    subject = clean_subject(clip, annotation.subject)
+    tokens = clip.tokenize(text)
+    subject = subject_in(clip, tokens, annotation.subject)
     region = None if annotation.region is None else _region(annotation.region)
 
     if base is None:
-        tokens = clip.tokenize(text)
         column = find_subject(clip, tokens, subject, annotation.occurrence)
         entries = clip.encode_from_tokens_scheduled(tokens)
         chosen = [True] * len(entries)

@@ -129,6 +129,18 @@ def clean_subject(clip, subject: str) -> str:
     return escaped(" ".join(words))
 
 
+def subject_in(clip, tokens: dict, subject: str) -> str:
+    """`clean_subject` for the text that became `tokens`: brackets are prompt weights, or characters where the text has
+    them so ("miku (vocaloid)" in "miku \\(vocaloid\\), smile")."""
+    layouts = read_layouts(clip, tokens)
+    for reading in (subject, escaped(subject)):
+        cleaned = clean_subject(clip, reading)
+        wanted = read_layouts(clip, clip.tokenize(cleaned))
+        if all(_columns(layout, wanted[key].words) for key, layout in layouts.items()):
+            return cleaned
+    return clean_subject(clip, subject)
+
+
 def find_subject(clip, tokens: dict, subject: str, occurrence: int) -> int:
     """Column of the last sub-token of `subject` in the conditioning that `tokens` are encoded to.
 
@@ -149,16 +161,9 @@ def find_subject(clip, tokens: dict, subject: str, occurrence: int) -> int:
 
 
 def _find(layout: Layout, wanted: tuple[Word, ...], subject: str, occurrence: int) -> int:
-    words = layout.words
-    size = len(wanted)
-    ids = [word.ids for word in wanted]
-    found: list[int | None] = [
-        words[i + size - 1].column
-        for i in range(len(words) - size + 1)
-        if [word.ids for word in words[i : i + size]] == ids
-    ] or _inside(words, [word.text for word in wanted])
+    found = _columns(layout, wanted)
     if not found:
-        known = list(dict.fromkeys(word.text for word in words if _is_word(word.text)))
+        known = list(dict.fromkeys(word.text for word in layout.words if _is_word(word.text)))
         listed = ", ".join(known[:_WORDS_SHOWN]) + (", …" if len(known) > _WORDS_SHOWN else "")
         raise ValueError(
             f'The text does not hold the subject "{subject}": choose one of its words, which are {listed or "none"}.'
@@ -175,6 +180,16 @@ def _find(layout: Layout, wanted: tuple[Word, ...], subject: str, occurrence: in
             f'"{subject}" shares a token with the letters beside it: put a space before and behind it in the text.'
         )
     return column
+
+
+def _columns(layout: Layout, wanted: tuple[Word, ...]) -> list[int | None]:
+    """Column of each place where a subject stands; None where its last token is not its own."""
+    words, size, ids = layout.words, len(wanted), [word.ids for word in wanted]
+    return [
+        words[i + size - 1].column
+        for i in range(len(words) - size + 1)
+        if [word.ids for word in words[i : i + size]] == ids
+    ] or _inside(words, [word.text for word in wanted])
 
 
 def _inside(words: tuple[Word, ...], wanted: list[str]) -> list[int | None]:

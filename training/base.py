@@ -19,7 +19,7 @@ from ..backbone.family import LATENT_SCALE, family_of
 from ..backbone.private import PrivateTwin
 from ..guidance.omniportrait.objective import pooled
 from ..sampling.patch import classic
-from ..sampling.tokens import check_clip, clean_subject, find_subject
+from ..sampling.tokens import check_clip, find_subject, subject_in
 from ..sampling.words import escaped
 from .data.index import LATE_NOUN, NO_NOUN, TOKENS, BadSample
 from .loop import fast_in_bf16
@@ -117,7 +117,7 @@ class Base:
         """A caption's states and the subject's column. BadSample if it is not among the first 75 tokens."""
         tokens = self.clip.tokenize(escaped(caption))  # brackets are emphasis to ComfyUI
         try:
-            column = find_subject(self.clip, tokens, clean_subject(self.clip, subject), occurrence)
+            column = find_subject(self.clip, tokens, subject_in(self.clip, tokens, subject), occurrence)
         except ValueError:
             raise BadSample(NO_NOUN) from None
         if column >= TOKENS - 1:

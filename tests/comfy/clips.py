@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import comfy.sd1_clip
 import comfy.sdxl_clip
 import comfy.text_encoders.sd2_clip
-from omniportrait.sampling.tokens import clean_subject, find_subject
+from omniportrait.sampling.tokens import find_subject, subject_in
 from transformers import CLIPTokenizerFast
 
 TOKENIZERS = {
@@ -26,7 +26,8 @@ def make_clip(family: str = "sd15", folder: Path | None = None, model: object = 
 
 
 def found(clip, text: str, subject: str, occurrence: int = 0) -> int:
-    return find_subject(clip, clip.tokenize(text), clean_subject(clip, subject), occurrence)
+    tokens = clip.tokenize(text)
+    return find_subject(clip, tokens, subject_in(clip, tokens, subject), occurrence)
 
 
 def by_offsets(plain: str, end: int) -> int:

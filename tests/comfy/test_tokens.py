@@ -145,7 +145,10 @@ def test_a_subject_that_shares_a_token_says_so(sd15):
 
 
 @pytest.mark.parametrize("subject", ["hatsune \\(cosplay\\) woman", "hatsune \\(cosplay\\)", "\\(cosplay\\)"])
-def test_escaped_brackets_in_a_subject(clip, subject):
+@pytest.mark.parametrize("slashes", [True, False])
+def test_escaped_brackets_in_a_subject(clip, subject, slashes):
+    """The subject may be copied from the prompt or typed without the backslashes."""
+    subject = subject if slashes else subject.replace("\\", "")
     text = "a hatsune \\(cosplay\\) woman in a garden"
     plain = text.replace("\\", "")
     last = "woman" if subject.endswith("woman") else "cosplay"
