@@ -58,7 +58,7 @@ class UNetFamily:
         family = cls(base)
         if {type(layer).__name__ for layer in family.net.modules()} & {"VideoResBlock", "SpatialVideoTransformer"}:
             raise ValueError(f"{wanted}, but this model ({name}) makes video; connect a model of pictures.")
-        if not list(family.transformer_sites(family._last_block)):
+        if not list(family.transformer_sites(family.last_block)):
             raise ValueError(
                 f"{wanted}, but this model ({name}) has no cross-attention; connect a model that reads a prompt."
             )
@@ -69,15 +69,15 @@ class UNetFamily:
         return self.base.model_config.unet_config["context_dim"]
 
     @property
-    def _last_block(self) -> int:
+    def last_block(self) -> int:
         return len(self.net.output_blocks) - 1
 
     def feature_block(self, requested: int = -1) -> int:
         """The output block whose result is the feature; -1 chooses the end of the first up level that has attention:
         output block 5 of SD1.5 (DIFT's up_blocks[1]), 2 of SDXL (up_blocks[0]). Raises: ValueError with the range."""
-        if requested > self._last_block:
+        if requested > self.last_block:
             raise ValueError(
-                f"Feature block {requested} does not exist in this model; use 0 to {self._last_block}, or -1 to let "
+                f"Feature block {requested} does not exist in this model; use 0 to {self.last_block}, or -1 to let "
                 "the model choose."
             )
         if requested >= 0:
@@ -87,7 +87,7 @@ class UNetFamily:
             attends = attends or any(hasattr(layer, "transformer_blocks") for layer in block)
             if attends and _has(block, "Upsample"):
                 return number
-        return self._last_block
+        return self.last_block
 
     def layers_of(self, net: torch.nn.Module, block: int) -> dict[str, torch.nn.Module]:
         return net.output_blocks[block]._modules
@@ -140,12 +140,12 @@ class UNetFamily:
         )
 
     def self_attention(self, finest: int | None) -> tuple[BlockKey, ...]:
-        sites = list(self.transformer_sites(self._last_block))
+        sites = list(self.transformer_sites(self.last_block))
         wanted = sorted({site.down for site in sites})[:finest]
         return tuple(site.key for site in sites if site.down in wanted)
 
     def cross_attention(self) -> tuple[BlockKey, ...]:
-        return tuple(site.key for site in self.transformer_sites(self._last_block))
+        return tuple(site.key for site in self.transformer_sites(self.last_block))
 
     def activation_bytes(self, block: int, batch: int, latent_size: tuple[int, int], itemsize: int) -> int:
         """What autograd holds for one pass without checkpointing, from counts of saved tensors.

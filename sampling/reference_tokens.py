@@ -18,6 +18,7 @@ from ..models.faces import FaceReference
 from .own_face import sites_of
 from .people import Person
 from .reference import CELLS, call_key, call_options, encode_reference, reference_arguments
+from .reference_head import head_mask, person_map
 
 CACHE_BYTES = 512 * 2**20
 Tokens = dict[BlockKey, torch.Tensor]
@@ -53,13 +54,14 @@ class ReferenceTokens:
         self._heights: dict[Person, float] = {}
         cells = max(min(noise.shape[-2:]) // CELLS * CELLS, CELLS)
         self._sites = sites_of(family_of(patcher), (cells, cells))
+        self._head_sites = family_of(patcher).sites(family_of(patcher).last_block, (cells, cells))
         for person in people:
             self._keys[person] = {}
             for face in person.face.photographs:
                 if face.photo_key not in self._latents:
                     self._latents[face.photo_key] = encode_reference(vae, face, cells * LATENT_SCALE, noise.shape[1])
                 if self._latents[face.photo_key].isfinite().all():
-                    key = (*call_key(patcher, vae, person, face, cells), self.blocks, settings.seed)
+                    key = (*call_key(patcher, vae, person, face, cells), person.token, self.blocks, settings.seed)
                     self._keys[person][key] = face
                 else:
                     self.lost[person] += 1
@@ -110,34 +112,25 @@ class ReferenceTokens:
 
     def _call(self, base: torch.nn.Module, person: Person, face: FaceReference, sigma: torch.Tensor) -> Tokens:
         x, arguments = self._noised(base, person, face, sigma)
-        kept: Tokens = {}
+        options, everything, grids = call_options(sigma), Tokens(), {}
+        recording = None if person.token is None else record_attention(options, self._head_sites)
 
         def keep(n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, extra: dict) -> tuple:
             block = (*extra["block"], extra["block_index"])
             if block in self.blocks:
-                h, w = extra["activations_shape"][-2:]
-                kept[block] = n[:1, tokens_inside(head_mask(face), (h, w))[0].to(n.device)].clone()
+                everything[block], grids[block] = n[:1].clone(), tuple(extra["activations_shape"][-2:])
             if block == self.blocks[-1]:
                 raise _Enough
             return n, context, value
 
-        options = {**call_options(sigma), "patches": {"attn1_patch": [keep]}}
+        options["patches"] = {"attn1_patch": [keep]}
         with contextlib.suppress(_Enough):
             base._apply_model(x, sigma, transformer_options=options, **arguments)
-        return kept
-
-
-def head_mask(face: FaceReference) -> torch.Tensor:
-    """[1, S, S] of a reference's crop in 0..1: the face by its mask and, around its box, room for the hair."""
-    size = face.crop.shape[1]
-    whole = torch.ones(1, size, size) if face.mask is None else face.mask.float().cpu()
-    if face.face_box is None:
-        return whole
-    x0, y0, x1, y1 = face.face_box
-    centre, radii = ((x0 + x1) / 2, (y0 + y1) / 2 - 0.15 * (y1 - y0)), (0.75 * (x1 - x0), 0.8 * (y1 - y0))
-    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
-    ellipse = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 <= 1
-    return torch.maximum(whole, ellipse[None].float())
+        head = head_mask(face, recording and person_map(recording, person.token, arguments["c_crossattn"].shape[1]))
+        return {
+            block: tokens[:, tokens_inside(head, grids[block])[0].to(tokens.device)]
+            for block, tokens in everything.items()
+        }
 
 
 def _remember(key: tuple, tokens: Tokens, own: set[tuple]) -> None:

@@ -25,7 +25,7 @@ class Settings:
     """
 
     strength: float = 1.0
-    start_percent: float = 0.0
+    start_percent: float = 0.3
     end_percent: float = 1.0
     where: Where = "whole picture"
     levels: Levels = "finest"

@@ -20,17 +20,19 @@ from ...backbone.attention import BlockKey
 from ...backbone.checkpointing import checkpoint_forward
 from ...backbone.unet import UNetFamily
 from ...guidance.omniportrait.settings import Settings
+from ...guidance.reference_attention.settings import Settings as SeenSettings
 from .contenders import ON_CPU
 from .live import LiveMemory
 
-GUIDED = 0.6
-"""The share of a run's steps that u = 0.6 guides, where they are evenly spaced in t."""
+GUIDED, SEEN = 0.6, SeenSettings().end_percent - SeenSettings().start_percent
+"""The share of a run's steps that u = 0.6 guides, where they are evenly spaced in t, and that see the reference by
+Reference Attention's own window."""
 EVERY, ENSEMBLE = Settings().every, Settings().ensemble
 """Sigmas a gradient, and noises of the reference."""
 GOALS = {"step": ".2f", "whole": ".2f", "memory": "+.0f"}
 """Fields of a floor that the project has a goal for, and how they are told."""
-HEAD = 0.36
-"""The share of a reference's tokens that Reference Attention appends, measured on three photographs."""
+HEAD = 0.23
+"""The share of a reference's tokens that Reference Attention appends, the mean of twelve rendered photographs."""
 
 
 class Left(Exception):
@@ -55,7 +57,7 @@ class Pass:
 class Floor:
     """One way, in plain CFG steps. step: a guided step, in the mean over the guided window; whole: a run over a plain
     one at u = 0.6; reference: its features, paid once; memory: MiB of activations at the highest, over plain's. goal:
-    the step's, where the way is not RB-Guidance and acts at every step."""
+    the step's, where the way is not RB-Guidance but Reference Attention."""
 
     way: str
     step: float
@@ -65,7 +67,7 @@ class Floor:
 
     @property
     def whole(self) -> float:
-        return self.step if self.goal else 1 + GUIDED * (self.step - 1)
+        return 1 + (SEEN if self.goal else GUIDED) * (self.step - 1)
 
     def told(self, verdict: Callable[[float, str], str]) -> list[str]:
         """Its cells, with the goals it meets."""

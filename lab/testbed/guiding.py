@@ -29,9 +29,9 @@ def guide(model, vae, by_hand=None, **settings) -> tuple[object, list[Trace]]:
 
 
 def attending(model, vae, **settings) -> object:
-    """The model with Reference Attention, made as the node makes it."""
+    """The model with Reference Attention, made as the node makes it; from the first of so few steps on."""
     with torch.inference_mode():
-        return reference_attention.patch(model, vae, AttentionSettings(**settings))
+        return reference_attention.patch(model, vae, AttentionSettings(**{"start_percent": 0.0, **settings}))
 
 
 def guided(model, vae, positive, *, settings=None, by_hand=None, **options) -> tuple[torch.Tensor, Trace]:

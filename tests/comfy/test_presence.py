@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from omniportrait import environment
+from omniportrait.backbone.family import family_of
 from omniportrait.guidance.omniportrait import mask
 from omniportrait.guidance.omniportrait.settings import PRESENCE
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.guiding import assert_guided, attending, guided
 from omniportrait.sampling import gradient, reference, reference_tokens
-from omniportrait.sampling.own_face import OwnFaces
+from omniportrait.sampling.own_face import OwnFaces, sites_of
 
 
 @pytest.fixture
@@ -118,9 +119,10 @@ def test_below_the_floor_no_part_of_the_picture_sees_the_reference(sd15, vae, mo
         found.append(faces(self, uuid, recording, tokens))
         return found[-1]
 
-    def spy_record(*args):
-        heights.append(record(*args))
-        return heights[-1]
+    def spy_record(options, sites):
+        recording = record(options, sites)
+        heights.extend([recording] * (sites == sites_of(family_of(sd15), (16, 16))))  # others tell where the head is
+        return recording
 
     monkeypatch.setattr(mask, "STANDS_OUT", 1.0)  # random weights never stand out
     monkeypatch.setattr(OwnFaces, "_faces", spy_faces)

@@ -15,7 +15,7 @@ from omniportrait.sampling import reference_tokens
 from omniportrait.sampling.own_face import OwnFaces
 from omniportrait.sampling.people import Person
 from omniportrait.sampling.reference_attention import patch
-from omniportrait.sampling.reference_tokens import head_mask
+from omniportrait.sampling.reference_head import head_mask
 from omniportrait.sampling.reference_where import SeenFrom
 from parameters import all_pairs
 
