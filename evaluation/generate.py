@@ -21,6 +21,9 @@ FOLDER = "omniportrait_evaluate"
 """In the servers' input folder."""
 ALIKE = 5
 """A method whose first so many cells all fail alike is given up."""
+IN_A_ROW = 25
+"""After so many failures of all methods, one after the other, it is the server that is at fault, and the rest is not
+tried."""
 LONGEST_WAIT = 60.0
 MOST_PIXELS = 100_000_000
 
@@ -39,6 +42,7 @@ class Campaign:
         self._gone: list[str] = []
         self._errors: dict[str, list[str]] = {}
         self._made: Counter[str] = Counter()
+        self._streak = 0
         self._uploads: dict[tuple[str, str], str] = {}
         self._files: dict[str, Path] = {}
 
@@ -61,11 +65,15 @@ class Campaign:
             print(
                 f"{failed} failed; --retry-errors tries them again. Their errors are in {self.runs.file}.", flush=True
             )
+        if self._streak >= IN_A_ROW:
+            raise SystemExit(f"{IN_A_ROW} portraits in a row failed, so the run stops: look at the server's own log.")
         if self._gone:
             raise SystemExit(f"{self._gone[0]} Call the same command again: it goes on where it was.")
 
     def _next(self) -> Cell | None:
         with self._lock:
+            if self._streak >= IN_A_ROW:
+                return None
             for cell in self._todo:
                 if not self._hopeless(cell.method.name):
                     return cell
@@ -102,6 +110,7 @@ class Campaign:
     def _count(self, cell: Cell, told: str) -> None:
         with self._lock:
             self._made[cell.method.name] += 1
+            self._streak = 0
             count = self._made.total() + sum(map(len, self._errors.values()))
         print(f"{count}/{self._total} {cell.method.name}, {cell.person.id}, {cell.text}: {told}", flush=True)
 
@@ -110,6 +119,7 @@ class Campaign:
         print(f"{cell.method.name}, {cell.person.id}, {cell.text}: {error}", flush=True)
         with self._lock:
             self._errors.setdefault(cell.method.name, []).append(error)
+            self._streak += 1
             if self._hopeless(cell.method.name):
                 print(f"{cell.method.name} is given up: its first {ALIKE} cells all failed so.", flush=True)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pytest
 from omniportrait import environment
 from omniportrait.demo.client import PromptError
-from omniportrait.evaluation import options, pictures, protocol, table
+from omniportrait.evaluation import generate, options, pictures, protocol, table
 from omniportrait.evaluation.cells import Cell, Records, cells, share
 from omniportrait.evaluation.columns.column import Shown
 from omniportrait.evaluation.generate import ALIKE, Campaign
@@ -280,6 +280,22 @@ def test_a_failure_is_recorded_and_not_tried_again_unasked(world, campaign, tmp_
     assert {run["error"] for run in errors} == {"Face Reference: no face"} and {run["person"] for run in errors} == {
         "y"
     }
+
+
+def test_a_server_at_which_everything_fails_is_given_up(world, campaign, monkeypatch):
+    """Not one method, which is given up alone: each has made a portrait before."""
+    monkeypatch.setattr(generate, "IN_A_ROW", 6)
+    answers = iter([b"picture"] * 4)
+
+    def broken(cell):
+        if (content := next(answers, None)) is None:
+            raise PromptError("no such file")
+        return content
+
+    client = FakeClient(answer=broken)
+    with pytest.raises(SystemExit, match="6 portraits in a row failed"):
+        campaign(client, cells(**world))
+    assert len(client.asked) == 10
 
 
 def test_a_method_that_cannot_run_is_given_up_and_the_other_goes_on(world, campaign):
