@@ -47,10 +47,18 @@ class Campaign:
         self._files: dict[str, Path] = {}
 
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Cells without a picture, but for those that have failed before and are not tried again."""
+        """Cells without a picture, but for those that have failed before and are not tried again. What is there under
+        another method's name, as where a sweep comes by it, is copied."""
         failed = set() if self.retry else {run["key"] for run in self.runs if run.get("error")}
         self._files = {cell.key: cell.file(self.out) for cell in cells if cell.file(self.out).is_file()}
-        return [cell for cell in cells if not cell.file(self.out).is_file() and cell.key not in failed]
+        left = [cell for cell in cells if not cell.file(self.out).is_file() and not self._copied(cell)]
+        return [cell for cell in left if cell.key not in failed]
+
+    def _copied(self, cell: Cell) -> bool:
+        twin = self._files.get(cell.key)
+        if twin:
+            write_whole(cell.file(self.out), twin.read_bytes())
+        return twin is not None
 
     def make(self, clients: Sequence[Client], cells: Sequence[Cell]) -> None:
         """Make these cells, a thread for each server. SystemExit where a server has gone for good."""
@@ -85,9 +93,8 @@ class Campaign:
 
     def _work(self, client: Client) -> None:
         while cell := self._next():
-            if twin := self._files.get(cell.key):  # another name for it, as a sweep has where it meets a method
-                write_whole(cell.file(self.out), twin.read_bytes())
-                self._count(cell, "as another method's")
+            if self._copied(cell):
+                self._count(cell, "another method's")
                 continue
             started = time.monotonic()
             try:

@@ -263,6 +263,10 @@ def test_a_picture_with_two_names_is_made_once(world, campaign, tmp_path):
     campaign(client, chosen)
     assert [cell.method.name for cell in client.asked] == ["one", "two"] * 12
     assert all(cell.file(tmp_path / "out").read_bytes() == cell.key.encode() for cell in chosen)
+    third = Method("one, a third time", world["methods"][0].bound)
+    more = cells(**world | {"methods": [*world["methods"], third]})
+    assert Campaign(tmp_path / "out", 0.0, False).missing(more) == []
+    assert all(cell.file(tmp_path / "out").is_file() for cell in more), "and no server is needed"
 
 
 def test_a_failure_is_recorded_and_not_tried_again_unasked(world, campaign, tmp_path):
