@@ -27,6 +27,7 @@ PICTURE = {
     "OmniPortraitRBGuidanceReport": 280,
 }
 """Room for the picture and the text that these show."""
+PHOTOGRAPHS = ("LoadImage", "OmniPortraitFaceReference")
 NOTE = 400
 
 
@@ -58,7 +59,7 @@ def arrange(workflow: Workflow) -> Layout:
             for number in column["nodes"]:
                 node = workflow.nodes[number]
                 nodes[number] = Box(x, y + TITLE, column["width"], height(node, folded=False))
-                y += TITLE + height(node, folded=True) + GAP
+                y += TITLE + height(node, folded=True) + GAP + grown(node, column["width"])
             bottom = max(bottom, y - GAP + MARGIN)
             x += column["width"] + COLUMN
         right = x - COLUMN + MARGIN
@@ -67,6 +68,11 @@ def arrange(workflow: Workflow) -> Layout:
     lines = sum(1 + len(line) // 46 for line in workflow.source.get("note", "").splitlines())
     note = Box(0, TOP + TITLE, NOTE, min(max(200, 60 + 22 * lines), bottom - TOP - TITLE))
     return Layout(note, nodes, [(title, Box(x, TOP, width, bottom - TOP)) for title, x, width in groups])
+
+
+def grown(node: Node, width: int) -> int:
+    """By how much a square photograph outgrows its room in Nodes 2.0, where it is as wide as its node."""
+    return max(0, width - PICTURE[node.type]) if node.type in PHOTOGRAPHS else 0
 
 
 def height(node: Node, folded: bool) -> int:
