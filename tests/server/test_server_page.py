@@ -158,9 +158,10 @@ def test_two_pages_get_what_is_theirs(open_page, server):
     for number in (0, 1, 0, 1):
         queued[number].append(queue(pages[number]))
     portraits = []
-    text = (
-        "() => window.app.graph.nodes.find(node => String(node.id) === '7').widgets.find(each => each.name === 'result')?.value"
-    )
+    text = """() => {
+        const sampler = window.app.graph.nodes.find(node => String(node.id) === "7");
+        return sampler.widgets.find(each => each.name === "result")?.value;
+    }"""
     for number, page in enumerate(pages):
         entries = [finished(server, prompt_id) for prompt_id in queued[number]]
         assert all(entry["status"]["status_str"] == "success" for entry in entries)
