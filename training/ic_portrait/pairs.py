@@ -22,7 +22,7 @@ from .config import Config
 
 ALONE = "the only picture of its person: give each person a folder, and train shards --people"
 NO_LANDMARKS = "no landmarks of the face: make the shards anew"
-NO_PLACES = "which point of the face each place shows is not told: make pictures --places"
+NO_PLACES = "no places of the face, which only `make pictures --places` tells: --set matching.objective=denoising"
 BROKEN_PLACES = "the map of places cannot be read"
 REACH = 0.06
 """How far apart the same point of two faces may be told to be: decimetres of the world's resting template."""
