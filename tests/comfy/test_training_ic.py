@@ -147,8 +147,8 @@ def test_the_gradient_is_the_losses_slope(world, people, base, tmp_path):
 
 
 def test_the_correspondence_is_learned(world, people, base, tmp_path):
-    config = config_of(world, people, tmp_path, **{"steps": 41, "matching.steps": 40, "matching.rate": 2e-3})
-    _, curve = trained(config, base, stop_at=40)
+    config = config_of(world, people, tmp_path, **{"steps": 17, "matching.steps": 16, "matching.rate": 4e-3})
+    _, curve = trained(config, base, stop_at=16)
     told = [each["correspondence"] for each in curve.steps]
     assert sum(told[-5:]) < 0.8 * sum(told[:5])
 
