@@ -11,7 +11,10 @@ import torch
 from omniportrait.lab.testbed.checkpoints import vae_state
 from omniportrait.training.files import halved, write_tensors
 from omniportrait.training.random_weights import NARROW, prefixed, randomise, unet
+from PIL import Image
 
+PHOTO = 256
+"""Longer side of a photograph: what paints into one works at its size."""
 CLIP = dict(hidden_act="quick_gelu", max_position_embeddings=77, eos_token_id=49407)
 
 
@@ -117,6 +120,9 @@ def photograph(path: Path) -> None:
     if "two_people" in path.stem:
         return both(main.first_photo(), main.second_photo(), path)
     main.save_photo(main.second_photo() if path.stem.endswith("2") else main.first_photo(), path)
+    with Image.open(path) as photo:
+        photo.thumbnail((PHOTO, PHOTO))
+        photo.save(path)
 
 
 def both(left: Path, right: Path, path: Path) -> None:
