@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 
 from ..backbone.attention import Recording
-from ..guidance.omniportrait.mask import known_height, refine, resize_map
+from ..guidance.omniportrait.mask import known_height, min_max, resize_map
 from ..models.faces import FaceReference
 
-ALPHA, GAMMA = 2.0, 1
-"""Of Eq. 6 in its inner form, which keeps hair and neck."""
+ALPHA = 2.0
+"""Of Eq. 6 in its inner form, once around, which keeps hair and neck."""
 BETA = 0.3
 """From which on a cell belongs to the person: on rendered references 9 in 10 of the head's cells and 1 in 100 of the
 wall's (tests/lab/test_reference_head.py)."""
@@ -21,10 +21,14 @@ wall's (tests/lab/test_reference_head.py)."""
 
 def person_map(recording: Recording, token: int, tokens: int) -> torch.Tensor | None:
     """[1, h, w] in 0..1: where the word looks in the photograph [1, ...] that the recording is of; None where it does
-    not stand out, so that it tells nothing. token: the word's column, of so many."""
-    if not known_height(recording.spread(token, tokens)) > 0:
+    not stand out or nothing was recorded, as where a pack has its own attention, so that it tells nothing. token: the
+    word's column, of so many."""
+    if not recording.cross or not recording.self_:
         return None
-    return refine(recording.token_map(token, tokens), recording.smooth, ALPHA, GAMMA, "inner").cpu()
+    spread = recording.spread(token, tokens)
+    if not known_height(spread) > 0:
+        return None
+    return (min_max(spread) ** ALPHA).cpu()
 
 
 def head_mask(face: FaceReference, person: torch.Tensor | None = None) -> torch.Tensor:

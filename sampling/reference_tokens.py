@@ -45,7 +45,8 @@ class ReferenceTokens:
     def __init__(
         self, people: Iterable[Person], patcher: object, vae: object, settings: Settings, noise: torch.Tensor
     ) -> None:
-        blocks = family_of(patcher).self_attention(COUNTS[settings.levels])
+        family = family_of(patcher)
+        blocks = family.self_attention(COUNTS[settings.levels])
         self.blocks = tuple(key for key in blocks if key[0] != "middle")  # perturbed attention's, which goes by block
         self.lost: Counter[Person] = Counter()
         self._seed = settings.seed
@@ -53,8 +54,8 @@ class ReferenceTokens:
         self._keys: dict[Person, dict[tuple, FaceReference]] = {}
         self._heights: dict[Person, float] = {}
         cells = max(min(noise.shape[-2:]) // CELLS * CELLS, CELLS)
-        self._sites = sites_of(family_of(patcher), (cells, cells))
-        self._head_sites = family_of(patcher).sites(family_of(patcher).last_block, (cells, cells))
+        self._sites = sites_of(family, (cells, cells))
+        self._head_sites = family.sites(family.last_block, (cells, cells))
         for person in people:
             self._keys[person] = {}
             for face in person.face.photographs:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from omniportrait.backbone.attention import Recording
 from omniportrait.lab.bench.campaign import DEMO
 from omniportrait.lab.bench.portraits import Case, conditioned, core, face_of, loaded, node, sitter
 from omniportrait.sampling import reference_tokens
 from omniportrait.sampling.reference_attention import Settings, patch
+from omniportrait.sampling.reference_head import person_map
 
 WALL = (0, 150, 60)
 
@@ -45,3 +47,8 @@ def test_head_and_hair_are_taken_and_the_wall_behind_them_is_not(model, person, 
     assert (room & wall).sum() > 0.2 * room.sum()
     assert (found & wall).sum() < 0.1 * found.sum()
     assert (found & ~wall).sum() > 0.9 * (room & ~wall).sum()
+
+
+def test_where_no_attention_was_recorded_nothing_is_told():
+    """As where another pack computes it; the ellipse then has to do."""
+    assert person_map(Recording(), 5, 77) is None
