@@ -58,6 +58,7 @@ COMMANDS = {
         "pictures": "lab.make.pictures",
         "reference": "lab.make.reference",
         "sheet": "lab.make.sheet",
+        "tower-words": "lab.make.tower_words",
         "vae": "lab.make.vae",
         "web": "lab.make.web",
         "words": "lab.make.words",

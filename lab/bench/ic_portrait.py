@@ -1,9 +1,10 @@
 """What IC-Portrait's nets know: `python run.py bench ic-portrait --checkpoint FILE [--nets FILE]`.
 
-Two tables on held-out people of the portrait world, which cost minutes, and come before any portrait is sampled. The
+Tables on held-out people of the portrait world. Two cost minutes, and come before any portrait is sampled. The
 first: how far a flow leads from the exact place, by way of finding it. The second: how much of the profile the model
 uses. It denoises the same noisy picture beside its own person's profile, and beside somebody else's of the same noun:
-a model that does not look at the profile errs alike.
+a model that does not look at the profile errs alike. With `--portraits N` it then paints N pairs by each method of
+`ic_portraits.py`, which takes hours, and goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from ...backbone.attention import private_options
+from ...demo.main import DEMO_ENCODER
 from ...evaluation.intervals import over_people, text_of
 from ...guidance.ic_portrait import flow as matching
 from ...guidance.ic_portrait import objective
@@ -40,6 +42,7 @@ from ..world.portrait import Portrait, render
 from ..world.shade import FACE_LABELS
 from ..world.shards import HELD_OUT, view_of
 from ..world.view import View
+from .sources import ROOT
 
 SIZE, CELL = 256, 8
 LIGHT = 0.1
@@ -169,16 +172,43 @@ def main(words: list[str]) -> None:
     parser.add_argument("--nets", type=Path, help="what train ic-portrait wrote")
     parser.add_argument("--people", type=int, default=24, help="held-out people (default: 24)")
     parser.add_argument("--framing", default="close", help="how near the camera is (default: close)")
-    parser.add_argument("--out", type=Path, help="a Markdown file to write the tables to")
+    parser.add_argument("--portraits", type=int, default=0, metavar="N", help="also paint so many pairs by each method")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some of the methods (default: all)")
+    parser.add_argument("--encoder", type=Path, default=DEMO_ENCODER, help="the pivot's (default: the demo's)")
+    parser.add_argument("--store", type=Path, default=ROOT / "output" / "ic-portrait", help="what is kept of portraits")
+    parser.add_argument("--out", type=Path, help="a Markdown file to write the tables to; a sheet goes beside it")
     options = parser.parse_args(words)
     config = settings.read("demo", {"checkpoint": options.checkpoint, "precision": "fp32"})
     base = load_base(config)
     nets, header = load(options.nets, torch.float32) if options.nets else (None, None)
     level = header.match_level if header else 0
-    text = "\n\n".join((flow_table(base, nets, level, options), use_table(base, nets, options)))
+    parts = [flow_table(base, nets, level, options), use_table(base, nets, options)]
+    if options.portraits:
+        parts += portrait_tables(options)
+    text = "\n\n".join(parts)
     print(text)
     if options.out:
         write_whole(options.out, f"{text}\n".encode())
+
+
+def portrait_tables(options: argparse.Namespace) -> list[str]:
+    """What each method paints, and what it has more than plain img2img."""
+    from . import ic_portraits as portraits
+
+    if options.nets is None:
+        raise SystemExit("--portraits needs --nets FILE, what train ic-portrait wrote.")
+    studio = portraits.Studio(Path(options.checkpoint), options.nets, options.encoder)
+    names = options.rows or portraits.rows_for(studio.nets)
+    unknown = sorted(set(names) - set(portraits.ROWS))
+    if unknown:
+        raise SystemExit(f"There is no row {unknown[0]!r}; choose some of {', '.join(portraits.ROWS)}.")
+    bench = portraits.Bench(studio, options.store, options.portraits)
+    found = bench.rows(names)
+    if options.out:
+        sheet = bench.sheet(names)
+        write_whole(options.out.with_suffix(".jpg"), lambda file: sheet.save(file, "JPEG", quality=85))
+    tables = [portraits.table(found)]
+    return tables + [portraits.differences(found, portraits.PLAIN)] * (portraits.PLAIN in found)
 
 
 def flow_table(base: Base, nets: ICNets | None, finest: int, options: argparse.Namespace) -> str:

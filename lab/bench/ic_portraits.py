@@ -1,0 +1,355 @@
+"""IC-Portrait's portraits against their rivals: is it the profile's person, in the style's light, pose and place?
+
+A profile shows one held-out person, a style picture another one of the same noun. The renderer also draws what a
+perfect method would paint, the profile's person in the style's view and light, so that light can be compared exactly.
+Every row sees the same pairs and the same seeds. All pictures are Face Reference's square crop of the style picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import nodes as core
+
+from ...evaluation.intervals import over_people, text_of
+from ...guidance.ic_portrait.flow import warp
+from ...guidance.ic_portrait.settings import Settings
+from ...guidance.reference_attention.settings import Settings as Attention
+from ...models.faces import FaceReference
+from ...models.faces.crop import crop_square
+from ...models.faces.face import DetectedFace
+from ...models.faces.mask import face_oval
+from ...models.ic.handle import ICHandle
+from ...models.ic.handle import load_handle as load_ic
+from ...models.pivot.handle import load_handle as load_pivot
+from ...nodes.pivot_conditioning import PivotConditioning
+from ...sampling import reference_attention
+from ...sampling.ic_passes import paint, rescaled, side_of, sized, style_latent
+from ...sampling.ic_run import by_landmarks
+from ...training.files import write_whole
+from ..measures.detail import contrasts
+from ..world.identity import identity
+from ..world.portrait import Portrait, render
+from ..world.shade import FACE_LABELS
+from ..world.shards import HELD_OUT, view_of
+from .judge import PEOPLE, VIEWS, Face, Judge, picture_of
+from .kept import keep, kept
+from .portraits import SIZE, face_of, loaded, node, sitter, stranger
+from .sources import digest, of_file, of_source
+
+PASSES = (0.7, 0.5, 0.35)
+STYLE = 1
+"""The view of its person that is the style picture; view 0 is the profile's."""
+STEPS, CFG, SAMPLER, SCHEDULER = 18, 3.0, "euler_ancestral", "normal"
+BLUR = 8.0
+"""Standard deviation, in pixels, of what is called light: finer than that is skin."""
+AROUND = 1.6
+"""The faces' ovals, so much larger, are no surroundings: hair may change with the person."""
+COLUMNS = {
+    "person": ("distance to the profile's person", 1, 3),
+    "other": ("to the style's", 1, 3),
+    "nearer": ("nearer to the profile's, %", 100, 0),
+    "light": ("light, %", 100, 1),
+    "around": ("surroundings, of 255", 1, 1),
+    "moles": ("moles kept, %", 100, 0),
+    "false": ("the style's moles left, %", 100, 0),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A profile's person, by number among the held-out ones, and the style's."""
+
+    person: int
+    other: int
+
+    @property
+    def seed(self) -> int:
+        return 1000 * self.person
+
+    @property
+    def noun(self) -> str:
+        return sitter(self.person).record["subject"]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the methods get. profile, style: from Face Reference. target: the perfect picture's crop, [3, S, S] in
+    0..1, and its face, boolean [S, S]."""
+
+    profile: FaceReference
+    style: FaceReference
+    target: torch.Tensor
+    target_face: torch.Tensor
+
+
+@lru_cache(maxsize=64)
+def perfect(person: int, other: int) -> Portrait:
+    """The profile's person in the style's view."""
+    return render(identity(HELD_OUT + person), view_of(0, HELD_OUT + other, STYLE), SIZE)
+
+
+@lru_cache(maxsize=64)
+def seen(pair: Pair) -> Seen:
+    profile, style = face_of([sitter(pair.person).picture]), face_of([sitter(pair.other, STYLE).picture])
+    target, box = perfect(pair.person, pair.other), tuple(round(value) for value in style.box)
+    face = torch.from_numpy(np.isin(target.labels, FACE_LABELS)).float()[None]
+    return Seen(profile, style, to_size(crop_square(picture_of(target), box)), to_size(crop_square(face, box))[0] > 0.5)
+
+
+def to_size(picture: torch.Tensor) -> torch.Tensor:
+    """[C, SIZE, SIZE]"""
+    return F.interpolate(picture[None], (SIZE, SIZE), mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+class Studio:
+    """A base model with IC-Portrait's nets and a pivot encoder: the methods that rows name."""
+
+    def __init__(self, checkpoint: Path, nets: Path, encoder: Path | None) -> None:
+        self.model, self.clip, self.vae = loaded(checkpoint)
+        self.nets: ICHandle = load_ic(nets)
+        self.encoder = load_pivot(encoder) if encoder else None
+        files = [of_file(file) for file in (checkpoint, nets, encoder) if file]
+        sources = of_source("guidance", "backbone", "sampling", "models", "lab/world", __file__)
+        self.key = digest(files, sources, STEPS, CFG, SAMPLER, SCHEDULER, PASSES)
+
+    def prompt(self, pair: Pair, face: FaceReference | None) -> list:
+        """ "a photo of a woman", with the face's pivot where one is given."""
+        text = f"a photo of a {pair.noun}"
+        if face is None:
+            return node(core.CLIPTextEncode, clip=self.clip, text=text)[0]
+        inputs = dict(text=text, subject=pair.noun, occurrence=1, strength=1.0, pivot_encoder=self.encoder)
+        return node(PivotConditioning, clip=self.clip, face_reference=face, **inputs)[0]
+
+    def sampler(self, pair: Pair, face: FaceReference | None) -> dict[str, object]:
+        negative = node(core.CLIPTextEncode, clip=self.clip, text="")[0]
+        return dict(
+            seed=pair.seed, steps=STEPS, cfg=CFG, sampler_name=SAMPLER, scheduler=SCHEDULER,
+            positive=self.prompt(pair, face), negative=negative,
+        )  # fmt: skip
+
+    def copied(self, picture: torch.Tensor) -> torch.Tensor:
+        """Through the autoencoder, as every generated picture has come."""
+        return self.vae.decode(self.vae.encode(picture[None].movedim(1, -1)))[0].movedim(-1, 0).clamp(0, 1).cpu()
+
+    def painted(self, pair: Pair, settings: Settings, passes: Sequence[float] = PASSES, pivot: bool = False):
+        now = seen(pair)
+        sampler = self.sampler(pair, now.profile if pivot else None)
+        made = paint(
+            self.model, self.vae, self.nets, now.profile, now.style, settings, passes, sampler, side_of(self.nets)
+        )
+        return made.picture[0].movedim(-1, 0).cpu()
+
+    def redrawn(self, pair: Pair, attention: Attention | None) -> torch.Tensor:
+        """Plain img2img with the pivot, in the same passes; with Reference Attention where its settings are given."""
+        now, model = seen(pair), self.model
+        sampler, style = self.sampler(pair, now.profile), now.style
+        if attention is not None:
+            model = reference_attention.patch(model, self.vae, attention)
+        for number, strength in enumerate(PASSES):
+            latent = style_latent(self.vae, style, side_of(self.nets))
+            given = sampler | {"seed": pair.seed + number, "latent": latent, "denoise": strength}
+            picture = self.vae.decode(core.common_ksampler(model, **given)[0]["samples"]).clamp(0, 1)
+            style = rescaled(style, picture)
+        return picture[0].movedim(-1, 0).cpu()
+
+
+def pasted(now: Seen) -> torch.Tensor:
+    """The profile's face laid upon the style's by the landmarks: no network."""
+    profile, style = (sized(face.crop, SIZE) for face in (now.profile, now.style))
+    laid = warp(profile, by_landmarks(now.profile, now.style, (SIZE, SIZE)))
+    oval = style_oval(now.style)[None, None]
+    return (style + oval * (laid - style))[0]
+
+
+def style_oval(style: FaceReference, around: float = 1.0) -> torch.Tensor:
+    """[S, S] in 0..1: the style's face."""
+    scale = SIZE / style.crop.shape[1]
+    landmarks = tuple((x * scale, y * scale) for x, y in style.landmarks)
+    box = tuple(value * scale for value in style.face_box)
+    return face_oval(DetectedFace(box, landmarks, 1.0), SIZE, around)
+
+
+NETS = Settings()
+ROWS: dict[str, Callable[[Studio, Pair], torch.Tensor]] = {
+    "the perfect picture, copied": lambda studio, pair: studio.copied(seen(pair).target),
+    "the style picture, copied": lambda studio, pair: studio.copied(sized(seen(pair).style.crop, SIZE)[0]),
+    "paste by landmarks": lambda studio, pair: pasted(seen(pair)),
+    "img2img, pivot": lambda studio, pair: studio.redrawn(pair, None),
+    "img2img, pivot and Reference Attention": lambda studio, pair: studio.redrawn(pair, Attention()),
+    "wide call, no nets": lambda studio, pair: studio.painted(pair, replace(NETS, strength=1e-9)),
+    "IC-Portrait": lambda studio, pair: studio.painted(pair, NETS),
+    "IC-Portrait and the pivot": lambda studio, pair: studio.painted(pair, NETS, pivot=True),
+    "flow of the matching net": lambda studio, pair: studio.painted(pair, replace(NETS, flow="shared")),
+    "flow of each level, the paper's": lambda studio, pair: studio.painted(pair, replace(NETS, flow="layer")),
+    "not warped": lambda studio, pair: studio.painted(pair, replace(NETS, flow="none")),
+    "not annealed": lambda studio, pair: studio.painted(pair, replace(NETS, alpha=0.0, beta=1.0)),
+    "one pass": lambda studio, pair: studio.painted(pair, NETS, PASSES[:1]),
+    "r = 0": lambda studio, pair: studio.painted(pair, replace(NETS, light=0.0)),
+    "r = 5%": lambda studio, pair: studio.painted(pair, replace(NETS, light=0.05)),
+    "r = 20%": lambda studio, pair: studio.painted(pair, replace(NETS, light=0.2)),
+    "r = 40%": lambda studio, pair: studio.painted(pair, replace(NETS, light=0.4)),
+}
+PLAIN = "img2img, pivot"
+
+
+def rows_for(nets: ICHandle) -> list[str]:
+    """All rows but those whose nets a file lacks."""
+    return [name for name in ROWS if nets.matching is not None or not name.startswith("flow of")]
+
+
+class Measures:
+    """Numbers of one picture."""
+
+    def __init__(self) -> None:
+        self.judge = Judge()
+        self.key = digest(self.judge.key, of_source("lab/measures", __file__))
+        self.views = lru_cache(maxsize=PEOPLE)(self._views)
+
+    def __call__(self, pair: Pair, picture: torch.Tensor) -> dict[str, object]:
+        """A value for each of COLUMNS, None where there is none to give, and `each`: the distances to all of the
+        person's other views."""
+        now, judge = seen(pair), self.judge
+        face = judge.look(picture)
+        row: dict[str, object] = dict.fromkeys(COLUMNS)
+        style = sized(now.style.crop, SIZE)[0]
+        outside = style_oval(now.style, AROUND) == 0
+        row["around"] = float((picture - style).abs().mean(0)[outside].mean()) * 255
+        row["light"] = light_error(picture, now.target, now.target_face)
+        row["each"] = []
+        if face is None:
+            return row | {"nearer": 0.0}
+        row["each"] = [float((face.vector - own).norm()) for own in self.views(pair.person)]
+        row["person"] = float(np.mean(row["each"]))
+        row["other"] = float(np.mean([float((face.vector - own).norm()) for own in self.views(pair.other)]))
+        row["nearer"] = float(row["person"] < row["other"])
+        row["moles"] = self.share_of_moles(pair.person, picture, face)
+        row["false"] = self.share_of_moles(pair.other, picture, face)
+        return row
+
+    def _views(self, person: int) -> list[torch.Tensor]:
+        """[128] of each other view of a person in which there is a face."""
+        faces = (self.judge.look(picture_of(sitter(person, view))) for view in VIEWS)
+        return [face.vector for face in faces if face is not None]
+
+    def share_of_moles(self, person: int, picture: torch.Tensor, face: Face) -> float | None:
+        moles = self.judge.known(person)[1]
+        if not len(moles.radii):
+            return None
+        dark = contrasts(picture, moles.carried(face.landmarks))
+        return float((dark > self.judge.cuts["detail"]).float().mean())
+
+
+def light_error(picture: torch.Tensor, target: torch.Tensor, face: torch.Tensor) -> float:
+    """Mean difference of how light falls on the face, in shares of its brightness: luminance without what is finer than
+    BLUR, over its mean, of pictures [3, S, S] inside `face` [S, S]."""
+    shades = []
+    for each in (picture, target):
+        grey = each.mean(0) * face
+        smooth = blurred(grey) / blurred(face.float()).clamp(min=1e-3)
+        shades.append(smooth / smooth[face].mean().clamp(min=1e-3))
+    return float((shades[0] - shades[1]).abs()[face].mean())
+
+
+def blurred(values: torch.Tensor) -> torch.Tensor:
+    """[S, S] by a Gaussian of BLUR pixels."""
+    reach = round(3 * BLUR)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / BLUR) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(values[None, None], (reach,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[0, 0]
+
+
+class Bench:
+    """Pictures and numbers are kept in `store`: the same command goes on."""
+
+    def __init__(self, studio: Studio, store: Path, people: int) -> None:
+        self.studio, self.store, self.measures = studio, store, Measures()
+        self.pairs = [Pair(person, stranger(person)) for person in range(people)]
+
+    def picture(self, name: str, pair: Pair) -> torch.Tensor:
+        file = self.store / self.studio.key / name.replace(" ", "_") / f"{pair.person:03d}.png"
+        if not file.is_file():
+            with torch.inference_mode():
+                made = ROWS[name](self.studio, pair)
+            image = Image.fromarray((made.clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy())
+            write_whole(file, lambda out: image.save(out, "PNG"))
+        return torch.from_numpy(np.asarray(Image.open(file).convert("RGB")).copy()).movedim(-1, 0).float() / 255
+
+    def rows(self, names: Iterable[str]) -> dict[str, list[dict]]:
+        """Each row's numbers, one a pair; measured now, or read."""
+        found = {}
+        for name in names:
+            file = self.store / self.studio.key / f"{self.measures.key}-{name.replace(' ', '_')}.jsonl"
+            known = kept(file, lambda row: (row["who"], row))
+            for pair in self.pairs:
+                if pair.person not in known:
+                    known[pair.person] = self.measures(pair, self.picture(name, pair)) | {"who": pair.person}
+                    keep(file, known[pair.person])
+            found[name] = [known[pair.person] for pair in self.pairs]
+            print(f"{name}: {json.dumps(brief(found[name]))}", flush=True)
+        return found
+
+    def sheet(self, names: Sequence[str], people: int = 8) -> Image.Image:
+        """Profile, style, the perfect picture, then a column a row of `names`."""
+        lines = []
+        for pair in self.pairs[:people]:
+            now = seen(pair)
+            shown = [sized(now.profile.crop, SIZE)[0], sized(now.style.crop, SIZE)[0], now.target]
+            lines.append(torch.cat([*shown, *(self.picture(name, pair) for name in names)], -1))
+        tiles = (torch.cat(lines, 1).clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
+        return Image.fromarray(tiles)
+
+
+def brief(rows: Sequence[Mapping]) -> dict[str, float]:
+    """The mean of each column, for the screen."""
+    return {
+        key: round(float(np.mean(values)), 3)
+        for key in COLUMNS
+        if (values := [row[key] for row in rows if row[key] is not None])
+    }
+
+
+def table(found: Mapping[str, Sequence[Mapping]]) -> str:
+    """Rows of methods; means over people with 95% intervals. The first column also has min, median and max, as the
+    paper's Table 1."""
+    lines = ["| | min / median / max | " + " | ".join(title for title, *_ in COLUMNS.values()) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 2) + "|")
+    for name, rows in found.items():
+        all_of_them = [value for row in rows for value in row["each"]]
+        spread = "–"
+        if all_of_them:
+            spread = " / ".join(f"{value:.2f}" for value in (min(all_of_them), median(all_of_them), max(all_of_them)))
+        cells = [spread]
+        for key, (_, factor, digits) in COLUMNS.items():
+            value = over_people((row["who"], row[key]) for row in rows if row[key] is not None)
+            cells.append(text_of(value, factor, digits))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def differences(found: Mapping[str, Sequence[Mapping]], baseline: str) -> str:
+    """What each row has more than `baseline`, on the same pairs."""
+    known = {row["who"]: row for row in found[baseline]}
+    lines = [f"| over {baseline} | " + " | ".join(title for title, *_ in COLUMNS.values()) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 1) + "|")
+    for name, rows in found.items():
+        if name == baseline:
+            continue
+        cells = []
+        for key, (_, factor, digits) in COLUMNS.items():
+            both = [(r["who"], r[key] - known[r["who"]][key]) for r in rows
+                    if r[key] is not None and known[r["who"]][key] is not None]  # fmt: skip
+            cells.append(text_of(over_people(both), factor, digits, difference=True))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
