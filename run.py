@@ -54,6 +54,7 @@ COMMANDS = {
         "base": "lab.make.base",
         "embedder": "lab.make.embedder",
         "help-pages": "lab.make.help_pages",
+        "in-context-lora": "lab.make.in_context_lora",
         "measures": "lab.make.measures",
         "pictures": "lab.make.pictures",
         "reference": "lab.make.reference",

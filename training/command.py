@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -32,7 +32,8 @@ WAIT = timedelta(days=1)
 @dataclass(frozen=True)
 class Command:
     """name: of the command. read: its config, from a recipe and overrides. open: the task of a config and a base model,
-    once ComfyUI is there. more: settings that have an option of their own, with its help."""
+    once ComfyUI is there. more: settings that have an option of their own, with its help. door: `run.py`'s word before
+    the name."""
 
     name: str
     description: str
@@ -40,13 +41,14 @@ class Command:
     read: Callable[[str, Mapping[str, object]], Run]
     open: Callable[[Run, Base], Task]
     more: Mapping[str, str] = field(default_factory=dict)
+    door: str = "train"
 
     def main(self, words: list[str]) -> int:
         options = self.arguments().parse_args(words)
         try:
             config = self.config(options)
             if options.processes > 1 and "LOCAL_RANK" not in os.environ:  # which the launcher sets in its children
-                return launch(self.name, options, words)
+                return launch([self.door, self.name], options, words)
             train(config, options, self.open)
         except ValueError as error:
             raise SystemExit(str(error)) from error
@@ -64,7 +66,7 @@ class Command:
 
     def arguments(self) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(
-            prog=f"run.py train {self.name}", description=self.description, epilog=self.examples,
+            prog=f"run.py {self.door} {self.name}", description=self.description, epilog=self.examples,
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
         parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, or sd15, sdxl or demo")
@@ -82,13 +84,13 @@ class Command:
         return parser
 
 
-def launch(name: str, options: argparse.Namespace, words: list[str]) -> int:
+def launch(name: Sequence[str], options: argparse.Namespace, words: list[str]) -> int:
     """Start the processes of this machine by torch's own launcher; accelerate finds itself in its variables."""
     own = {at for at, word in enumerate(words) if word.split("=")[0] == "--processes"}
     own |= {at + 1 for at in own if words[at] == "--processes"}
     rest = [word for at, word in enumerate(words) if at not in own]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={options.processes}"]
-    door = [str(environment.ROOT / "run.py"), "train", name, "--here"]
+    door = [str(environment.ROOT / "run.py"), *name, "--here"]
     return subprocess.call([*torchrun, *door, *rest], env=os.environ | {"OMP_NUM_THREADS": _threads(options)})
 
 

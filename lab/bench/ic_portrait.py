@@ -10,7 +10,7 @@ a model that does not look at the profile errs alike. With `--portraits N` it th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +36,7 @@ from ...training.files import write_whole
 from ...training.ic_portrait import config as settings
 from ...training.ic_portrait.step import matched_levels, predict, subject_text
 from ...training.loop import seeded
+from ...training.spf_portrait import lora_file
 from ..world.flow import Flow, exact_flow, exact_flow_between
 from ..world.identity import Identity, identity
 from ..world.portrait import Portrait, render
@@ -175,14 +176,20 @@ def main(words: list[str]) -> None:
     parser.add_argument("--portraits", type=int, default=0, metavar="N", help="also paint so many pairs by each method")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="some of the methods (default: all)")
     parser.add_argument("--encoder", type=Path, default=DEMO_ENCODER, help="the pivot's (default: the demo's)")
+    parser.add_argument("--lora", type=Path, help="what make in-context-lora wrote: a rival")
     parser.add_argument("--store", type=Path, default=ROOT / "output" / "ic-portrait", help="what is kept of portraits")
     parser.add_argument("--out", type=Path, help="a Markdown file to write the tables to; a sheet goes beside it")
     options = parser.parse_args(words)
     config = settings.read("demo", {"checkpoint": options.checkpoint, "precision": "fp32"})
     base = load_base(config)
+    rivals = {"wide, no nets": base}
+    if options.lora:
+        tuned = load_base(config)
+        tuned.model = lora_file.patched(tuned.model, lora_file.load(options.lora)[0])
+        rivals["wide, in-context LoRA"] = tuned
     nets, header = load(options.nets, torch.float32) if options.nets else (None, None)
     level = header.match_level if header else 0
-    parts = [flow_table(base, nets, level, options), use_table(base, nets, options)]
+    parts = [flow_table(base, nets, level, options), use_table(rivals, base, nets, options)]
     if options.portraits:
         parts += portrait_tables(options)
     text = "\n\n".join(parts)
@@ -197,8 +204,8 @@ def portrait_tables(options: argparse.Namespace) -> list[str]:
 
     if options.nets is None:
         raise SystemExit("--portraits needs --nets FILE, what train ic-portrait wrote.")
-    studio = portraits.Studio(Path(options.checkpoint), options.nets, options.encoder)
-    names = options.rows or portraits.rows_for(studio.nets)
+    studio = portraits.Studio(Path(options.checkpoint), options.nets, options.encoder, options.lora)
+    names = options.rows or portraits.rows_for(studio)
     unknown = sorted(set(names) - set(portraits.ROWS))
     if unknown:
         raise SystemExit(f"There is no row {unknown[0]!r}; choose some of {', '.join(portraits.ROWS)}.")
@@ -228,17 +235,19 @@ def flow_table(base: Base, nets: ICNets | None, finest: int, options: argparse.N
     return "\n".join(lines)
 
 
-def use_table(base: Base, nets: ICNets | None, options: argparse.Namespace) -> str:
-    """Rows of nets; the error beside the own profile, and how much larger it is beside another's."""
-    rows: list[tuple[str, Callable]] = [("wide, no nets", lambda *_: None)]
+def use_table(rivals: Mapping[str, Base], base: Base, nets: ICNets | None, options: argparse.Namespace) -> str:
+    """Rows of nets; the error beside the own profile, and how much larger it is beside another's. rivals: models that
+    need no nets."""
+    rows: list[tuple[str, Base, Callable]] = [(name, model, lambda *_: None) for name, model in rivals.items()]
     if nets is not None:
-        rows += [("nets, not warped", by_nets(nets, False)), ("nets, warped by landmarks", by_nets(nets, True))]
+        rows.append(("nets, not warped", base, by_nets(nets, False)))
+        rows.append(("nets, warped by landmarks", base, by_nets(nets, True)))
     head = " | ".join(f"t = {time}: own | another's, more" for time in LOOKS)
     lines = [f"| | {head} |", "|---" * (1 + 2 * len(LOOKS)) + "|"]
-    for name, residuals in rows:
+    for name, model, residuals in rows:
         cells = []
         for time in LOOKS:
-            own, more = swapped(base, residuals, time, options)
+            own, more = swapped(model, residuals, time, options)
             cells += [text_of(own, digits=4), text_of(more, digits=4, difference=True)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

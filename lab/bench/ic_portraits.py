@@ -36,7 +36,9 @@ from ...nodes.pivot_conditioning import PivotConditioning
 from ...sampling import reference_attention
 from ...sampling.ic_passes import paint, rescaled, side_of, sized, style_latent
 from ...sampling.ic_run import by_landmarks
+from ...sampling.people import ByHand
 from ...training.files import write_whole
+from ...training.spf_portrait import lora_file
 from ..measures.detail import contrasts
 from ..world.identity import identity
 from ..world.portrait import Portrait, render
@@ -115,11 +117,12 @@ def to_size(picture: torch.Tensor) -> torch.Tensor:
 class Studio:
     """A base model with IC-Portrait's nets and a pivot encoder: the methods that rows name."""
 
-    def __init__(self, checkpoint: Path, nets: Path, encoder: Path | None) -> None:
+    def __init__(self, checkpoint: Path, nets: Path, encoder: Path | None, lora: Path | None) -> None:
         self.model, self.clip, self.vae = loaded(checkpoint)
-        self.nets: ICHandle = load_ic(nets)
-        self.encoder = load_pivot(encoder) if encoder else None
-        files = [of_file(file) for file in (checkpoint, nets, encoder) if file]
+        self.nets: ICHandle = load_ic(str(nets))
+        self.encoder = load_pivot(str(encoder)) if encoder else None
+        self.in_context = lora and lora_file.patched(self.model, lora_file.load(lora)[0])
+        files = [of_file(file) for file in (checkpoint, nets, encoder, lora) if file]
         sources = of_source("guidance", "backbone", "sampling", "models", "lab/world", __file__)
         self.key = digest(files, sources, STEPS, CFG, SAMPLER, SCHEDULER, PASSES)
 
@@ -142,20 +145,26 @@ class Studio:
         """Through the autoencoder, as every generated picture has come."""
         return self.vae.decode(self.vae.encode(picture[None].movedim(1, -1)))[0].movedim(-1, 0).clamp(0, 1).cpu()
 
-    def painted(self, pair: Pair, settings: Settings, passes: Sequence[float] = PASSES, pivot: bool = False):
+    def painted(
+        self, pair: Pair, settings: Settings, passes: Sequence[float] = PASSES, pivot: bool = False, model=None
+    ) -> torch.Tensor:
+        """By IC-Portrait's own sampler."""
         now = seen(pair)
         sampler = self.sampler(pair, now.profile if pivot else None)
         made = paint(
-            self.model, self.vae, self.nets, now.profile, now.style, settings, passes, sampler, side_of(self.nets)
-        )
+            model or self.model, self.vae, self.nets, now.profile, now.style, settings, passes, sampler,
+            side_of(self.nets),
+        )  # fmt: skip
         return made.picture[0].movedim(-1, 0).cpu()
 
-    def redrawn(self, pair: Pair, attention: Attention | None) -> torch.Tensor:
-        """Plain img2img with the pivot, in the same passes; with Reference Attention where its settings are given."""
+    def redrawn(self, pair: Pair, attention: Attention | None, warped: bool = False) -> torch.Tensor:
+        """Plain img2img with the pivot, in the same passes; with Reference Attention where its settings are given.
+        warped: its keys are those of the profile laid upon the style's landmarks."""
         now, model = seen(pair), self.model
         sampler, style = self.sampler(pair, now.profile), now.style
         if attention is not None:
-            model = reference_attention.patch(model, self.vae, attention)
+            by_hand = ByHand(laid_upon(now), None) if warped else None
+            model = reference_attention.patch(model, self.vae, attention, by_hand)
         for number, strength in enumerate(PASSES):
             latent = style_latent(self.vae, style, side_of(self.nets))
             given = sampler | {"seed": pair.seed + number, "latent": latent, "denoise": strength}
@@ -164,12 +173,17 @@ class Studio:
         return picture[0].movedim(-1, 0).cpu()
 
 
+def laid_upon(now: Seen) -> FaceReference:
+    """The profile where the style's landmarks have it."""
+    side = now.style.crop.shape[1]
+    laid = warp(sized(now.profile.crop, side), by_landmarks(now.profile, now.style, (side, side)))
+    return replace(now.style, crop=laid.movedim(1, -1).clamp(0, 1), mask=None, embeddings={})
+
+
 def pasted(now: Seen) -> torch.Tensor:
-    """The profile's face laid upon the style's by the landmarks: no network."""
-    profile, style = (sized(face.crop, SIZE) for face in (now.profile, now.style))
-    laid = warp(profile, by_landmarks(now.profile, now.style, (SIZE, SIZE)))
-    oval = style_oval(now.style)[None, None]
-    return (style + oval * (laid - style))[0]
+    """The profile's face upon the style's: no network."""
+    laid, style = (sized(face.crop, SIZE)[0] for face in (laid_upon(now), now.style))
+    return style + style_oval(now.style) * (laid - style)
 
 
 def style_oval(style: FaceReference, around: float = 1.0) -> torch.Tensor:
@@ -181,13 +195,17 @@ def style_oval(style: FaceReference, around: float = 1.0) -> torch.Tensor:
 
 
 NETS = Settings()
+NO_NETS = replace(NETS, strength=1e-9)
+"""The wide call, whose nets add nothing."""
 ROWS: dict[str, Callable[[Studio, Pair], torch.Tensor]] = {
     "the perfect picture, copied": lambda studio, pair: studio.copied(seen(pair).target),
     "the style picture, copied": lambda studio, pair: studio.copied(sized(seen(pair).style.crop, SIZE)[0]),
     "paste by landmarks": lambda studio, pair: pasted(seen(pair)),
     "img2img, pivot": lambda studio, pair: studio.redrawn(pair, None),
     "img2img, pivot and Reference Attention": lambda studio, pair: studio.redrawn(pair, Attention()),
-    "wide call, no nets": lambda studio, pair: studio.painted(pair, replace(NETS, strength=1e-9)),
+    "the same, its keys warped": lambda studio, pair: studio.redrawn(pair, Attention(), warped=True),
+    "wide call, no nets": lambda studio, pair: studio.painted(pair, NO_NETS),
+    "in-context LoRA": lambda studio, pair: studio.painted(pair, NO_NETS, model=studio.in_context),
     "IC-Portrait": lambda studio, pair: studio.painted(pair, NETS),
     "IC-Portrait and the pivot": lambda studio, pair: studio.painted(pair, NETS, pivot=True),
     "flow of the matching net": lambda studio, pair: studio.painted(pair, replace(NETS, flow="shared")),
@@ -203,9 +221,12 @@ ROWS: dict[str, Callable[[Studio, Pair], torch.Tensor]] = {
 PLAIN = "img2img, pivot"
 
 
-def rows_for(nets: ICHandle) -> list[str]:
-    """All rows but those whose nets a file lacks."""
-    return [name for name in ROWS if nets.matching is not None or not name.startswith("flow of")]
+def rows_for(studio: Studio) -> list[str]:
+    """All rows but those whose files are not given."""
+    lacking = {"in-context LoRA"} if studio.in_context is None else set()
+    if studio.nets.matching is None:
+        lacking |= {name for name in ROWS if name.startswith("flow of")}
+    return [name for name in ROWS if name not in lacking]
 
 
 class Measures:

@@ -1,4 +1,4 @@
-"""What learns: additions to the cross-attention's matrices, in the UNet's private tree.
+"""What learns: additions to the attention's matrices, in the UNet's private tree.
 
 The loaded model is never touched. Switched off, the same network is the original, which is the reference path: no
 second UNet is in memory.
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
-"""Of each cross-attention."""
+"""Of each attention."""
 
 
 class LowRank(nn.Module):
@@ -63,17 +63,20 @@ class _Adapted(nn.Module):
 
 
 class Adapters(nn.Module):
-    """The additions of all cross-attention layers of a UNet, by the layers' names with underscores.
+    """The additions of all attentions of one kind in a UNet, by the layers' names with underscores.
 
     on: read at each call, so a pass that checkpointing computes again has to find it as it was.
     """
 
-    def __init__(self, net: nn.Module, learn: str, rank: int, alpha: float, seed: int) -> None:
-        """net: the loaded UNet, of which only names and shapes are read."""
+    def __init__(
+        self, net: nn.Module, learn: str, rank: int, alpha: float, seed: int, attention: str = "attn2"
+    ) -> None:
+        """net: the loaded UNet, of which only names and shapes are read. attention: "attn2" is cross-attention, "attn1"
+        self-attention."""
         super().__init__()
         random = torch.Generator().manual_seed(seed)
         shapes = {name: weight.shape for name, weight in net.named_parameters() if weight.ndim == 2}
-        attentions = [name for name, _ in net.named_modules() if name.endswith("attn2")]
+        attentions = [name for name, _ in net.named_modules() if name.endswith(attention)]
         self.names = [f"{attention}.{layer}" for attention in attentions for layer in LAYERS]
         self.additions = nn.ModuleDict()
         for name in self.names:
