@@ -1,22 +1,19 @@
 """IC-Portrait's portraits against their rivals: is it the profile's person, in the style's light, pose and place?
 
-A profile shows one held-out person, a style picture another one of the same noun. The renderer also draws what a
-perfect method would paint, the profile's person in the style's view and light, so that light can be compared exactly.
-Every row sees the same pairs and the same seeds. All pictures are Face Reference's square crop of the style picture.
+A profile shows one held-out person, a style picture another one of the same noun. Every row sees the same pairs and the
+same seeds, and is measured by ic_judge.py.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 import nodes as core
@@ -26,9 +23,6 @@ from ...guidance.ic_portrait.flow import warp
 from ...guidance.ic_portrait.settings import Settings
 from ...guidance.reference_attention.settings import Settings as Attention
 from ...models.faces import FaceReference
-from ...models.faces.crop import crop_square
-from ...models.faces.face import DetectedFace
-from ...models.faces.mask import face_oval
 from ...models.ic.handle import ICHandle
 from ...models.ic.handle import load_handle as load_ic
 from ...models.pivot.handle import load_handle as load_pivot
@@ -36,82 +30,15 @@ from ...nodes.pivot_conditioning import PivotConditioning
 from ...sampling import reference_attention
 from ...sampling.ic_passes import paint, rescaled, side_of, sized, style_latent
 from ...sampling.ic_run import by_landmarks
-from ...sampling.people import ByHand
 from ...training.files import write_whole
 from ...training.spf_portrait import lora_file
-from ..measures.detail import contrasts
-from ..world.identity import identity
-from ..world.portrait import Portrait, render
-from ..world.shade import FACE_LABELS
-from ..world.shards import HELD_OUT, view_of
-from .judge import PEOPLE, VIEWS, Face, Judge, picture_of
+from .ic_judge import COLUMNS, Measures, Pair, Seen, seen, style_oval
 from .kept import keep, kept
-from .portraits import SIZE, face_of, loaded, node, sitter, stranger
+from .portraits import SIZE, loaded, node, stranger
 from .sources import digest, of_file, of_source
 
 PASSES = (0.7, 0.5, 0.35)
-STYLE = 1
-"""The view of its person that is the style picture; view 0 is the profile's."""
 STEPS, CFG, SAMPLER, SCHEDULER = 18, 3.0, "euler_ancestral", "normal"
-BLUR = 8.0
-"""Standard deviation, in pixels, of what is called light: finer than that is skin."""
-AROUND = 1.6
-"""The faces' ovals, so much larger, are no surroundings: hair may change with the person."""
-COLUMNS = {
-    "person": ("distance to the profile's person", 1, 3),
-    "other": ("to the style's", 1, 3),
-    "nearer": ("nearer to the profile's, %", 100, 0),
-    "light": ("light, %", 100, 1),
-    "around": ("surroundings, of 255", 1, 1),
-    "moles": ("moles kept, %", 100, 0),
-    "false": ("the style's moles left, %", 100, 0),
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """A profile's person, by number among the held-out ones, and the style's."""
-
-    person: int
-    other: int
-
-    @property
-    def seed(self) -> int:
-        return 1000 * self.person
-
-    @property
-    def noun(self) -> str:
-        return sitter(self.person).record["subject"]
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What the methods get. profile, style: from Face Reference. target: the perfect picture's crop, [3, S, S] in
-    0..1, and its face, boolean [S, S]."""
-
-    profile: FaceReference
-    style: FaceReference
-    target: torch.Tensor
-    target_face: torch.Tensor
-
-
-@lru_cache(maxsize=64)
-def perfect(person: int, other: int) -> Portrait:
-    """The profile's person in the style's view."""
-    return render(identity(HELD_OUT + person), view_of(0, HELD_OUT + other, STYLE), SIZE)
-
-
-@lru_cache(maxsize=64)
-def seen(pair: Pair) -> Seen:
-    profile, style = face_of([sitter(pair.person).picture]), face_of([sitter(pair.other, STYLE).picture])
-    target, box = perfect(pair.person, pair.other), tuple(round(value) for value in style.box)
-    face = torch.from_numpy(np.isin(target.labels, FACE_LABELS)).float()[None]
-    return Seen(profile, style, to_size(crop_square(picture_of(target), box)), to_size(crop_square(face, box))[0] > 0.5)
-
-
-def to_size(picture: torch.Tensor) -> torch.Tensor:
-    """[C, SIZE, SIZE]"""
-    return F.interpolate(picture[None], (SIZE, SIZE), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 class Studio:
@@ -159,12 +86,11 @@ class Studio:
 
     def redrawn(self, pair: Pair, attention: Attention | None, warped: bool = False) -> torch.Tensor:
         """Plain img2img with the pivot, in the same passes; with Reference Attention where its settings are given.
-        warped: its keys are those of the profile laid upon the style's landmarks."""
+        warped: both see the profile laid upon the style's landmarks."""
         now, model = seen(pair), self.model
-        sampler, style = self.sampler(pair, now.profile), now.style
+        sampler, style = self.sampler(pair, laid_upon(now) if warped else now.profile), now.style
         if attention is not None:
-            by_hand = ByHand(laid_upon(now), None) if warped else None
-            model = reference_attention.patch(model, self.vae, attention, by_hand)
+            model = reference_attention.patch(model, self.vae, attention)
         for number, strength in enumerate(PASSES):
             latent = style_latent(self.vae, style, side_of(self.nets))
             given = sampler | {"seed": pair.seed + number, "latent": latent, "denoise": strength}
@@ -184,14 +110,6 @@ def pasted(now: Seen) -> torch.Tensor:
     """The profile's face upon the style's: no network."""
     laid, style = (sized(face.crop, SIZE)[0] for face in (laid_upon(now), now.style))
     return style + style_oval(now.style) * (laid - style)
-
-
-def style_oval(style: FaceReference, around: float = 1.0) -> torch.Tensor:
-    """[S, S] in 0..1: the style's face."""
-    scale = SIZE / style.crop.shape[1]
-    landmarks = tuple((x * scale, y * scale) for x, y in style.landmarks)
-    box = tuple(value * scale for value in style.face_box)
-    return face_oval(DetectedFace(box, landmarks, 1.0), SIZE, around)
 
 
 NETS = Settings()
@@ -227,68 +145,6 @@ def rows_for(studio: Studio) -> list[str]:
     if studio.nets.matching is None:
         lacking |= {name for name in ROWS if name.startswith("flow of")}
     return [name for name in ROWS if name not in lacking]
-
-
-class Measures:
-    """Numbers of one picture."""
-
-    def __init__(self) -> None:
-        self.judge = Judge()
-        self.key = digest(self.judge.key, of_source("lab/measures", __file__))
-        self.views = lru_cache(maxsize=PEOPLE)(self._views)
-
-    def __call__(self, pair: Pair, picture: torch.Tensor) -> dict[str, object]:
-        """A value for each of COLUMNS, None where there is none to give, and `each`: the distances to all of the
-        person's other views."""
-        now, judge = seen(pair), self.judge
-        face = judge.look(picture)
-        row: dict[str, object] = dict.fromkeys(COLUMNS)
-        style = sized(now.style.crop, SIZE)[0]
-        outside = style_oval(now.style, AROUND) == 0
-        row["around"] = float((picture - style).abs().mean(0)[outside].mean()) * 255
-        row["light"] = light_error(picture, now.target, now.target_face)
-        row["each"] = []
-        if face is None:
-            return row | {"nearer": 0.0}
-        row["each"] = [float((face.vector - own).norm()) for own in self.views(pair.person)]
-        row["person"] = float(np.mean(row["each"]))
-        row["other"] = float(np.mean([float((face.vector - own).norm()) for own in self.views(pair.other)]))
-        row["nearer"] = float(row["person"] < row["other"])
-        row["moles"] = self.share_of_moles(pair.person, picture, face)
-        row["false"] = self.share_of_moles(pair.other, picture, face)
-        return row
-
-    def _views(self, person: int) -> list[torch.Tensor]:
-        """[128] of each other view of a person in which there is a face."""
-        faces = (self.judge.look(picture_of(sitter(person, view))) for view in VIEWS)
-        return [face.vector for face in faces if face is not None]
-
-    def share_of_moles(self, person: int, picture: torch.Tensor, face: Face) -> float | None:
-        moles = self.judge.known(person)[1]
-        if not len(moles.radii):
-            return None
-        dark = contrasts(picture, moles.carried(face.landmarks))
-        return float((dark > self.judge.cuts["detail"]).float().mean())
-
-
-def light_error(picture: torch.Tensor, target: torch.Tensor, face: torch.Tensor) -> float:
-    """Mean difference of how light falls on the face, in shares of its brightness: luminance without what is finer than
-    BLUR, over its mean, of pictures [3, S, S] inside `face` [S, S]."""
-    shades = []
-    for each in (picture, target):
-        grey = each.mean(0) * face
-        smooth = blurred(grey) / blurred(face.float()).clamp(min=1e-3)
-        shades.append(smooth / smooth[face].mean().clamp(min=1e-3))
-    return float((shades[0] - shades[1]).abs()[face].mean())
-
-
-def blurred(values: torch.Tensor) -> torch.Tensor:
-    """[S, S] by a Gaussian of BLUR pixels."""
-    reach = round(3 * BLUR)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / BLUR) ** 2)
-    kernel = kernel / kernel.sum()
-    padded = F.pad(values[None, None], (reach,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[0, 0]
 
 
 class Bench:
