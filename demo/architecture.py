@@ -122,8 +122,7 @@ def with_portrait_autoencoder(init):
         self.patcher = comfy.model_patcher.ModelPatcher(
             module, load_device=self.device, offload_device=self.patcher.offload_device
         )
-        self.size = None
-        self.model_size()
+        self.size = comfy.model_management.module_size(module)  # which newer cores keep
 
     made.knows_portraits = True
     return made

@@ -8,6 +8,7 @@ import io
 import numpy
 import pytest
 from conftest import ROOT, api_workflows, read_api
+from omniportrait.environment import COMFYUI_VERSION
 from omniportrait.lab.make.workflows import files
 from PIL import Image
 
@@ -29,6 +30,8 @@ def test_workflow_runs_to_the_end(server, ask, name):
 
 def test_both_forms_are_up_to_date(server):
     """With the nodes as the server tells of them: inputs, defaults, outputs."""
+    if server.get("/system_stats")["system"]["comfyui_version"] != COMFYUI_VERSION:
+        pytest.skip("the files are those of the pinned ComfyUI, whose own nodes have other outputs here")
     wanted = files(ROOT, server.get("/object_info"))
     for path, text in wanted.items():
         assert path.is_file() and path.read_text(encoding="utf-8") == text, f"{path.name}: `run.py make workflows`"

@@ -64,8 +64,8 @@ def outputs_of(messages: list[dict], prompt_id: str) -> dict:
 
 
 def assert_own(messages: list[dict], prompts: list[str], sampler: str, steps: int) -> None:
-    """A client was told of its own prompts only, and of each of these from its start to its end, with every step of its
-    sampling node where ComfyUI did not answer that from its cache."""
+    """A client was told of its own prompts only, and of each of these from its start to its end, with the progress of
+    its sampling node where ComfyUI did not answer that from its cache."""
     addressed = [told for told in messages if told["type"] not in ("status", "feature_flags")]
     foreign = [told for told in addressed if told["data"].get("prompt_id") not in prompts]
     assert not foreign, foreign[:3]
@@ -78,6 +78,7 @@ def assert_own(messages: list[dict], prompts: list[str], sampler: str, steps: in
         cached = any(sampler in told["data"]["nodes"] for told in own if told["type"] == "execution_cached")
         progress = [told["data"] for told in own if told["type"] == "progress"]
         values = [each["value"] for each in progress if each["node"] == sampler]
-        assert values == ([] if cached else list(range(1, steps + 1))), progress
+        # Newer cores leave out steps that follow too fast upon one another, but never the last.
+        assert values == sorted(set(values)) and values[-1:] == ([] if cached else [steps]), progress
         sampled += not cached
     assert sampled
