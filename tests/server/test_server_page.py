@@ -13,6 +13,7 @@ import pytest
 import standin_files
 import told
 from conftest import page_workflows, reduce_node
+from omniportrait.demo.client import PromptError
 from PIL import Image
 from test_server_schema import NODES
 
@@ -129,7 +130,11 @@ BLUEPRINTS = {
 
 def test_blueprints_are_served_and_open(page, server):
     """As one node with its widgets, which the page takes apart into the nodes inside when it queues."""
-    told = {entry["name"]: key for key, entry in server.get("/global_subgraphs").items()}
+    try:
+        served = server.get("/global_subgraphs")
+    except PromptError:
+        pytest.skip("this core serves no blueprints")
+    told = {entry["name"]: key for key, entry in served.items()}
     for name, widgets in BLUEPRINTS.items():
         form = json.loads(server.get(f"/global_subgraphs/{told[name]}")["data"])
         page.evaluate("async form => await window.app.loadGraphData(form)", form)
