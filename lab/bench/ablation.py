@@ -3,6 +3,7 @@
     python run.py bench ablation                                    # 20 held-out people x 10 held-out prompts
     python run.py bench ablation --identities 50 --prompts 30 --part 1/2    # half of the larger table; no page
     python run.py bench ablation --encoder-without-lloc FILE        # with the row "without L_loc"
+    python run.py bench ablation --words FILE                       # with the row "oracle word"
     python run.py bench ablation --also "gain 200: gain=200 clip=0.5"       # one more row
     python run.py bench ablation --without "without both" "literal strength"        # fewer
     python run.py bench ablation --only "without RB-Guidance" "the pivot and Reference Attention" --page FILE
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ FULL, TRUTH = "full", "drawn by the portrait world"
 COPY, STRANGER = "drawn, through the autoencoder", "somebody else, through the autoencoder"
 UNGUIDED, WORD, NEITHER = "without RB-Guidance", "without pivot encoder", "without both"
 ATTENTION, PIVOT_ATTENTION = "Reference Attention alone", "the pivot and Reference Attention"
+ORACLE, ORACLE_ATTENTION = "oracle word", "oracle word and Reference Attention"
 GUIDED_ATTENTION, EVERYTHING = "Reference Attention and RB-Guidance", "full and Reference Attention"
 PAIRS = {
     "RB-Guidance, with the pivot": (FULL, UNGUIDED),
@@ -47,6 +49,9 @@ PAIRS = {
     "RB-Guidance, over Reference Attention": (GUIDED_ATTENTION, ATTENTION),
     "RB-Guidance, over the pivot and Reference Attention": (EVERYTHING, PIVOT_ATTENTION),
     "Reference Attention instead of the pivot": (ATTENTION, UNGUIDED),
+    "the oracle word, over the plain word": (ORACLE, NEITHER),
+    "the pivot instead of the oracle word": (UNGUIDED, ORACLE),
+    "Reference Attention, over the oracle word": (ORACLE_ATTENTION, ORACLE),
 }
 """What is added: the row that has it, and the row that lacks it."""
 
@@ -99,7 +104,8 @@ from the same noise. Means over the people with 95% intervals, by resampling the
   random pose and light: what the measures give a perfect portrait. *{copy}* is that render encoded and decoded by the
   model's own autoencoder, and *{stranger}* the same of another person with the same noun: the scale on which the
   generated pictures are to be read. The rows with *Reference Attention*, which is ours and not the paper's, have it at
-  the node's own values.
+  the node's own values. *oracle word* is the person in the renderer's own numbers instead of a pivot: any encoder's
+  upper bound (a base that was taught such words, and `--words`).
 - **margin**: how much nearer the face is to other pictures of the person (the mean of {views}) than to those of
   {rivals} others with the same noun, in an embedding that no training has seen. A face that merely looks like a
   reference portrait, frontal and softly lit, gains nothing here. **distance**: to the reference portrait itself, the
@@ -172,6 +178,9 @@ def every_row(options: argparse.Namespace) -> list[Variant]:
         Variant(EVERYTHING, encoder, attending),
         *(Variant(name, encoder, inputs) for name, inputs in options.also),
     ]
+    if options.words:
+        oracle = Variant(ORACLE, None, {"strength": 0.0}, words=options.words)
+        rows += [oracle, replace(oracle, name=ORACLE_ATTENTION, inputs={"strength": 0.0} | attending)]
     if options.encoder_without_lloc:
         rows.insert(1, Variant("without L_loc", options.encoder_without_lloc))
     bounds = {COPY: "copied", STRANGER: "stranger", TRUTH: "drawn"}
@@ -245,6 +254,9 @@ def device_name() -> str:
 def parser() -> argparse.ArgumentParser:
     made = arguments("ablation", identities=20, prompts=10)
     made.add_argument("--encoder-without-lloc", type=Path, metavar="FILE", help="an encoder trained with eta 0")
+    made.add_argument(
+        "--words", type=Path, metavar="FILE", help="state of `make words`: rows with the word that knows the person"
+    )
     made.add_argument(
         "--also", type=named, action="append", default=[], metavar='"NAME: INPUT=VALUE ..."', help="one more variant"
     )

@@ -48,6 +48,7 @@ from ..world.portrait import Portrait, render
 from ..world.prompts import HELD_OUT_PROMPTS, Prompt
 from ..world.shards import HELD_OUT, view_of
 from ..world.view import random_view
+from .oracle import Oracle
 from .sources import digest, of_file, of_source
 
 SIZE = 256
@@ -80,7 +81,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to make a portrait. encoder: a pivot encoder's file, or None for the plain word. inputs: those of the
+    """A way to make a portrait. encoder: a pivot encoder's file, or None for the plain word. words: the state of `make
+    words` whose word for the person takes a pivot's place. inputs: those of the
     RB-Guidance KSampler, and those of ATTENTION_INPUTS, that differ from the studio's. source: `drawn` is not
     generated, but drawn by the portrait world; `copied` is that, encoded and decoded by the base model's autoencoder;
     `stranger` is a copy of somebody else with the same noun."""
@@ -89,6 +91,7 @@ class Variant:
     encoder: Path | None = None
     inputs: Mapping[str, object] = field(default_factory=dict)
     source: Literal["generated", "drawn", "copied", "stranger"] = "generated"
+    words: Path | None = None
 
     @property
     def unguided(self) -> Variant:
@@ -228,6 +231,7 @@ class Studio:
         self._source = of_source(*SOURCES, __file__, without=DEFAULTS)
         self._rendered, self._decoded = of_source("lab/world", __file__), of_source("lab/world", *DECODER, __file__)
         self._encoders: dict[Path, object] = {}
+        self._oracle = lru_cache(maxsize=None)(Oracle)
 
     @cached_property
     def _loaded(self) -> tuple:
@@ -254,7 +258,7 @@ class Studio:
             inputs = {name: inputs[name] for name in ("strength", *SAMPLING)}
         if attention["attention_strength"]:
             inputs |= attention
-        files = [of_file(file) for file in (self.checkpoint, variant.encoder) if file]
+        files = [of_file(file) for file in (self.checkpoint, variant.encoder, variant.words) if file]
         device = str(comfy.model_management.get_torch_device())
         return digest(inputs, files, device, torch.__version__, __version__, self._source)
 
@@ -305,6 +309,8 @@ class Studio:
         """The picture [3, S, S] with what the guidance did, and the seconds of sampling."""
         model, clip, vae = self._loaded
         positive = conditioned(clip, case, face_of([sitter(case.person).picture]), self._encoder(variant.encoder))
+        if variant.words:
+            positive = self._oracle(variant.words).said(positive, case.person)
         (negative,) = node(core.CLIPTextEncode, clip=clip, text="")
         (latent,) = node(core.EmptyLatentImage, width=SIZE, height=SIZE, batch_size=1)
         values = self.inputs | dict(variant.inputs)
