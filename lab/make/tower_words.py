@@ -30,6 +30,7 @@ from ...training.data.samples import MicroBatches, decode, loader, seen_face
 from ...training.files import write_tensors
 from ...training.loop import Budget, descend, learning_rate, seeded
 from ...training.pivot import config as settings
+from ...training.settings import Data
 from ..learning.words import AXES, Words, known, shape_size
 
 
@@ -54,8 +55,10 @@ class Teller(nn.Module):
 class Faces(torch.utils.data.Dataset):
     """A face [3, S, S] and its place among the entries, by slot; None where a picture is bad."""
 
-    def __init__(self, entries: Sequence[Entry], augmentation: Augmentation | None, side: int, seed: int) -> None:
-        self.entries, self.augmentation, self.side, self.seed = entries, augmentation, side, seed
+    def __init__(
+        self, entries: Sequence[Entry], data: Data, augmentation: Augmentation | None, side: int, seed: int
+    ) -> None:
+        self.entries, self.data, self.augmentation, self.side, self.seed = entries, data, augmentation, side, seed
 
     def __getitem__(self, slot: Slot) -> tuple[torch.Tensor, int] | None:
         entry, random = self.entries[slot.sample], seeded(self.seed, slot.epoch, slot.position, "face")
@@ -143,13 +146,13 @@ def main(words: list[str]) -> None:
     model, side = Teller(config.tower, told.unused.shape[0]).to(device), config.tower.image_size
     augmentation = replace(config.augmentation, flip_chance=0.0)  # a mole on the other cheek is another person's
     truth = told(described(entries, told, options.world_seed)).to(device)
-    teach(model.train(), Faces(entries, augmentation, side, config.seed), truth, config, options.minutes)
+    teach(model.train(), Faces(entries, config.data, augmentation, side, config.seed), truth, config, options.minutes)
     write_tensors(options.out, {name: value.cpu() for name, value in model.exported().items()})
     print(f"{options.out}: learnt from {len(entries)} pictures")
     if options.held_out:
         held = read_index(replace(config, data=replace(config.data, shards=tuple(options.held_out))))[0]
         truth = described(held, told, options.world_seed).to(device)
-        share = explained(model.eval(), Faces(held, None, side, 0), told, truth)
+        share = explained(model.eval(), Faces(held, config.data, None, side, 0), told, truth)
         print(
             f"Of the variance of {len(held)} held-out people's pictures' words it tells {share[:AXES].mean():.0%} (the "
             f"head's shape) and {share[AXES:].mean():.0%} (skin, lips, eyes, hair, brows)"
