@@ -1,7 +1,7 @@
 """Teach a tower to say the words that `make words` taught a base: what a pivot encoder starts from.
 
-    python run.py make tower-words --words told.state.pt --data "world/train-*.tar" --held-out "world/held_out-*.tar" \\
-        --out runs/told_tower.safetensors
+    python run.py make tower-words --tower runs/tower.safetensors --words told.state.pt --data "world/train-*.tar" \\
+        --held-out "world/held_out-*.tar" --out runs/told_tower.safetensors
 
 A tower that only tells people apart (`train tower`) says little of what they look like, and a pivot encoder on it has
 all of that to find through the denoiser. This one learns it from the renderer's description: the mean squared error of
@@ -30,6 +30,7 @@ from ...training.data.samples import MicroBatches, decode, loader, seen_face
 from ...training.files import write_tensors
 from ...training.loop import Budget, descend, learning_rate, seeded
 from ...training.pivot import config as settings
+from ...training.pivot.pretrained import read_tower
 from ...training.settings import Data
 from ..learning.words import AXES, Words, known, shape_size
 
@@ -125,6 +126,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="run.py make tower-words", description=summary, allow_abbrev=False)
     parser.add_argument("--config", default="demo", metavar="FILE", help="whose tower and augmentation (default: demo)")
     parser.add_argument("--words", type=Path, required=True, metavar="FILE", help="state of `make words`")
+    parser.add_argument("--tower", type=Path, metavar="FILE", help="what `train tower` wrote, to begin with")
     parser.add_argument("--data", nargs="+", required=True, metavar="SHARDS")
     parser.add_argument("--held-out", nargs="+", metavar="SHARDS", help="say how much of these people's words it knows")
     parser.add_argument("--out", type=Path, required=True, help="the tower with its projection, safetensors")
@@ -140,10 +142,13 @@ def main(words: list[str]) -> None:
         given = {"data.shards": options.data, "out": str(options.out.parent), "rate": options.rate}
         config = settings.read(options.config, given | {"batch": options.batch})
         entries = read_index(config)[0]
+        begun = read_tower(options.tower) if options.tower else {}
     except ValueError as error:
         raise SystemExit(str(error)) from error
     torch.manual_seed(config.seed)
     model, side = Teller(config.tower, told.unused.shape[0]).to(device), config.tower.image_size
+    if begun:
+        model.tower.load_state_dict({name.removeprefix("visual."): value for name, value in begun.items()})
     augmentation = replace(config.augmentation, flip_chance=0.0)  # a mole on the other cheek is another person's
     truth = told(described(entries, told, options.world_seed)).to(device)
     teach(model.train(), Faces(entries, config.data, augmentation, side, config.seed), truth, config, options.minutes)
