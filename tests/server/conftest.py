@@ -68,6 +68,12 @@ def reduce_node(kind: str, inputs: dict) -> None:
 
 
 @pytest.fixture(scope="session")
+def pinned(server) -> bool:
+    """Whether the server is of the ComfyUI that the pack is developed on."""
+    return server.get("/system_stats")["system"]["comfyui_version"] == environment.COMFYUI_VERSION
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
     """The running server; its base folder holds stand-ins for what all workflows name."""
     base = tmp_path_factory.mktemp("comfy")

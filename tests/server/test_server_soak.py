@@ -83,7 +83,7 @@ def test_a_name_that_leaves_the_folder_is_no_file(server, prompt, name):
         server.run(prompt)
 
 
-def test_two_clients_get_what_is_theirs(server, prompt):
+def test_two_clients_get_what_is_theirs(server, prompt, pinned):
     """Two pages on one server, queueing guided and plain prompts at the same moment, see what each sees alone, and are
     told of nothing that is the other's."""
     plain = soak.workflow(SIZE, STEPS, None)
@@ -113,7 +113,7 @@ def test_two_clients_get_what_is_theirs(server, prompt):
     assert {name: set(pictures) for name, pictures in seen.items()} == {name: {bit} for name, bit in alone.items()}
     for client in clients.values():
         assert len(client.prompts) == 3
-        told.assert_own(client.messages, client.prompts, "sampler", STEPS)
+        told.assert_own(client.messages, client.prompts, "sampler", STEPS, every=pinned)
         for number, prompt_id in enumerate(client.prompts):
             (saved,) = told.outputs_of(client.messages, prompt_id)["save"]["latents"]
             assert saved["filename"].startswith(f"{client.id}_{number}")

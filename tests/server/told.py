@@ -63,9 +63,10 @@ def outputs_of(messages: list[dict], prompt_id: str) -> dict:
     return {data["node"]: data["output"] for data in executed if data["prompt_id"] == prompt_id}
 
 
-def assert_own(messages: list[dict], prompts: list[str], sampler: str, steps: int) -> None:
-    """A client was told of its own prompts only, and of each of these from its start to its end, with the progress of
-    its sampling node where ComfyUI did not answer that from its cache."""
+def assert_own(messages: list[dict], prompts: list[str], sampler: str, steps: int, every: bool) -> None:
+    """A client was told of its own prompts only, and of each of these from its start to its end, with every step of its
+    sampling node where ComfyUI did not answer that from its cache. every: newer cores leave out steps that follow too
+    fast upon one another, but never the last."""
     addressed = [told for told in messages if told["type"] not in ("status", "feature_flags")]
     foreign = [told for told in addressed if told["data"].get("prompt_id") not in prompts]
     assert not foreign, foreign[:3]
@@ -78,7 +79,7 @@ def assert_own(messages: list[dict], prompts: list[str], sampler: str, steps: in
         cached = any(sampler in told["data"]["nodes"] for told in own if told["type"] == "execution_cached")
         progress = [told["data"] for told in own if told["type"] == "progress"]
         values = [each["value"] for each in progress if each["node"] == sampler]
-        # Newer cores leave out steps that follow too fast upon one another, but never the last.
         assert values == sorted(set(values)) and values[-1:] == ([] if cached else [steps]), progress
+        assert not every or values == ([] if cached else list(range(1, steps + 1))), progress
         sampled += not cached
     assert sampled
