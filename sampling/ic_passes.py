@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,21 +51,39 @@ def paint(
 ) -> Painted:
     """All passes. passes: the noise strength of each. sampler: what core's common_ksampler takes by name (seed, steps,
     cfg, sampler_name, scheduler, positive, negative); each pass has the next seed."""
-    import nodes  # ComfyUI's own
-
     runs: list[Run] = []
     pictures = [sized(profile.crop, side), sized(style.crop, side)]
-    for number, strength in enumerate(passes):
-        latent = style_latent(vae, style, side)
-        patched = patch(model, vae, handle, profile, style, settings, runs.append)
-        given = sampler | {"seed": int(sampler["seed"]) + number, "latent": latent, "denoise": strength}
-        (latent,) = nodes.common_ksampler(patched, **given)
-        picture = vae.decode(latent["samples"]).clamp(0, 1)
-        pictures.append(picture.movedim(-1, 1).float().cpu())
-        style = rescaled(style, picture)
+
+    def patched(style: FaceReference) -> object:
+        return patch(model, vae, handle, profile, style, settings, runs.append)
+
+    made = list(repainted(patched, vae, style, passes, sampler, side))
+    pictures += [picture.movedim(-1, 1).float().cpu() for _, picture in made]
+    latent, picture = made[-1]
     matched = (runs[-1].flow, runs[-1].trusted) if runs else (None, None)
     row = torch.cat(pictures, -1).movedim(1, -1)
     return Painted(picture, latent, overview(*pictures[:2], *matched), row)
+
+
+def repainted(
+    patched: Callable[[FaceReference], object],
+    vae: object,
+    style: FaceReference,
+    passes: Sequence[float],
+    sampler: Mapping[str, object],
+    side: int,
+) -> Iterator[tuple[dict, torch.Tensor]]:
+    """Each pass's latent and picture [1, S, S, 3]. patched: the model of a pass, by the style that it starts from.
+    passes, sampler: as of `paint`."""
+    import nodes  # ComfyUI's own
+
+    for number, strength in enumerate(passes):
+        latent = style_latent(vae, style, side)
+        given = {**sampler, "seed": int(sampler["seed"]) + number, "latent": latent, "denoise": strength}
+        (latent,) = nodes.common_ksampler(patched(style), **given)
+        picture = vae.decode(latent["samples"]).clamp(0, 1)
+        yield latent, picture
+        style = rescaled(style, picture)
 
 
 def rescaled(style: FaceReference, picture: torch.Tensor) -> FaceReference:

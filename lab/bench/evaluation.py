@@ -27,7 +27,7 @@ from ...training.base import Base, load_base
 from ...training.data.dataset import read_index
 from ...training.data.index import Entry
 from ...training.data.plan import Slot, bucket_sizes, nearest
-from ...training.data.samples import Sample, Samples, decode, seen_face
+from ...training.data.samples import Sample, Samples, decode, seen_of
 from ...training.pivot import config as settings
 from ...training.pivot.config import Config
 from ...training.pivot.sheets import attention, portraits
@@ -176,7 +176,7 @@ class Evaluation:
 
     def _face(self, number: int, side: int) -> torch.Tensor:
         entry = self.entries[number]
-        return seen_face(decode(entry.read(entry.picture)), tuple(entry.description()["face_box"]), side)
+        return seen_of(entry, side)
 
     def _attention(self, encoder: PivotEncoder | None, side: int) -> dict[str, list[float]]:
         values: dict[str, list[float]] = {}

@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from kornia.filters import gaussian_blur2d
 
 from ...models.faces import FaceReference
-from ...models.faces.crop import crop_square
+from ...models.faces.crop import crop_square, resize
 from ...models.faces.face import DetectedFace
 from ...models.faces.mask import face_oval
 from ...sampling.ic_passes import sized
@@ -82,12 +82,8 @@ def seen(pair: Pair) -> Seen:
     profile, style = face_of([sitter(pair.person).picture]), face_of([sitter(pair.other, STYLE).picture])
     target, box = perfect(pair.person, pair.other), tuple(round(value) for value in style.box)
     face = torch.from_numpy(np.isin(target.labels, FACE_LABELS)).float()[None]
-    return Seen(profile, style, to_size(crop_square(picture_of(target), box)), to_size(crop_square(face, box))[0] > 0.5)
-
-
-def to_size(picture: torch.Tensor) -> torch.Tensor:
-    """[C, SIZE, SIZE]"""
-    return F.interpolate(picture[None], (SIZE, SIZE), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    shown, where = (resize(crop_square(each, box), SIZE, SIZE) for each in (picture_of(target), face))
+    return Seen(profile, style, shown, where[0] > 0.5)
 
 
 def style_oval(style: FaceReference, around: float = 1.0) -> torch.Tensor:
@@ -153,8 +149,5 @@ def light_error(picture: torch.Tensor, target: torch.Tensor, face: torch.Tensor)
 
 def blurred(values: torch.Tensor) -> torch.Tensor:
     """[S, S] by a Gaussian of BLUR pixels."""
-    reach = round(3 * BLUR)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / BLUR) ** 2)
-    kernel = kernel / kernel.sum()
-    padded = F.pad(values[None, None], (reach,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[0, 0]
+    size = 2 * round(3 * BLUR) + 1
+    return gaussian_blur2d(values[None, None], (size, size), (BLUR, BLUR), border_type="replicate")[0, 0]

@@ -28,7 +28,7 @@ from ...models.ic.handle import load_handle as load_ic
 from ...models.pivot.handle import load_handle as load_pivot
 from ...nodes.pivot_conditioning import PivotConditioning
 from ...sampling import reference_attention
-from ...sampling.ic_passes import paint, rescaled, side_of, sized, style_latent
+from ...sampling.ic_passes import paint, repainted, side_of, sized
 from ...sampling.ic_run import by_landmarks
 from ...training.files import write_whole
 from ...training.spf_portrait import lora_file
@@ -88,14 +88,10 @@ class Studio:
         """Plain img2img with the pivot, in the same passes; with Reference Attention where its settings are given.
         warped: both see the profile laid upon the style's landmarks."""
         now, model = seen(pair), self.model
-        sampler, style = self.sampler(pair, laid_upon(now) if warped else now.profile), now.style
+        sampler = self.sampler(pair, laid_upon(now) if warped else now.profile)
         if attention is not None:
             model = reference_attention.patch(model, self.vae, attention)
-        for number, strength in enumerate(PASSES):
-            latent = style_latent(self.vae, style, side_of(self.nets))
-            given = sampler | {"seed": pair.seed + number, "latent": latent, "denoise": strength}
-            picture = self.vae.decode(core.common_ksampler(model, **given)[0]["samples"]).clamp(0, 1)
-            style = rescaled(style, picture)
+        *_, (_, picture) = repainted(lambda _: model, self.vae, now.style, PASSES, sampler, side_of(self.nets))
         return picture[0].movedim(-1, 0).cpu()
 
 

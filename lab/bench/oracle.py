@@ -16,8 +16,7 @@ class Oracle:
     """state: of the run of `make words` by which the base was taught."""
 
     def __init__(self, state: Path) -> None:
-        self.words = Words(shape_size())
-        self.words.load_state_dict(torch.load(state, map_location="cpu", weights_only=True)["words"])
+        self.words = Words(shape_size()).taught(state)
 
     def word(self, person: int) -> torch.Tensor:
         """[D] of the held-out person of this number."""

@@ -186,8 +186,7 @@ def groups(model: Denoiser, path_rate: float) -> list[dict]:
 
 def sitters_of(records: list[dict], options: argparse.Namespace) -> Sitters:
     """Who is in the pictures, with the words of the run of `make words` whose state is `options.words`."""
-    words = Words(shape_size())
-    words.load_state_dict(torch.load(options.words, map_location="cpu", weights_only=True)["words"])
+    words = Words(shape_size()).taught(options.words)
     sitters = Sitters(records, words, options.data / "cache" / "people.npz", options.world_seed)
     sitters.describe()
     return sitters

@@ -177,7 +177,7 @@ def begin(
     people and the captions."""
     begin_with(options.base, model)
     if options.words:
-        words.load_state_dict(torch.load(options.words, map_location="cpu", weights_only=True)["words"])
+        words.taught(options.words)
         return
     chosen = torch.randperm(len(latents), generator=seeded(options.seed, 0))[:32]
     shown = latents[chosen].float(), faces(pictures.batch(chosen)[1]), examples.whole[chosen]

@@ -98,6 +98,11 @@ class Words(nn.Module):
         least[:AXES] = 0.1 * told[:, 0].std()
         self.scale.copy_(told.std(0).maximum(least))
 
+    def taught(self, state: Path) -> Words:
+        """Itself, as the run of `make words` whose state this is has set it."""
+        self.load_state_dict(torch.load(state, map_location="cpu", weights_only=True)["words"])
+        return self
+
     @torch.no_grad()
     def lay(self, states: torch.Tensor) -> None:
         """Find the directions that text states [N, 77, D] use least."""

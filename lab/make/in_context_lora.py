@@ -20,7 +20,7 @@ from ...training.ic_portrait import config as settings
 from ...training.ic_portrait.config import Config
 from ...training.ic_portrait.pairs import Pair, open_data
 from ...training.ic_portrait.sheets import fixed_pairs
-from ...training.ic_portrait.step import Inputs, denoising, draw, gather
+from ...training.ic_portrait.step import Inputs, denoising, draw, gather, of_halves, rows_of
 from ...training.spf_portrait import lora_file
 from ...training.spf_portrait.adapters import Adapters
 from ...training.task import Losses
@@ -49,13 +49,9 @@ class InContextTask:
         return gather(samples, self.base, self.config)
 
     def losses(self, model: torch.nn.Module, inputs: Inputs) -> Losses:
-        chance, device = draw(inputs, self.base.timesteps, self.config), self.base.device
-        rows = torch.where(chance.without_text[:, None, None], self.base.empty_text().rows, inputs.rows).to(device)
-        left, right = denoising(self.base, inputs, chance, rows, None, self.config)
-        weights, share = inputs.weights.to(device), self.config.objective.profile
-        total = ((share * left + right) / (1 + share) * weights).sum()
-        parts = {"left": ((left * weights).sum(), weights.sum()), "right": ((right * weights).sum(), weights.sum())}
-        return Losses(total, parts)
+        chance = draw(inputs, self.base.timesteps, self.config)
+        errors = denoising(self.base, inputs, chance, rows_of(inputs, chance, self.base), None, self.config)
+        return of_halves(*errors, inputs.weights.to(self.base.device), self.config)
 
     def terms(self) -> Mapping[str, object]:
         return {"rank": RANK, "crop": list(self.config.crop), "context": self.config.context}

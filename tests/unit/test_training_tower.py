@@ -14,6 +14,7 @@ import pytest
 import torch
 from omniportrait import environment
 from omniportrait.models.pivot.encoder import PivotConfig, PivotEncoder
+from omniportrait.training.data import samples as samples_module
 from omniportrait.training.data.index import BROKEN_PICTURE, BadSample
 from omniportrait.training.pivot import config as settings
 from omniportrait.training.pivot import contrast as contrast_module
@@ -88,13 +89,13 @@ def lesson(tmp_path, **changed) -> settings.Config:
 
 def test_no_face_is_mirrored_whatever_the_config_says(tmp_path, monkeypatch):
     seen = []
-    real = contrast_module.seen_face
+    real = contrast_module.seen_of
 
-    def look(picture, box, side, augmentation, random):
+    def look(entry, side, augmentation, random):
         seen.append(augmentation)
-        return real(picture, box, side, augmentation, random)
+        return real(entry, side, augmentation, random)
 
-    monkeypatch.setattr(contrast_module, "seen_face", look)
+    monkeypatch.setattr(contrast_module, "seen_of", look)
     config = lesson(tmp_path, steps=1, **{"augmentation.flip_chance": 1.0, "augmentation.zoom": 1.7})
     teach(config, tmp_path / "tower.safetensors", 1.0, print)
     assert {(each.flip_chance, each.zoom) for each in seen} == {(0.0, 1.7)}
@@ -104,7 +105,7 @@ def test_pictures_that_cannot_be_read_end_it_in_one_sentence(tmp_path, monkeypat
     def broken(*_):
         raise BadSample(BROKEN_PICTURE)
 
-    monkeypatch.setattr(contrast_module, "decode", broken)
+    monkeypatch.setattr(samples_module, "decode", broken)
     with pytest.raises(ValueError, match="No pictures could be read"):
         teach(lesson(tmp_path), tmp_path / "tower.safetensors", 1.0, print)
     assert not (tmp_path / "tower.safetensors").exists()

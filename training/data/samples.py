@@ -192,6 +192,14 @@ class _Targets(Samples):
         return torch.zeros(3, 1, 1)
 
 
+def seen_of(
+    entry: Entry, side: int, augmentation: Augmentation | None = None, random: torch.Generator | None = None
+) -> torch.Tensor:
+    """`seen_face` of a sample on disk. BadSample for what cannot be read."""
+    box = tuple(entry.description()["face_box"])
+    return seen_face(decode(entry.read(entry.picture)), box, side, augmentation, random)
+
+
 def seen_face(
     picture: torch.Tensor,
     box: tuple[float, float, float, float],

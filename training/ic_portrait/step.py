@@ -135,8 +135,7 @@ def matched_levels(features: Sequence[torch.Tensor], finest: int) -> list[int]:
 def losses(learner: Learner, inputs: Inputs, base: Base, config: Config, stage: str) -> Losses:
     """Summed over a micro-batch."""
     device, chance = base.device, draw(inputs, base.timesteps, config)
-    empty = base.empty_text().rows
-    rows = torch.where(chance.without_text[:, None, None], empty, inputs.rows).to(device)
+    rows = rows_of(inputs, chance, base)
     condition = joined(inputs.profile, inputs.masked).to(device)
     weights, times = inputs.weights.to(device), chance.timesteps.to(device)
     wanted = config.matching.objective if stage == "matching" else "appearance"
@@ -149,11 +148,21 @@ def losses(learner: Learner, inputs: Inputs, base: Base, config: Config, stage: 
         total = total + (told * known).sum()
         parts["correspondence"] = ((told * known).sum(), known.sum())
     if residuals:
-        left, right = denoising(base, inputs, chance, rows, residuals, config)
-        profile = config.objective.profile
-        total = total + ((profile * left + right) / (1 + profile) * weights).sum()
-        parts |= {"left": ((left * weights).sum(), weights.sum()), "right": ((right * weights).sum(), weights.sum())}
+        both = of_halves(*denoising(base, inputs, chance, rows, residuals, config), weights, config)
+        total, parts = total + both.total, {**parts, **both.parts}
     return Losses(total, parts)
+
+
+def rows_of(inputs: Inputs, chance: Draw, base: Base) -> torch.Tensor:
+    """[B, 77, D] on the device: each pair's text, or none where chance leaves it out."""
+    return torch.where(chance.without_text[:, None, None], base.empty_text().rows, inputs.rows).to(base.device)
+
+
+def of_halves(left: torch.Tensor, right: torch.Tensor, weights: torch.Tensor, config: Config) -> Losses:
+    """Of both halves' errors [B]."""
+    profile = config.objective.profile
+    parts = {name: ((each * weights).sum(), weights.sum()) for name, each in (("left", left), ("right", right))}
+    return Losses(((profile * left + right) / (1 + profile) * weights).sum(), parts)
 
 
 def correspondence(features: Sequence[torch.Tensor], inputs: Inputs, finest: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from ..data.augment import Augmentation
 from ..data.dataset import people_of, read_index
 from ..data.index import BadSample, Entry
 from ..data.plan import Plan, Slot
-from ..data.samples import MicroBatches, decode, loader, seen_face
+from ..data.samples import MicroBatches, loader, seen_of
 from ..files import write_tensors
 from ..loop import Budget, descend, learning_rate, seeded
 from ..settings import Data
@@ -42,13 +42,10 @@ class Pairs(torch.utils.data.Dataset):
         pictures = self.people[slot.sample]
         chosen = torch.randperm(len(pictures), generator=random)[:2].tolist()
         try:
-            return torch.stack([self._face(pictures[number], random) for number in chosen])
+            shown = (seen_of(pictures[number], self.side, self.augmentation, random) for number in chosen)
+            return torch.stack(list(shown))
         except BadSample:
             return None
-
-    def _face(self, entry: Entry, random: torch.Generator) -> torch.Tensor:
-        box = tuple(entry.description()["face_box"])
-        return seen_face(decode(entry.read(entry.picture)), box, self.side, self.augmentation, random)
 
 
 class Comparison(nn.Module):
@@ -119,12 +116,18 @@ def teach(config: Config, out: Path, minutes: float, say: Callable[[str], None])
     return sum(accuracy for _, accuracy in recent) / len(recent)
 
 
+def attention_on(device: torch.device) -> contextlib.AbstractContextManager:
+    """Attention to train a small tower with: on CPUs the flash kernel's way back takes longer than all its layers."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+
+
 def _step(
     model: Comparison, optimizer: torch.optim.Optimizer, faces: torch.Tensor, config: Config, clock: Budget
 ) -> tuple[float, float]:
-    # On CPUs the flash kernel's way back takes longer than all of a small tower's layers.
-    plain = sdpa_kernel(SDPBackend.MATH) if faces.device.type == "cpu" else contextlib.nullcontext()
-    with plain, torch.autocast(faces.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    with (
+        attention_on(faces.device),
+        torch.autocast(faces.device.type, torch.bfloat16, enabled=config.precision == "bf16"),
+    ):
         vectors = model(faces.flatten(0, 1)).view(*faces.shape[:2], -1)
     value, accuracy = contrast(vectors[:, 0], vectors[:, 1])
     rate = learning_rate(clock.share, clock.step, config.rate, config.warmup, config.rate_end)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ...models.pivot.encoder import PivotConfig, PivotEncoder, renormalised
 from ..data.dataset import people_of, read_index
 from ..data.index import BadSample, Entry
-from ..data.samples import decode, seen_face
+from ..data.samples import seen_of
 from .config import Config
 from .pretrained import read_tower
 
@@ -81,6 +81,6 @@ def look_with_file(path: Path, config: Config, shards: Sequence[str]) -> Found:
 
 def _face(entry: Entry, side: int) -> torch.Tensor | None:
     try:
-        return seen_face(decode(entry.read(entry.picture)), tuple(entry.description()["face_box"]), side)
+        return seen_of(entry, side)
     except BadSample:
         return None
