@@ -50,10 +50,7 @@ def patch(
         return patched
     handle.check(model.model.model_config.unet_config)
     check_faces(profile, style, settings)
-    if settings.flow in ("shared", "layer") and handle.matching is None:
-        raise ValueError(
-            f"{handle.name} has no matching net, which the flow {settings.flow} asks; set flow to landmarks."
-        )
+    check_matching(handle, settings)
     check_vae(vae, "IC-Portrait")
 
     def outer_sample(executor: Callable, noise: torch.Tensor, *args: object, **kwargs: object) -> object:
@@ -98,6 +95,19 @@ def diffusion_model(
 def needed_matching(handle: ICHandle, settings: Settings) -> object | None:
     """The matching net, where the flow is its."""
     return handle.matching if settings.flow in ("shared", "layer") else None
+
+
+def check_matching(handle: ICHandle, settings: Settings) -> None:
+    """Raises: ValueError where the flow asks for more of the matching net than the file has."""
+    if needed_matching(handle, settings) is None and settings.flow in ("shared", "layer"):
+        raise ValueError(
+            f"{handle.name} has no matching net, which the flow {settings.flow} asks; set flow to landmarks."
+        )
+    if settings.flow == "layer" and handle.header.matching_levels < len(handle.header.shape.widths):
+        raise ValueError(
+            f"{handle.name} has the finer blocks of the matching net alone, but the flow layer asks all of them; set "
+            "flow to shared or landmarks."
+        )
 
 
 def check_faces(profile: FaceReference, style: FaceReference, settings: Settings) -> None:

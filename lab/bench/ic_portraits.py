@@ -138,8 +138,11 @@ PLAIN = "img2img, pivot"
 def rows_for(studio: Studio) -> list[str]:
     """All rows but those whose files are not given."""
     lacking = {"in-context LoRA"} if studio.in_context is None else set()
-    if studio.nets.matching is None:
+    matching = studio.nets.matching
+    if matching is None:
         lacking |= {name for name in ROWS if name.startswith("flow of")}
+    elif matching.middle_block is None:
+        lacking |= {"flow of each level, the paper's"}
     return [name for name in ROWS if name not in lacking]
 
 

@@ -1,8 +1,8 @@
 """The nets' file: one safetensors file, known by what its metadata says and not by its name.
 
-Metadata (all strings): format, format_version, shape (JSON object with the fields of Shape), parts ("appearance" or
-"appearance, matching"), context, match_level, light_most, crop, resolution, training_step. Every value is checked
-before a tensor is loaded. Optional: made (JSON object), how it was trained; it is for people, and nothing reads it.
+Metadata (all strings): format, format_version, shape (JSON object with the fields of Shape), matching_levels, context,
+match_level, light_most, crop, resolution, training_step. Every value is checked before a tensor is loaded. Optional:
+made (JSON object), how it was trained; it is for people, and nothing reads it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ WHAT = "IC-Portrait's"
 ORIGIN = "OmniPortrait's training"
 
 Context = Literal["text", "empty"]
-PARTS = ("appearance", "appearance, matching")
 _LEVELS = (1, 6)
 _LIMITS = {
     "model_channels": (32, 1280),
@@ -41,12 +40,13 @@ _LIST_LIMITS = {"channel_mult": (1, 16), "num_res_blocks": (1, 8), "transformer_
 
 @dataclass(frozen=True)
 class ICHeader:
-    """What the metadata says. context: what the nets were shown as the UNet's context. match_level: whose features of
-    the matching net say where places lie. light_most: the largest share of the style's pixels in training. crop: sides
-    of the square in sides of the face's box, from and to. resolution: pixels. step: how long it was trained."""
+    """What the metadata says. matching_levels: how many blocks the matching net has, the finest first; 0: no such
+    net. context: what the nets were shown as the UNet's context. match_level: whose features of the matching net say
+    where places lie. light_most: the largest share of the style's pixels in training. crop: sides of the square in
+    sides of the face's box, from and to. resolution: pixels. step: how long it was trained."""
 
     shape: Shape
-    matching: bool = True
+    matching_levels: int
     context: Context = "text"
     match_level: int = 0
     light_most: float = 0.2
@@ -59,12 +59,13 @@ def save(
     path: str | os.PathLike, nets: ICNets, header: ICHeader, dtype: torch.dtype = torch.float16,
     made: Mapping[str, object] | None = None,
 ) -> None:  # fmt: skip
-    """Write the nets in `dtype`, as a whole or not at all. made: how they were trained, as plain values."""
+    """Write the nets in `dtype`, as a whole or not at all, but for blocks of the matching net that the header
+    does not count. made: how they were trained, as plain values."""
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "shape": json.dumps(asdict(header.shape)),
-        "parts": PARTS[header.matching],
+        "matching_levels": str(header.matching_levels),
         "context": header.context,
         "match_level": str(header.match_level),
         "light_most": json.dumps(header.light_most),
@@ -74,12 +75,8 @@ def save(
     }
     if made is not None:
         metadata["made"] = json.dumps(dict(made))
-    weights = {
-        name: value.detach().to("cpu", dtype).contiguous()
-        for name, value in nets.state_dict().items()
-        if header.matching or not name.startswith("matching.")
-    }
-    tensor_file.write(path, weights, metadata)
+    values, kept = nets.state_dict(), _without_values(header.shape, header.matching_levels).state_dict()
+    tensor_file.write(path, {name: values[name].detach().to("cpu", dtype).contiguous() for name in kept}, metadata)
 
 
 def read_header(path: str | os.PathLike) -> ICHeader:
@@ -91,29 +88,33 @@ def read_header(path: str | os.PathLike) -> ICHeader:
 def load(path: str | os.PathLike, dtype: torch.dtype | None = None) -> tuple[ICNets, ICHeader]:
     """The nets on the CPU in evaluation mode, in `dtype` (the file's own by default); their layers cast themselves to
     what they are given. ValueError as in `read_header`, and for weights that are not finite."""
-    import comfy.ops
-
     name = Path(path).name
     with tensor_file.opened(path, ORIGIN) as file:
         header = _check(name, file)
         weights = tensor_file.finite_tensors(name, file)
-    nets = ICNets(header.shape, comfy.ops.manual_cast, header.matching, device="meta")
+    nets = _without_values(header.shape, header.matching_levels)
     nets.load_state_dict({key: value.to(dtype or value.dtype) for key, value in weights.items()}, assign=True)
     return nets.requires_grad_(False).eval(), header
 
 
-def _check(name: str, file) -> ICHeader:
+def _without_values(shape: Shape, matching_levels: int) -> ICNets:
     import comfy.ops
 
+    return ICNets(shape, comfy.ops.manual_cast, matching_levels, device="meta")
+
+
+def _check(name: str, file) -> ICHeader:
     metadata = tensor_file.metadata_of(name, file, FORMAT, FORMAT_VERSION, f"{WHAT} nets", ORIGIN)
     shape = _shape(name, metadata)
-    parts = tensor_file.choice(name, metadata, "parts", PARTS)
+    levels = tensor_file.integer(name, metadata, "matching_levels", 0)
+    if levels > len(shape.widths):
+        raise bad(name, "matching_levels", f"a whole number from 0 to {len(shape.widths)}")
     level = tensor_file.integer(name, metadata, "match_level", 0)
-    if level >= len(shape.widths):
-        raise bad(name, "match_level", f"a whole number from 0 to {len(shape.widths) - 1}")
+    if level >= (levels or len(shape.widths)):
+        raise bad(name, "match_level", f"a whole number below {levels or len(shape.widths)}")
     header = ICHeader(
         shape,
-        parts == PARTS[1],
+        levels,
         tensor_file.choice(name, metadata, "context", get_args(Context)),
         level,
         _numbers(name, metadata, "light_most", 1, 0.0, 1.0)[0],
@@ -121,8 +122,7 @@ def _check(name: str, file) -> ICHeader:
         tensor_file.integer(name, metadata, "resolution", 64),
         tensor_file.integer(name, metadata, "training_step", 0),
     )
-    nets = ICNets(shape, comfy.ops.manual_cast, header.matching, device="meta")
-    expected = {key: list(value.shape) for key, value in nets.state_dict().items()}
+    expected = {key: list(value.shape) for key, value in _without_values(shape, levels).state_dict().items()}
     tensor_file.check_shapes(name, file, expected, f"a file of {WHAT} nets")
     return header
 

@@ -57,15 +57,18 @@ class Shape:
 
 
 class Trunk(nn.Module):
-    """A UNet's time embedding, encoder and middle, without values. operations: its layers' classes (comfy.ops)."""
+    """A UNet's time embedding and the blocks of its encoder and middle, without values. operations: its layers' classes
+    (comfy.ops). levels: only so many blocks, the finest first."""
 
-    def __init__(self, shape: Shape, operations: object, **factory: object) -> None:
+    def __init__(self, shape: Shape, operations: object, levels: int | None = None, **factory: object) -> None:
         super().__init__()
         from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
         unet = UNetModel(**shape.unet(), operations=operations, **factory)
         self.model_channels = shape.model_channels
-        self.time_embed, self.input_blocks, self.middle_block = unet.time_embed, unet.input_blocks, unet.middle_block
+        self.time_embed = unet.time_embed
+        self.input_blocks = unet.input_blocks[:levels]
+        self.middle_block = unet.middle_block if levels is None or levels == len(shape.widths) else None
 
     def forward(
         self, condition: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, options: dict
@@ -79,7 +82,8 @@ class Trunk(nn.Module):
 
         time = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(condition.dtype))
         h, features = condition, []
-        for block in (*self.input_blocks, self.middle_block):
+        middle = () if self.middle_block is None else (self.middle_block,)
+        for block in (*self.input_blocks, *middle):
             h = forward_timestep_embed(block, h, time, context, options)
             features.append(h)
         return features
@@ -108,13 +112,14 @@ class Appearance(Trunk):
 
 
 class ICNets(nn.Module):
-    """Both nets, or the appearance net alone. operations, factory: as of `Trunk`."""
+    """Both nets. operations, factory: as of `Trunk`. matching_levels: blocks of the matching net, 0 for none; it is
+    whole by default."""
 
-    def __init__(self, shape: Shape, operations: object, matching: bool = True, **factory: object) -> None:
+    def __init__(self, shape: Shape, operations: object, matching_levels: int | None = None, **factory: object) -> None:
         super().__init__()
         self.shape = shape
         self.appearance = Appearance(shape, operations, **factory)
-        self.matching = Trunk(shape, operations, **factory) if matching else None
+        self.matching = None if matching_levels == 0 else Trunk(shape, operations, matching_levels, **factory)
 
     def begin_with(self, unet: nn.Module) -> None:
         """Both as copies of a UNet of this shape."""

@@ -13,9 +13,10 @@ from omniportrait.models.ic.nets import ICNets, Shape
 SHAPE = Shape(32, (1, 2), (1, 1), (0, 1), 1, 16, num_heads=2)
 
 
-def nets(shape: Shape = SHAPE, seed: int = 0, matching: bool = True, zero: float = 0.1) -> ICNets:
-    """zero: deviation of the zero convolutions, for nets that have learned something."""
-    made = ICNets(shape, comfy.ops.manual_cast, matching, device="cpu")
+def nets(shape: Shape = SHAPE, seed: int = 0, levels: int | None = None, zero: float = 0.1) -> ICNets:
+    """levels: of the matching net, all by default. zero: deviation of the zero convolutions, for nets that have learned
+    something."""
+    made = ICNets(shape, comfy.ops.manual_cast, levels, device="cpu")
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in made.named_parameters():
@@ -30,13 +31,14 @@ def metadata(**changed: str | None) -> dict[str, str]:
     """The header of SHAPE as the file format's description says, written by hand."""
     told = {
         "format": "omniportrait-ic-portrait", "format_version": "1", "shape": json.dumps(asdict(SHAPE)),
-        "parts": "appearance, matching", "context": "text", "match_level": "3", "light_most": "0.2",
-        "crop": "[1.7, 2.3]", "resolution": "512", "training_step": "7",
+        "matching_levels": "5", "context": "text", "match_level": "3", "light_most": "0.2", "crop": "[1.7, 2.3]",
+        "resolution": "512", "training_step": "7",
     }  # fmt: skip
     return {key: value for key, value in (told | changed).items() if value is not None}
 
 
-def written(path, shape: Shape = SHAPE, **options):
-    made = nets(shape, **options)
-    save(path, made, ICHeader(shape, made.matching is not None, match_level=len(shape.widths) - 1), torch.float32)
+def written(path, shape: Shape = SHAPE, levels: int | None = None, **options):
+    levels = len(shape.widths) if levels is None else levels
+    header = ICHeader(shape, levels, match_level=(levels or len(shape.widths)) - 1)
+    save(path, nets(shape, levels=levels, **options), header, torch.float32)
     return path

@@ -39,7 +39,8 @@ HOSTILE = {
     "heads zero": (dict(shape=shape(num_heads=0)), "num_heads"),
     "heads that do not divide": (dict(shape=shape(num_heads=3)), "num_heads"),
     "linear a number": (dict(shape=shape(use_linear_in_transformer=1)), "use_linear_in_transformer"),
-    "parts unknown": (dict(parts="everything"), "parts"),
+    "matching of more levels than there are": (dict(matching_levels="6"), "matching_levels"),
+    "matching of all": (dict(matching_levels="all"), "matching_levels"),
     "context unknown": (dict(context="__import__('os')"), "context"),
     "level outside": (dict(match_level="5"), "match_level"),
     "level negative": (dict(match_level="-1"), "match_level"),
@@ -49,7 +50,8 @@ HOSTILE = {
     "crop infinite": (dict(crop="[2.0, Infinity]"), "crop"),
     "resolution endless": (dict(resolution="9" * 99), "resolution"),
     "step of another script": (dict(training_step="\u0661"), "training_step"),
-    "a part that is missing": (dict(parts="appearance"), "does not fit its own header"),
+    "matched by a level that is not there": (dict(matching_levels="3"), "match_level"),
+    "a net that is missing": (dict(matching_levels="0"), "does not fit its own header"),
 }
 
 
@@ -90,10 +92,10 @@ def test_weights_that_do_not_fit_or_are_not_finite(tmp_path):
     assert read_header(path).step == 7 and "not finite" in refusal(path, load)
 
 
-@pytest.mark.parametrize("matching", [True, False])
-def test_what_is_written_is_read(tmp_path, matching):
-    made = nets(matching=matching)
-    header = ICHeader(SHAPE, matching, "empty", 2, 0.15, (1.2, 1.5), 256, 11)
+@pytest.mark.parametrize("levels", [5, 3, 0])
+def test_what_is_written_is_read(tmp_path, levels):
+    made = nets(levels=levels)
+    header = ICHeader(SHAPE, levels, "empty", 2, 0.15, (1.2, 1.5), 256, 11)
     save(tmp_path / NAME, made, header, torch.float32, {"why": "a test"})
     found, told = load(tmp_path / NAME)
     assert told == header and read_header(tmp_path / NAME) == header
@@ -104,10 +106,20 @@ def test_what_is_written_is_read(tmp_path, matching):
                 strict=True)  # fmt: skip
     assert all(torch.equal(one, two) for one, two in pairs)
     handle = load_handle(str(tmp_path / NAME))
-    assert (handle.matching is not None) == matching
+    assert (handle.matching is not None) == bool(levels)
     with pytest.raises(ValueError, match=r"32, 64 channels, .* but this one has 64, 128 channels"):
         handle.check(asdict(SHAPE) | {"model_channels": 64})
     handle.check(asdict(SHAPE))
+
+
+def test_blocks_behind_the_matched_level_can_be_left_out(tmp_path):
+    whole = nets()
+    save(tmp_path / NAME, whole, ICHeader(SHAPE, 3, match_level=2), torch.float32)
+    found, _ = load(tmp_path / NAME)
+    condition, times, context = torch.randn(1, 4, 8, 16), torch.tensor([10.0]), torch.randn(1, 3, 16)
+    features, all_of_them = (each.matching(condition, times, context, {}) for each in (found, whole))
+    assert len(features) == 3 and all(map(torch.equal, features, all_of_them[:3]))
+    assert not [name for name in found.state_dict() if name.startswith("matching.middle")]
 
 
 def test_a_trunk_is_the_unets_own_encoder(sd15):

@@ -213,9 +213,13 @@ def test_refusals_are_one_sentence_that_says_what_to_do(sd15, sdxl, vae, handle,
         painting(sd15, style=replace(face(2), landmarks=None))
     with pytest.raises(ValueError, match="holds no VAE"), torch.inference_mode():
         patch(sd15, None, handle, face(1), face(2), Settings())
-    alone = load_handle(str(written(tmp_path / "alone.safetensors", handle.header.shape, matching=False)))
+    alone = load_handle(str(written(tmp_path / "alone.safetensors", handle.header.shape, levels=0)))
     with pytest.raises(ValueError, match="alone.safetensors has no matching net"):
         painting(sd15, own=alone, flow="shared")
+    cut = load_handle(str(written(tmp_path / "cut.safetensors", handle.header.shape, levels=3)))
+    with pytest.raises(ValueError, match="cut.safetensors has the finer blocks .* set flow to shared or landmarks"):
+        painting(sd15, own=cut, flow="layer")
+    assert_effective(sample(painting(sd15, own=cut, flow="shared"), positive), sample(sd15, positive))
     assert_effective(sample(painting(sd15, own=alone), positive), sample(sd15, positive))
     for size in ((16, 24), (12, 12)):
         with pytest.raises(ValueError, match="square crop whose side is a multiple of 64 pixels"):

@@ -101,7 +101,8 @@ def test_both_stages_run_and_leave_what_the_loader_reads(reference, base):
         (False, True)
     ] * 2
     handle = load_handle(str(out / EXPORT))
-    assert handle.header.step == 4 and handle.header.match_level == 5 and handle.header.light_most == 0.2
+    assert handle.header.step == 4 and handle.header.light_most == 0.2
+    assert handle.header.match_level == 5 and handle.header.matching_levels == 6 < len(handle.header.shape.widths)
     handle.check(base.net.model_config.unet_config)
     first, _ = ic_file.load(out / "ic_portrait_matching.safetensors")
     last, _ = ic_file.load(out / EXPORT)

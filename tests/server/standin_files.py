@@ -109,7 +109,7 @@ def ic_portrait(path: Path) -> None:
     shape = Shape.of(NARROW["sd15"])
     nets = ICNets(shape, comfy.ops.disable_weight_init, device="meta")
     nets.load_state_dict(randomise(nets, 10), assign=True)
-    save(path, nets, ICHeader(shape, resolution=128))
+    save(path, nets, ICHeader(shape, len(shape.widths), resolution=128))
 
 
 def photograph(path: Path) -> None:

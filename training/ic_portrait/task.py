@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ class ICTask:
         self.config, self.base = config, base
         self.data = data or open_data(config)
         shape = Shape.of(base.net.model_config.unet_config)
-        nets = ICNets(shape, comfy.ops.disable_weight_init, bool(config.matching.steps), device="meta")
+        nets = ICNets(shape, comfy.ops.disable_weight_init, None if config.matching.steps else 0, device="meta")
         nets.begin_with(base.family.net)
         self.model = Learner(nets, config.objective.alpha, config.objective.beta).to(base.device)
         self.stage = config.stages[0].name
@@ -58,7 +58,7 @@ class ICTask:
         return {
             "shape": json.dumps(asdict(self.model.nets.shape)),
             "objective": json.dumps(asdict(config.objective)),
-            "matching": json.dumps(asdict(config.matching)),
+            "matching": json.dumps(asdict(replace(config.matching, whole=True))),  # a matter of the file alone
             "crop": list(config.crop),
             "context": config.context,
             "data.face_labels": list(config.data.face_labels),
@@ -67,11 +67,12 @@ class ICTask:
     def header(self, step: int) -> ICHeader:
         """What the file says of these nets."""
         config, nets = self.config, self.model.nets
-        level = min(config.matching.level, len(nets.shape.widths) - 1)
+        whole = len(nets.shape.widths)
+        level = min(config.matching.level, whole - 1)
+        levels = 0 if nets.matching is None else whole if config.matching.whole else level + 1
         return ICHeader(
-            nets.shape, nets.matching is not None, config.context, level, config.objective.light, config.crop,
-            config.data.resolution, step,
-        )  # fmt: skip
+            nets.shape, levels, config.context, level, config.objective.light, config.crop, config.data.resolution, step
+        )
 
     def export(self, step: int) -> Path:
         """In half precision, with how it came about: the same for equal runs."""
