@@ -43,6 +43,8 @@ import psutil
 
 from ... import environment
 from ...demo import main as demo
+from ...demo.prompt import node
+from ...demo.sampling import WORKFLOW
 from ...demo.server import ComfyServer, PromptError
 from .kept import keep
 from .soak_report import CROPS, MIB, Asked, faults, page, plot, report
@@ -59,13 +61,13 @@ KSAMPLER = "model seed steps cfg sampler_name scheduler positive negative latent
 def workflow(size: int, steps: int, crop: float | None) -> dict:
     """The demo's RB-Guidance in API format, on the bare checkpoint and cut to its latent; crop None is plain KSampler
     on the same conditioning."""
-    prompt = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
-    inputs = demo.node(prompt, "OmniPortraitRBGuidanceKSampler") | {"steps": steps}
-    (checkpoint,) = (key for key, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple")
+    prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    inputs = node(prompt, "OmniPortraitRBGuidanceKSampler") | {"steps": steps}
+    (checkpoint,) = (key for key, each in prompt.items() if each["class_type"] == "CheckpointLoaderSimple")
     inputs["model"] = [checkpoint, 0]
     prompt = {key: prompt[key] for key in behind(prompt, inputs)}
-    demo.node(prompt, "EmptyLatentImage").update(width=size, height=size)
-    demo.node(prompt, "OmniPortraitFaceReference")["crop_factor"] = crop or CROPS[0]
+    node(prompt, "EmptyLatentImage").update(width=size, height=size)
+    node(prompt, "OmniPortraitFaceReference")["crop_factor"] = crop or CROPS[0]
     prompt["sampler"] = {"class_type": "OmniPortraitRBGuidanceKSampler", "inputs": inputs}
     if crop is None:
         prompt["sampler"] = {"class_type": "KSampler", "inputs": {name: inputs[name] for name in KSAMPLER}}

@@ -10,7 +10,7 @@ import uuid
 import pytest
 import standin_files
 import told
-from omniportrait.demo import main
+from omniportrait.demo.prompt import node
 from omniportrait.demo.server import Progress, PromptError
 from omniportrait.lab.bench import soak
 
@@ -45,7 +45,7 @@ def test_interrupt_of_a_guided_prompt(server, named):
     more, give the pictures that they gave before."""
     guided, plain = soak.workflow(SIZE, STEPS, 1.7), soak.workflow(SIZE, STEPS, None)
     for each in (guided, plain):
-        main.node(each, "LoadImage")["image"] = f"interrupted_{named}.png"  # so that no other test's cache answers
+        node(each, "LoadImage")["image"] = f"interrupted_{named}.png"  # so that no other test's cache answers
         standin_files.provide(server.base, each)
     expected = run(server, guided)
     expected_plain = run(server, plain)

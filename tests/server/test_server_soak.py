@@ -11,6 +11,7 @@ import pytest
 import standin_files
 import told
 from omniportrait.demo import main
+from omniportrait.demo.prompt import node
 from omniportrait.demo.server import PromptError
 from omniportrait.lab.bench import soak, soak_report
 
@@ -24,7 +25,7 @@ def prompt(server):
     """A guided prompt with a photograph of its own, so that no other test's cache answers it."""
     made = soak.workflow(SIZE, STEPS, next(crops) / 10)
     photo = f"own_{next(names)}.png"
-    main.node(made, "LoadImage")["image"] = photo
+    node(made, "LoadImage")["image"] = photo
     standin_files.provide(server.base, made)
     return made
 
@@ -51,7 +52,7 @@ def test_the_node_cache_follows_what_changed_and_nothing_else(server, prompt):
     same, ran = run_again(server, prompt)
     assert same == first and not ran
 
-    sampler = main.node(prompt, "OmniPortraitRBGuidanceKSampler")
+    sampler = node(prompt, "OmniPortraitRBGuidanceKSampler")
     sampler["strength"] = 0.5
     weaker, ran = run_again(server, prompt)
     assert weaker != first and ran == {"OmniPortraitRBGuidanceKSampler"}
@@ -61,7 +62,7 @@ def test_the_node_cache_follows_what_changed_and_nothing_else(server, prompt):
 
 
 def test_another_photograph_under_the_same_name_is_another_person(server, prompt):
-    name = main.node(prompt, "LoadImage")["image"]
+    name = node(prompt, "LoadImage")["image"]
     first, _ = run_again(server, prompt)
     main.save_photo(main.second_photo(), server.base / "input" / name)
     second, ran = run_again(server, prompt)
@@ -78,7 +79,7 @@ def test_another_photograph_under_the_same_name_is_another_person(server, prompt
 def test_a_name_that_leaves_the_folder_is_no_file(server, prompt, name):
     """Refused in the same words as a name that does not exist, so nothing is learnt about files elsewhere."""
     prompt["encoder"] = {"class_type": "OmniPortraitPivotEncoderLoader", "inputs": {"pivot_encoder_name": name}}
-    main.node(prompt, "OmniPortraitPivotConditioning")["pivot_encoder"] = ["encoder", 0]
+    node(prompt, "OmniPortraitPivotConditioning")["pivot_encoder"] = ["encoder", 0]
     with pytest.raises(PromptError, match="There is no pivot encoder"):
         server.run(prompt)
 
@@ -87,7 +88,7 @@ def test_two_clients_get_what_is_theirs(server, prompt, pinned):
     """Two pages on one server, queueing guided and plain prompts at the same moment, see what each sees alone, and are
     told of nothing that is the other's."""
     plain = soak.workflow(SIZE, STEPS, None)
-    main.node(plain, "LoadImage")["image"] = main.node(prompt, "LoadImage")["image"]
+    node(plain, "LoadImage")["image"] = node(prompt, "LoadImage")["image"]
     prompts = {"guided": prompt, "plain": plain}
     alone = {name: run_again(server, copy.deepcopy(each))[0] for name, each in prompts.items()}
     assert alone["guided"] != alone["plain"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from omniportrait.demo.main import guess_subject
+from omniportrait.demo.prompt import guess_subject
 from omniportrait.sampling.words import Place, escaped, find_noun, has_word, places, plain, words_of
 
 
