@@ -36,6 +36,7 @@ def extension():
     from .face_mask_from_attention import FaceMaskFromAttention
     from .face_reference import FaceReferenceNode
     from .fine_control_map import FineControlMap
+    from .ic_conditioning import ICConditioning
     from .ic_flow import ICFlow
     from .ic_portrait import ICPortrait
     from .ic_portrait_loader import ICPortraitLoader
@@ -67,6 +68,7 @@ def extension():
                 BestOfBatch,
                 ICPortraitLoader,
                 ICPortrait,
+                ICConditioning,
                 ICPortraitSampler,
                 ICFlow,
                 PasteBack,

@@ -62,9 +62,19 @@ IC_INPUTS: dict[str, tuple[Parameter, ...]] = {
             meaning="A .safetensors file in models/ic_portrait. It has to be of your checkpoint's family."),
     ),
     "OmniPortraitICPortrait": (MODEL, VAE, FILE, PROFILE, STYLE, *METHOD),
+    "OmniPortraitICConditioning": (
+        Parameter("clip", "CLIP", meaning="The checkpoint's text encoder."),
+        FILE, PROFILE,
+        Parameter("text", "STRING", "a photo of a woman", more={"multiline": True, "dynamic_prompts": True},
+            meaning="A short prompt: the style picture says the rest. No effect where the nets were trained without a "
+            "text."),
+        Parameter("subject", "STRING", "woman", meaning="The word of the prompt that names the person."),
+        Parameter("pivot_encoder", "PIVOT_ENCODER", optional=True,
+            meaning="A trained pivot encoder of the checkpoint's family: the word then takes on the face, too."),
+    ),
     "OmniPortraitICPortraitSampler": (
         MODEL, VAE, FILE, PROFILE, STYLE,
-        Parameter("positive", "CONDITIONING", meaning="Such as \"a photo of a woman\", or from Pivot Conditioning."),
+        Parameter("positive", "CONDITIONING", meaning="From IC-Portrait Conditioning, or any other."),
         Parameter("negative", "CONDITIONING", meaning="What the picture should not show. May be an empty text."),
         Parameter("seed", "INT", 0, 0, LARGEST_SEED, more={"control_after_generate": True},
             meaning="Seed of the first pass's noise; each further pass has the next one."),
@@ -102,6 +112,10 @@ IC_OUTPUTS: dict[str, tuple[Output, ...]] = {
         Output("model", "MODEL", "The model that paints the profile's person, for any sampler."),
         Output("style_latent", "LATENT", "The style picture's crop at the size that the nets were trained at, for a "
             "sampler whose denoise is below 1."),
+    ),
+    "OmniPortraitICConditioning": (
+        Output("positive", "CONDITIONING", "What the picture shows."),
+        Output("negative", "CONDITIONING", "The empty text."),
     ),
     "OmniPortraitICPortraitSampler": (
         Output("image", "IMAGE", "The painted crop, for Paste Back."),

@@ -8,11 +8,12 @@ import pytest
 import torch
 from ic_files import written
 from omniportrait.guidance.ic_portrait.settings import Settings
-from omniportrait.lab.testbed import small
+from omniportrait.lab.testbed import small, texts
 from omniportrait.lab.testbed.guiding import ONE_CALL, assert_effective, core, footprint
 from omniportrait.models.ic.handle import load_handle
 from omniportrait.models.ic.nets import Shape
 from omniportrait.sampling import ic_passes, reference_attention
+from omniportrait.sampling.ic_conditioning import fitting
 from omniportrait.sampling.ic_portrait import patch
 from omniportrait.sampling.ic_run import encoded, sized
 
@@ -231,6 +232,20 @@ def test_refusals_are_one_sentence_that_says_what_to_do(sd15, sdxl, vae, handle,
     (area,) = core(nodes.ConditioningSetArea, conditioning=positive, width=64, height=128, x=0, y=0, strength=1.0)
     with pytest.raises(ValueError, match="remove area conditionings"):
         sample(painting(sd15), area)
+
+
+def test_conditionings_are_those_that_the_nets_were_trained_with(handle, load):
+    clip, text = texts.clip("sd15"), "a photo of a woman"
+    ((plain, _),), ((empty, _),) = texts.encode(clip, text), texts.encode(clip, "")
+    positive, negative = fitting(clip, handle, face(1), text, "woman")
+    assert torch.equal(positive[0][0], plain) and torch.equal(negative[0][0], empty)
+    pivoted, _ = fitting(clip, handle, face(1), text, "woman", load("sd15").pivot(face(1)))
+    assert texts.changed_rows(pivoted[0][0], plain) == [5]
+    blind = replace(handle, header=replace(handle.header, context="empty"))
+    for each in fitting(clip, blind, face(1), text, "woman"):
+        assert torch.equal(each[0][0], empty)
+    with pytest.raises(ValueError, match='does not hold the subject "man"'):
+        fitting(clip, handle, face(1), text, "man")
 
 
 def test_progressive_passes_each_start_from_the_one_before(sd15, vae, handle):

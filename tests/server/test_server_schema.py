@@ -18,6 +18,7 @@ NODES = {
     "OmniPortraitBestOfBatch": "Best of Batch",
     "OmniPortraitICPortraitLoader": "IC-Portrait Loader",
     "OmniPortraitICPortrait": "IC-Portrait",
+    "OmniPortraitICConditioning": "IC-Portrait Conditioning",
     "OmniPortraitICPortraitSampler": "IC-Portrait Sampler",
     "OmniPortraitICFlow": "IC-Portrait Flow",
     "OmniPortraitPasteBack": "Paste Back",
