@@ -22,5 +22,4 @@ class ICConditioning(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, ic_portrait, profile, text, subject, pivot_encoder=None) -> io.NodeOutput:
-        pivot = None if pivot_encoder is None else pivot_encoder.pivot(profile)
-        return io.NodeOutput(*fitting(clip, ic_portrait, profile, text, subject, pivot))
+        return io.NodeOutput(*fitting(clip, ic_portrait, profile, text, subject, pivot_encoder))

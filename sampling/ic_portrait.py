@@ -99,11 +99,12 @@ def needed_matching(handle: ICHandle, settings: Settings) -> object | None:
 
 def check_matching(handle: ICHandle, settings: Settings) -> None:
     """Raises: ValueError where the flow asks for more of the matching net than the file has."""
-    if needed_matching(handle, settings) is None and settings.flow in ("shared", "layer"):
+    levels = handle.header.matching_levels
+    if settings.flow in ("shared", "layer") and not levels:
         raise ValueError(
             f"{handle.name} has no matching net, which the flow {settings.flow} asks; set flow to landmarks."
         )
-    if settings.flow == "layer" and handle.header.matching_levels < len(handle.header.shape.widths):
+    if settings.flow == "layer" and levels < len(handle.header.shape.widths):
         raise ValueError(
             f"{handle.name} has the finer blocks of the matching net alone, but the flow layer asks all of them; set "
             "flow to shared or landmarks."

@@ -239,7 +239,7 @@ def test_conditionings_are_those_that_the_nets_were_trained_with(handle, load):
     ((plain, _),), ((empty, _),) = texts.encode(clip, text), texts.encode(clip, "")
     positive, negative = fitting(clip, handle, face(1), text, "woman")
     assert torch.equal(positive[0][0], plain) and torch.equal(negative[0][0], empty)
-    pivoted, _ = fitting(clip, handle, face(1), text, "woman", load("sd15").pivot(face(1)))
+    pivoted, _ = fitting(clip, handle, face(1), text, "woman", load("sd15"))
     assert texts.changed_rows(pivoted[0][0], plain) == [5]
     blind = replace(handle, header=replace(handle.header, context="empty"))
     for each in fitting(clip, blind, face(1), text, "woman"):

@@ -19,8 +19,7 @@ class Matching:
     """The first stage; steps 0: there is no matching net. objective: "denoising" is the paper's Eq. 3; "correspondence"
     needs shards that know the way from picture to picture (`make pictures --places`); "both" is their sum. level: the
     feature by which places are matched, and the finest that the correspondence is taught at: a level with attention, of
-    32x32 cells or fewer. whole: the file has all blocks, which the flow `layer` reads; else none
-    behind `level`."""
+    32x32 cells or fewer. whole: the file has all blocks, which the flow `layer` reads; else none behind `level`."""
 
     steps: int = 200
     rate: float = 1e-5

@@ -69,9 +69,16 @@ class ICTask:
         config, nets = self.config, self.model.nets
         whole = len(nets.shape.widths)
         level = min(config.matching.level, whole - 1)
-        levels = 0 if nets.matching is None else whole if config.matching.whole else level + 1
+        kept = whole if config.matching.whole else level + 1
         return ICHeader(
-            nets.shape, levels, config.context, level, config.objective.light, config.crop, config.data.resolution, step
+            nets.shape,
+            kept if nets.matching else 0,
+            config.context,
+            level,
+            config.objective.light,
+            config.crop,
+            config.data.resolution,
+            step,
         )
 
     def export(self, step: int) -> Path:
