@@ -101,6 +101,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     demo.add_argument("--seed", type=int, metavar="N")
     demo.add_argument("--steps", type=int, metavar="N")
     demo.add_argument("--size", metavar="WxH", help="default: 1024x1024 for SDXL, 512x512 for your other checkpoints")
+    demo.add_argument("--ic", action="store_true", help="IC-Portrait instead: the person in another picture")
+    demo.add_argument("--style", metavar="PATH", help="with --ic: the picture to be in")
     demo.add_argument("--output", metavar="FOLDER", default="output", help="default: output")
 
     serve = commands.add_parser("serve", **full, help="ComfyUI with its web page, the pack and its workflows")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ..environment import python_of_comfyui
-from .prompt import CHOSEN, build_prompt, check, existing
+from .prompt import CHOSEN, build_ic_prompt, build_prompt, check, existing
 from .server import ComfyServer, Progress, PromptError, link
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,9 +20,13 @@ BASE = ROOT / ".omniportrait" / "base"
 CUSTOM_NODES = {"comfyui-omniportrait": ROOT, "omniportrait-demo": ROOT / "demo"}
 DEMO_CHECKPOINT = ROOT / "demo" / "weights" / "omniportrait_demo.safetensors"
 DEMO_ENCODER = ROOT / "demo" / "weights" / "omniportrait_demo_pivot.safetensors"
+DEMO_NETS = ROOT / "demo" / "weights" / "omniportrait_demo_ic.safetensors"
 REFERENCE = "omniportrait_reference.png"
 """What the demo workflow reads: a rendered person whom the demo model has never seen, or the user's photograph."""
 HELD_OUT = ROOT / "demo" / "reference.png"
+STYLE = "omniportrait_style.png"
+"""What `demo --ic` paints that person into: a picture of another one whom its models have never seen."""
+STYLE_PICTURE = ROOT / "demo" / "style.png"
 PHOTO = "omniportrait_photo.png"
 SECOND_PHOTO = "omniportrait_photo_2.png"
 MODEL_FOLDERS = (
@@ -57,18 +61,22 @@ def python_for(comfyui: Path) -> Path:
     return python_of_comfyui(comfyui) or Path(sys.executable)
 
 
-def prepare_base(photo: Path | None, need_model: bool) -> None:
-    """Fill the private folder with the picture that the demo reads, the demo model and its pivot encoder."""
+def prepare_base(photo: Path | None, need_model: bool, style: Path | None = None) -> None:
+    """Fill the private folder with the pictures that the demo reads, the demo model, its pivot encoder and its nets."""
     (BASE / "input").mkdir(parents=True, exist_ok=True)
     save_photo(photo or HELD_OUT, BASE / "input" / REFERENCE)
+    save_photo(style or STYLE_PICTURE, BASE / "input" / STYLE)
     if need_model:
         link_models(BASE)
 
 
 def link_models(base: Path) -> None:
-    """Put the demo model and its pivot encoder into the `models` of a server's folder."""
-    for file, folder in ((DEMO_CHECKPOINT, "checkpoints"), (DEMO_ENCODER, "pivot_encoders")):
-        link(file, base / "models" / folder / file.name)
+    """Put the demo model, its pivot encoder and its nets into the `models` of a server's folder."""
+    for file, folder in (
+        (DEMO_CHECKPOINT, "checkpoints"), (DEMO_ENCODER, "pivot_encoders"), (DEMO_NETS, "ic_portrait"),
+    ):  # fmt: skip
+        if file.is_file():  # no nets are part of the repository yet
+            link(file, base / "models" / folder / file.name)
 
 
 def save_photo(photo: Path, target: Path) -> None:
@@ -111,17 +119,34 @@ def model_paths(comfyui: Path) -> tuple[str, ...]:
 
 # The commands
 
+PORTRAITS = (
+    "The portrait is sampled four times from one noise, each with one thing more, to be compared.",
+    "photograph | plain word | with the pivot | and Reference Attention | and RB-Guidance",
+)
+IC_PORTRAIT = (
+    "The person is painted into the other picture twice from one noise, without the nets and with them.",
+    "person | picture | painted without the nets | painted with them",
+)
+NO_NETS = (
+    f"--ic needs IC-Portrait's nets for the demo model, demo/weights/{DEMO_NETS.name}, and none are part of this "
+    "repository yet; train them (docs/ic_portrait.md says how) and put the file there."
+)
+
 
 def demo(options: argparse.Namespace, comfyui: Path) -> None:
     choices = check(options)
-    prompt = build_prompt(choices)
+    if options.ic and not DEMO_NETS.is_file():
+        raise SystemExit(NO_NETS)
+    prompt = (build_ic_prompt if options.ic else build_prompt)(choices)
+    announced, shown = IC_PORTRAIT if options.ic else PORTRAITS
     python = python_for(comfyui)
-    prepare_base(existing(options.photo, "--photo"), need_model=choices.checkpoint is None)
+    photo, style = existing(options.photo, "--photo"), existing(options.style, "--style")
+    prepare_base(photo, need_model=choices.checkpoint is None, style=style)
     for file, folder in ((choices.checkpoint, "checkpoints"), (choices.pivot_encoder, "pivot_encoders")):
         if file:
             link(file, BASE / "models" / folder / CHOSEN / file.name)
     print(f"Starting ComfyUI from {comfyui}", flush=True)
-    print("The portrait is sampled four times from one noise, each with one thing more, to be compared.", flush=True)
+    print(announced, flush=True)
     arguments = ("--disable-metadata", *said_device(python), *model_paths(comfyui))
     with ComfyServer(comfyui, python, BASE, CUSTOM_NODES, arguments=arguments) as server:
         show = Bar()
@@ -130,11 +155,7 @@ def demo(options: argparse.Namespace, comfyui: Path) -> None:
         folder = save_outputs(server, prompt, outputs, Path(options.output))
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     print(f"Saved in {folder}: {names}", flush=True)
-    print(
-        "Look at comparison.png first: photograph | plain word | with the pivot | and Reference Attention | and "
-        "RB-Guidance.",
-        flush=True,
-    )
+    print(f"Look at comparison.png first: {shown}.", flush=True)
 
 
 def save_outputs(server: ComfyServer, prompt: dict, outputs: dict, output: Path) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .sampling import WORKFLOW
 
+IC_WORKFLOW = WORKFLOW.with_name("ic_portrait_demo.json")
 CHOSEN = "chosen"
 """Subfolder for the files that the command line names, so that no link takes the place of a file put there by hand."""
 
@@ -31,6 +32,7 @@ class Choices:
 
 def check(options: argparse.Namespace) -> Choices:
     """The command line's values, or SystemExit with one sentence."""
+    check_together(options)
     size = None
     if options.size:
         match = re.fullmatch(r"(\d+)[xX](\d+)", options.size)
@@ -48,6 +50,18 @@ def check(options: argparse.Namespace) -> Choices:
         options.steps,
         size,
     )
+
+
+def check_together(options: argparse.Namespace) -> None:
+    """SystemExit for options that say nothing together."""
+    for name in ("checkpoint", "pivot_encoder", "size") if options.ic else ():
+        if getattr(options, name):
+            raise SystemExit(
+                f"--ic runs on the demo's own model, so it takes no --{name.replace('_', '-')}; for Stable Diffusion "
+                "1.5 open the workflow ic_portrait_sd15 (`python run.py serve`)."
+            )
+    if options.style and not options.ic:
+        raise SystemExit("--style is the picture that --ic paints the person into; add --ic.")
 
 
 def existing(path: str | None, option: str) -> Path | None:
@@ -98,6 +112,19 @@ def build_prompt(choices: Choices) -> dict:
     elif choices.checkpoint:  # the demo's encoder is of the demo model's family
         (loader,) = {pivot.pop("pivot_encoder")[0] for pivot in pivots if "pivot_encoder" in pivot}
         del prompt[loader]
+    return prompt
+
+
+def build_ic_prompt(choices: Choices) -> dict:
+    """IC-Portrait's demo workflow with the user's choices in it."""
+    prompt = json.loads(IC_WORKFLOW.read_text(encoding="utf-8"))
+    told = node(prompt, "OmniPortraitICConditioning")
+    if choices.prompt:
+        told["text"] = choices.prompt
+    if choices.prompt or choices.subject:
+        told["subject"] = choices.subject or guess_subject(told["text"])
+    for sampler in nodes(prompt, "OmniPortraitICPortraitSampler"):
+        sampler.update({n: v for n in ("seed", "steps") if (v := getattr(choices, n)) is not None})
     return prompt
 
 

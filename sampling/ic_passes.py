@@ -12,7 +12,7 @@ from ..guidance.ic_portrait.settings import Settings
 from ..models.faces import FaceReference
 from ..models.ic.handle import ICHandle
 from .ic_pictures import overview
-from .ic_portrait import CELLS, patch
+from .ic_portrait import CELLS, note_crops, patch
 from .ic_run import Run, sized
 
 
@@ -51,6 +51,8 @@ def paint(
 ) -> Painted:
     """All passes. passes: the noise strength of each. sampler: what core's common_ksampler takes by name (seed, steps,
     cfg, sampler_name, scheduler, positive, negative); each pass has the next seed."""
+    if not settings.off:
+        note_crops(handle, profile, style)
     runs: list[Run] = []
     pictures = [sized(profile.crop, side), sized(style.crop, side)]
 

@@ -5,6 +5,7 @@ The picture is wide inside the UNet's own call alone (`ic_run.py`): samplers, pr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -17,10 +18,14 @@ from . import recorder, reference_attention
 from .ic_run import Run
 from .reference import check_vae
 
+log = logging.getLogger("omniportrait")
+
 KEY = "omniportrait_ic_portrait"
 """Of our wrappers and nets on a model, and of the run in its options."""
 CELLS = 8
 """A UNet halves the latent three times."""
+FINDERS = 1.2
+"""One finder's box of a face may be so many times another's."""
 
 
 def patch(
@@ -118,6 +123,22 @@ def check_faces(profile: FaceReference, style: FaceReference, settings: Settings
             raise ValueError(
                 f"IC-Portrait finds the way between the faces by their landmarks, but no face was found in the {name} "
                 "picture; choose another picture, or set flow to shared or none."
+            )
+
+
+def note_crops(handle: ICHandle, profile: FaceReference, style: FaceReference) -> None:
+    """A line in the log for a crop that leaves more or less around its face than the nets have seen."""
+    low, high = handle.header.crop
+    for name, face in (("profile", profile), ("style", style)):
+        if face.face_box is None:
+            continue
+        x0, y0, x1, y1 = face.face_box
+        sides = face.crop.shape[1] / max(x1 - x0, y1 - y0)
+        if not low / FINDERS <= sides <= high * FINDERS:
+            log.warning(
+                "IC-Portrait: the %s picture's crop is %.1f times its face, but %s was trained with %.2g to %.2g; set "
+                "crop_factor in Face Reference accordingly",
+                *(name, sides, handle.name, low, high),
             )
 
 

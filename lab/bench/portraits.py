@@ -180,10 +180,10 @@ def loaded(checkpoint: Path) -> tuple:
         return comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
 
 
-def face_of(pictures: Sequence[np.ndarray], no_face: str = "stop") -> FaceReference:
-    """Of one person's pictures, [S, S, 3] of bytes."""
-    options = FaceOptions(no_face=no_face, mask_source="landmarks", detector="built-in")
-    return make_reference(torch.from_numpy(np.stack(pictures)).float() / 255, None, options).reference
+def face_of(pictures: Sequence[np.ndarray], no_face: str = "stop", **options: object) -> FaceReference:
+    """Of one person's pictures, [S, S, 3] of bytes. options: more of Face Reference's."""
+    asked = FaceOptions(no_face=no_face, mask_source="landmarks", detector="built-in", **options)
+    return make_reference(torch.from_numpy(np.stack(pictures)).float() / 255, None, asked).reference
 
 
 def conditioned(clip, case: Case, face: FaceReference, encoder: object | None, **inputs: object) -> list:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import omniportrait
+import pytest
 import safetensors
 from omniportrait.lab.make import reference
 from omniportrait.lab.measures.separation import thresholds
@@ -56,10 +57,10 @@ def test_the_cuts_are_there_for_renders_and_for_generated_pictures():
     assert generated["detail"] != drawn["detail"] and abs(generated["identity"] - drawn["identity"]) < 0.1
 
 
-def test_the_demos_person_is_what_the_command_renders(tmp_path):
+@pytest.mark.parametrize(("words", "name"), [("", "reference.png"), ("--person 4 --view 1", "style.png")])
+def test_the_demos_people_are_what_the_command_renders(tmp_path, words, name):
     """But for rounding: another processor's trigonometry may differ in the last bit."""
-    file = tmp_path / "reference.png"
-    reference.main(["--out", str(file)])
-    made, kept = (np.asarray(Image.open(path), np.int16) for path in (file, DEMO / "reference.png"))
+    reference.main(["--out", str(tmp_path / name), *words.split()])
+    made, kept = (np.asarray(Image.open(folder / name), np.int16) for folder in (tmp_path, DEMO))
     assert made.shape == kept.shape == (512, 512, 3)
     assert (np.abs(made - kept) > 3).mean() < 0.001

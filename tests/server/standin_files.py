@@ -101,15 +101,18 @@ def lora(path: Path) -> None:
 
 
 def ic_portrait(path: Path) -> None:
-    """IC-Portrait's nets of the narrow SD1.5's shape."""
+    """IC-Portrait's nets of the narrow SD1.5's shape, or of the embedded model's."""
     import comfy.ops
+    from omniportrait.demo.architecture import UNET
     from omniportrait.models.ic.file import ICHeader, save
     from omniportrait.models.ic.nets import ICNets, Shape
 
-    shape = Shape.of(NARROW["sd15"])
+    embedded = "omniportrait_demo" in path.name
+    shape = Shape.of(UNET if embedded else NARROW["sd15"])
     nets = ICNets(shape, comfy.ops.disable_weight_init, device="meta")
     nets.load_state_dict(randomise(nets, 10), assign=True)
-    save(path, nets, ICHeader(shape, len(shape.widths), resolution=128))
+    crop, side = ((1.25, 1.45), 256) if embedded else ((1.7, 2.3), 128)
+    save(path, nets, ICHeader(shape, len(shape.widths), crop=crop, resolution=side))
 
 
 def photograph(path: Path) -> None:

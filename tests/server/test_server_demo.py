@@ -95,6 +95,25 @@ def test_demo_on_own_files(demo_here, tmp_path, family, with_encoder):
     assert Image.open(saved[0]).size == (256 + 4 * 192 + 4 * GAP, 256), "a square crop of the portrait's height"
 
 
+def test_demo_paints_a_person_into_another_picture(demo_here, server, tmp_path, monkeypatch, capsys):
+    """With nets of random values: what is saved, and that both samplers began with one noise."""
+    nets, style = tmp_path / main.DEMO_NETS.name, server.base / "input" / main.STYLE
+    with pytest.raises(SystemExit, match="needs IC-Portrait's nets"):
+        demo_here("--ic")
+    standin_files.ic_portrait(nets)
+    monkeypatch.setattr(main, "DEMO_NETS", nets)
+    status, saved = demo_here("--ic", "--steps", "3", "--seed", "2")
+    assert status == 0 and [path.name for path in saved] == ["comparison.png", "flow.png", "passes.png", "portrait.png"]
+    comparison, flow, passes, portrait = (numpy.asarray(Image.open(path)).astype(int) for path in saved)
+    assert flow.shape == (256, 4 * 256, 3) and passes.shape == (256, 5 * 256, 3)
+    without, painted = comparison[:, -512 - GAP : -256 - GAP], comparison[:, -256:]
+    assert abs(painted - passes[:, -256:]).max() <= 2 < abs(painted - without).max()
+    whole = numpy.asarray(Image.open(style).convert("RGB")).astype(int)
+    changed = abs(portrait - whole).max(2) > 2
+    assert portrait.shape == whole.shape and changed.any() and not changed[-1].any(), "the crop alone is new"
+    assert "painted with them" in capsys.readouterr().out
+
+
 def test_demo_fails_with_one_sentence(demo_here, capsys):
     status, saved = demo_here("--subject", "zebra")
     assert status == 1 and not saved

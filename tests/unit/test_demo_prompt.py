@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from omniportrait import run
 from omniportrait.demo import main
 from omniportrait.demo import prompt as prompts
 
@@ -88,6 +89,28 @@ def test_size_follows_the_family_but_not_against_the_user(tmp_path):
     assert prompts.default_size(Path(__file__)) == (512, 512)
     prompt = kinds(prompts.build_prompt(prompts.Choices(**(CHOICES | dict(checkpoint=sd15, size=(640, 768))))))
     assert (prompt["EmptyLatentImage"]["width"], prompt["EmptyLatentImage"]["height"]) == (640, 768)
+
+
+def test_ic_portraits_samplers_differ_in_the_nets_alone():
+    """What is chosen reaches both, or the comparison would show something else."""
+    choices = CHOICES | dict(prompt="an old man, smiling", seed=7, steps=9)
+    prompt = prompts.build_ic_prompt(prompts.Choices(**choices))
+    without, painted = prompts.nodes(prompt, "OmniPortraitICPortraitSampler")
+    assert {name for name in painted if painted[name] != without[name]} == {"strength"} and without["strength"] == 0
+    assert (painted["seed"], painted["steps"]) == (7, 9)
+    told = prompts.node(prompt, "OmniPortraitICConditioning")
+    assert (told["text"], told["subject"]) == ("an old man, smiling", "man")
+    assert prompts.build_ic_prompt(prompts.Choices(**CHOICES)) == json.loads(prompts.IC_WORKFLOW.read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("--ic --checkpoint mine.safetensors", "takes no --checkpoint"), ("--ic --size 256x256", "takes no --size"),
+     ("--style other.png", "add --ic")],
+)  # fmt: skip
+def test_options_that_say_nothing_together_are_refused(words, told):
+    with pytest.raises(SystemExit, match=told):
+        prompts.check(run.parse(["demo", *words.split()])[0])
 
 
 def test_prompt_without_a_person_asks_for_the_subject():

@@ -95,7 +95,7 @@ def test_a_workflow_has_the_nodes_as_they_are(path):
             assert [each["name"] for each in node["outputs"]] == [o.name for o in OUTPUTS[node["type"]]], node["title"]
 
 
-WITHOUT = {"omniportrait_demo", "save_person", "spf_portrait_demo"}
+WITHOUT = {"ic_portrait_demo", "omniportrait_demo", "save_person", "spf_portrait_demo"}
 """Of the small model, or without guidance."""
 
 
