@@ -91,7 +91,7 @@ def _values(row: Parameter) -> str:
     if row.low is not None:
         return f"{row.kind}, {_number(row.low)} to {_number(row.high)}; default {_number(row.default)}"
     if row.default is not None:
-        return f"{row.kind}; default `{row.default}`"
+        return f"{row.kind}; default " + (f"`{row.default}`" if row.default != "" else "empty")
     return f"{row.kind}, optional" if row.optional else row.kind
 
 
