@@ -46,7 +46,9 @@ def base_text(caption: str, target: str) -> str:
 
 
 def complete_text(base: str, target: str) -> str:
-    return f"{base.strip(_EDGE)}, {target.strip(_EDGE)}"
+    """CLIP makes one token of a comma and a sign before it, which then would not be the base text's."""
+    base = base.strip(_EDGE)
+    return f"{base}{', ' if base[-1:].isalnum() else ' , '}{target.strip(_EDGE)}"
 
 
 def marked(caption: str) -> tuple[str, str]:

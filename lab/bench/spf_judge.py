@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +10,8 @@ import torch
 from ...demo.autoencoder import PortraitAutoencoder
 from ...models.faces.embedder import FaceEmbedder, find_landmarks
 from ...training.spf_portrait.latent_towers import LatentTowers
-from ..make.attribute_measures import SEGMENTER, TOWERS
-from ..measures.segments import SHOWN, Segmenter, elsewhere, overlap, perceived_distance, worn_share
+from ..make.attribute_measures import JUDGES, SEGMENTER
+from ..measures.segments import Segmenter, elsewhere, overlap, perceived_distance, worn_share
 from ..measures.text import WEIGHTS, TextMeasure
 
 FARTHEST = 1.2
@@ -21,33 +21,36 @@ LEAST = 200
 
 
 class Judge:
-    """store: the folder of `make attribute-measures`. checkpoint: whose autoencoder made the pictures."""
+    """measures: the folder of `make attribute-measures`. checkpoint: whose autoencoder made the pictures."""
 
-    def __init__(self, store: Path, checkpoint: Path) -> None:
-        self.segmenter, self.towers = Segmenter.load(store / SEGMENTER), LatentTowers.load(store / TOWERS)
+    def __init__(self, measures: Path, checkpoint: Path) -> None:
+        self.segmenter, self.towers = Segmenter.load(measures / SEGMENTER), LatentTowers.load(measures / JUDGES)
         self.autoencoder = PortraitAutoencoder.load(checkpoint)
         self.embedder, self.text = FaceEmbedder(), TextMeasure.load(WEIGHTS)
 
     @torch.no_grad()
     def __call__(
-        self, picture: torch.Tensor, original: torch.Tensor, words: Mapping[str, str], target: str
-    ) -> dict[str, float | None]:
-        """Numbers of one picture [3, H, W] in 0..1. words: of the base text. The attribute's region is left out of
-        `outside` and `segments`; id is None where a face is missing in either."""
+        self, picture: torch.Tensor, original: torch.Tensor, words: Mapping[str, str], target: str,
+        attributes: Sequence[str], asked: bool,
+    ) -> dict[str, float | None]:  # fmt: skip
+        """Numbers of one picture [3, H, W] in 0..1. words: of the base text. target: the phrase of `attributes`, which
+        count as shown if all of them are where they were asked for, or any one where none was. Their region is left out
+        of `outside` and `segments`; id is None where a face is missing in either."""
         both = torch.stack([picture, original])
         labels = self.segmenter.labels(both)
         kept = elsewhere(labels[:1])
+        shares = {name: float(worn_share(labels[:1], name)) for name in attributes}
+        shown = [share > self.segmenter.cuts[name] for name, share in shares.items()]
         vectors = self.towers.image(self.autoencoder.encode(both * 2 - 1))
         found = [find_landmarks(each) for each in both]
         faces = None
         if all(each is not None for each in found):
             faces = self.embedder.embed(both, torch.stack(found))
-        share = float(worn_share(labels)[0])
         right = self.text.agreement(picture[None], [words], found[:1])
         one, other = picture[None], original[None]
         return {
-            "area": share,
-            "shown": float(share > SHOWN),
+            "area": sum(shares.values()),
+            "shown": float(all(shown) if asked else any(shown)),
             "outside": float(perceived_distance(self.segmenter, one, other, kept)),
             "whole": float(perceived_distance(self.segmenter, one, other)),
             "segments": float(overlap(labels[:1], labels[1:], kept)),

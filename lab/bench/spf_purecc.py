@@ -1,7 +1,7 @@
 """PureCC's objective on the same two paths: the rival by SPF-Portrait's own authors (arXiv 2603.07561), from its text.
 
-The tuned model's prediction is pulled to the original's on the base text plus the target's own direction, which the
-model of stage 1 tells: what it predicts for the target alone and for no text.
+The tuned model's prediction is pulled to its own on the base text plus the target's direction, which the model of
+stage 1 tells: what it predicts for the target alone and for no text.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ CHANGES = {
 
 
 def goal(
-    original: torch.Tensor, complete: torch.Tensor, base: torch.Tensor, target: torch.Tensor, empty: torch.Tensor
-) -> torch.Tensor:
-    """eps_0(base) + eta lambda* R_tar with R_tar = eps_1(target) - eps_1(empty) and lambda* = <R, R_tar> / |R_tar|^2, R
-    = eps(complete) - eps(base): all predictions [B, C, h, w]."""
+    complete: torch.Tensor, base: torch.Tensor, target: torch.Tensor, empty: torch.Tensor
+) -> torch.Tensor:  # fmt: skip
+    """eps(base) + eta lambda* R_tar with R_tar = eps_1(target) - eps_1(empty) and lambda* = <R, R_tar> / |R_tar|^2, R =
+    eps(complete) - eps(base): all predictions [B, C, h, w]."""
     direction, own = (target - empty).flatten(1), (complete - base).flatten(1)
     share = (own * direction).sum(1) / direction.square().sum(1).clamp_min(1e-12)
-    return original + ETA * share.view(-1, 1, 1, 1) * (target - empty)
+    return base + ETA * share.view(-1, 1, 1, 1) * (target - empty)
 
 
 class PureDualPath(DualPath):
@@ -74,13 +74,11 @@ class PureDualPath(DualPath):
         target = Text(torch.stack([each.rows for each in alone]), torch.stack([each.pooled for each in alone]),
                       inputs.texts[COMPLETE].counts)  # fmt: skip
         with torch.no_grad():
-            with self.adapters.off():
-                original = self._look(inputs, chance, inputs.texts[BASE], none).noise
             own = self._look(inputs, chance, inputs.texts[BASE], none).noise
             with self._stage_one():
                 told = [self._look(inputs, chance, each, none).noise for each in (target, inputs.texts[NOTHING])]
         response = self._look(inputs, chance, inputs.texts[COMPLETE], none)
-        wanted = goal(original, response.noise.detach(), own, *told)
+        wanted = goal(response.noise.detach(), own, *told)
         terms = {
             "denoising": self._weighted(loss.denoising(response.noise, noise), response.sigma),
             "text": self._weighted(loss.denoising(response.noise, wanted), response.sigma),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -13,7 +15,11 @@ import torch
 
 from ...demo.architecture import CLIP
 from ...training.files import write_tensors, write_whole
+from ...training.settings import Data
 from ...training.spf_portrait import config as settings
+from ...training.spf_portrait.dual_path import TERMS
+from ...training.spf_portrait.task import EXPORT, SpfTask
+from ...training.trainer import Trainer, states
 from ..learning.text import tokenize
 from ..make.attribute_measures import TOWERS
 from ..world.attributes import ATTRIBUTES
@@ -27,43 +33,48 @@ CODE = ("training/spf_portrait", "training/trainer.py", "training/loop.py", "tra
         "guidance/spf_portrait", "backbone")  # fmt: skip
 """What a trained LoRA depends on."""
 OURS, NAIVE = "ours", "LoRA, rank 8"
-STRENGTHS = (0.25, 0.5, 0.75, 1.25, 1.5)
+STRENGTHS = {NAIVE: (0.6, 0.75, 0.85, 0.92, 1.25), OURS: (0.75, 1.25)}
+"""Of Load LoRA. The attribute goes somewhere below 1, so that is where an ordinary LoRA's curve has its points."""
 
 
 @dataclass(frozen=True)
 class Row:
     """A line of the table. changes: settings that differ from the recipe's. fit: whether all steps are stage 1. how:
     the original is not trained; gated makes pictures by eps_ref + S (eps_res - eps_ref) with the LoRA of the same
-    changes; purecc has another stage 2 (spf_purecc.py). strength: of Load LoRA."""
+    changes; purecc has another stage 2 (spf_purecc.py). strength: of Load LoRA. balanced: whether the terms weigh what
+    they do in ours: without a gate they are larger, and would be scaled down for it."""
 
     name: str
     changes: Mapping[str, object] = field(default_factory=dict)
     fit: bool = False
     strength: float = 1.0
     how: Literal["lora", "original", "gated", "purecc"] = "lora"
+    balanced: bool = False
+
+    @property
+    def training(self) -> str:
+        """Equal for rows that need the same training; rows that need ours first have its name."""
+        told = [OURS] if self.balanced or self.name.startswith(OURS) else [self.changes, self.fit, self.how == "purecc"]
+        return self.how if self.how == "original" else json.dumps(told)
 
 
 def _rows() -> tuple[Row, ...]:
-    scaled = {name: {"objective.text": s, "objective.fine": s, "objective.enhance": s / 2} for name, s in
-              (("a third of the alignment", 0.3), ("three times the alignment", 3.0))}  # fmt: skip
+    rank = {"rank": 8, "alpha": 8.0}
     return (
         Row("original", how="original"),
-        Row("naive, all of cross-attention", {"learn": "attn2"}, fit=True),
-        *(Row(f"LoRA, rank {rank}", {"rank": rank, "alpha": float(rank)}, fit=True) for rank in (4, 8, 16)),
-        *(Row(f"{NAIVE}, strength {s:g}", {"rank": 8, "alpha": 8.0}, fit=True, strength=s) for s in STRENGTHS),
+        Row("naive, all of cross-attention", {"learn": "attn2", "rate": 4e-4}, fit=True),  # the base's own rate
+        Row(NAIVE, rank, fit=True),
+        *(Row(f"{NAIVE}, strength {s:g}", rank, fit=True, strength=s) for s in STRENGTHS[NAIVE]),
         Row(OURS),
-        *(Row(f"{OURS}, strength {s:g}", strength=s) for s in STRENGTHS),
+        *(Row(f"{OURS}, strength {s:g}", strength=s) for s in STRENGTHS[OURS]),
         Row("without text-consistent", {"objective.text": 0.0}),
         Row("without fine-grained", {"objective.fine": 0.0}),
         Row("without enhancement", {"enhance.kind": "none"}),
-        Row("without the map", {"objective.control.gate": "none"}),
-        Row("noise difference alone", {"objective.control.gate": "difference"}),
-        Row("literal map", {"objective.control.reading": "literal"}),
+        Row("without the map", {"objective.control.gate": "none"}, balanced=True),
         Row("direct CLIP", {"enhance.kind": "direct"}),
         Row("without the null path", {"objective.null_path": 0.0}),
-        *(Row(f"{OURS}, {name}", changes) for name, changes in scaled.items()),
         Row("PureCC's objective", CHANGES, how="purecc"),
-        Row("gated at inference", {"rank": 8, "alpha": 8.0}, fit=True, how="gated"),
+        Row("gated at inference", rank, fit=True, how="gated"),
     )
 
 
@@ -72,13 +83,16 @@ ROWS = {row.name: row for row in _rows()}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a benchmark keeps what it makes. steps, fit: of a training. pictures: of a data set."""
+    """Where a benchmark keeps what it makes. measures: the folder of `make attribute-measures`. steps, fit: of a
+    training. pictures: of a data set. part: of the processes that share the store; each fills a cache of its own."""
 
     store: Path
+    measures: Path
     checkpoint: Path
     steps: int
     fit: int
     pictures: int
+    part: int = 1
 
     @property
     def base(self) -> Path:
@@ -98,20 +112,37 @@ class Place:
 
     def config(self, row: Row, attribute: str, seed: int, start: Path | None = None) -> settings.Config:
         """Of a training, in a folder that its settings and code name."""
+        towers = self.measures / TOWERS
         given = {
             "steps": self.steps, "fit": self.steps if row.fit else self.fit, "seed": seed, "report_every": 10**6,
-            "enhance.kind": "difference", "enhance.clip": str(self.store / TOWERS), "log_every": 1,
+            "enhance.kind": "difference", "enhance.clip": str(towers), "log_every": 1,
             "target": ATTRIBUTES[attribute].phrase, "start": str(start) if start else None,
         }  # fmt: skip
         given |= {"objective.null_path": 0.0} if row.fit else {}
         given |= dict(row.changes)
-        named = given | {"start": of_file(start) if start else None, "enhance.clip": of_file(self.store / TOWERS)}
-        name = digest(row.how == "purecc", named, attribute, self.pictures, of_file(self.base), of_source(*CODE))
+        if row.balanced:
+            given |= {"objective.balance": "fixed"} | factors_of(self.config(ROWS[OURS], attribute, seed, start))
+        named = given | {"start": of_file(start) if start else None, "enhance.clip": of_file(towers)}
+        name = digest(named, attribute, self.pictures, of_file(self.base), code(row.how == "purecc"))
         places = {
             "checkpoint": str(self.base), "out": str(self.store / "runs" / name),
-            "data.shards": [str(self.data(attribute))], "data.cache": str(self.store / "cache"),
+            "data.shards": [str(self.data(attribute))], "data.cache": str(self.store / f"cache-{self.part}"),
         }  # fmt: skip
         return settings.read("demo", given | places)
+
+
+@lru_cache
+def code(pure: bool = False) -> str:
+    """Of what trains, as it was when this process first asked: an edit while it runs is not a new training."""
+    return of_source(*CODE, *(["lab/bench/spf_purecc.py"] if pure else []))
+
+
+def factors_of(config: settings.Config) -> dict[str, float]:
+    """The weights that a training has found for its terms, as settings; it is made now where it is not there."""
+    trained(config)
+    state = torch.load(states(config.folder)[-1], map_location="cpu", weights_only=True)
+    found = state["model"]["factors"].tolist()
+    return {f"objective.{name}": round(value, 6) for name, value in zip(TERMS, found, strict=True)}
 
 
 def with_words(checkpoint: Path, file: Path) -> None:
@@ -135,25 +166,47 @@ def with_words(checkpoint: Path, file: Path) -> None:
 
 def trained(config: settings.Config, pure: bool = False) -> Path:
     """The LoRA of a training, made now or read; an interrupted one goes on. pure: by PureCC."""
-    from ...training.base import load_base
-    from ...training.command import join
-    from ...training.data.dataset import with_cache
-    from ...training.spf_portrait.task import EXPORT, SpfTask
-    from ...training.trainer import Trainer
-
     done, lora = config.folder / "done.json", config.folder / EXPORT
     if done.is_file():
         return lora
     config.check()
-    config.folder.mkdir(parents=True, exist_ok=True)
-    accelerator, base = join(config), load_base(config)
-    task = (PureTask if pure else SpfTask)(config, base)
-    task.data = with_cache(task.data, config, base, accelerator)
-    trainer, told = Trainer(task, accelerator, None), Log(config.folder / "log.jsonl")
-    trainer.resume()
-    trainer.run(told)
+    if config.fit < config.steps and not pure and not states(config.folder):  # PureCC's states hold more
+        begin_with_stage_one(config)
+    trainer = run(config, PureTask if pure else SpfTask)
     write_whole(done, json.dumps({"steps": config.steps, "seconds": trainer.clock.spent}).encode())
     return lora
+
+
+def begin_with_stage_one(config: settings.Config) -> None:
+    """Put the state after stage 1 into a run's folder. It is the same for all that differ in stage 2 alone, so it is
+    made once."""
+    plain = settings.Objective(drop=config.objective.drop, weighting=config.objective.weighting, null_path=0.0)
+    same = replace(config, objective=plain, enhance=settings.Enhance(), out="", checkpoint="", start=None, data=Data())
+    of = [of_file(Path(each)) for each in (config.checkpoint, config.start) if each]
+    name = digest(asdict(same), of, config.data.shards, code())
+    first = replace(config, objective=plain, enhance=settings.Enhance(), out=str(config.folder.parent / f"fit-{name}"))
+    state = first.folder / "states" / f"{config.fit:09d}.pt"
+    if not state.is_file():
+        run(first, SpfTask, stop_at=config.fit)
+    (config.folder / "states").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(first.folder / "log.jsonl", config.folder / "log.jsonl")
+    write_whole(config.folder / "states" / state.name, state.read_bytes())
+
+
+def run(config: settings.Config, kind: type[SpfTask], stop_at: int | None = None) -> Trainer:
+    """A training, to its end or to a step, from its newest state on."""
+    from ...training.base import load_base
+    from ...training.command import join
+    from ...training.data.dataset import with_cache
+
+    config.folder.mkdir(parents=True, exist_ok=True)
+    accelerator, base = join(config), load_base(config)
+    task = kind(config, base)
+    task.data = with_cache(task.data, config, base, accelerator)
+    trainer = Trainer(task, accelerator, None)
+    trainer.resume()
+    trainer.run(Log(config.folder / "log.jsonl"), stop_at)
+    return trainer
 
 
 class Log:
@@ -167,6 +220,11 @@ class Log:
             out.write(json.dumps({"step": step} | numbers) + "\n")
         if step % 25 == 0:
             print(f"  step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()), flush=True)
+
+
+def minutes_of(config: settings.Config) -> float:
+    """Of the whole training, both stages."""
+    return json.loads((config.folder / "done.json").read_text(encoding="utf-8"))["seconds"] / 60
 
 
 def seconds_a_step(config: settings.Config) -> dict[str, float]:

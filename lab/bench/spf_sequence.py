@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...training.spf_portrait.task import JOINED
-from ..world.attributes import ATTRIBUTES
 from .campaign import markdown
 from .spf_page import over_prompts
 from .spf_pictures import Customised
@@ -13,13 +12,12 @@ from .spf_runs import OURS, ROWS, Place, trained
 
 FIRST, SECOND = "hat", "glasses"
 
-Numbers = Callable[[str, Customised, str, int, str], list[dict]]
-"""Of a name, a model, an attribute, a training's seed and the target's words: rows of measured pictures."""
+Numbers = Callable[[str, Customised, Sequence[str], int], list[dict]]
+"""Of a name, a model, the attributes that it is asked for and a training's seed: rows of measured pictures."""
 
 
 def sequence_lines(place: Place, numbers: Numbers) -> list[str]:
-    """Lines of Markdown: the forgetting matrix. The segmenter has one class for whatever is worn, so in a text that
-    names both attributes either will do."""
+    """Lines of Markdown: the forgetting matrix. In a text that names both attributes both have to be there."""
     row = ROWS[OURS]
     first, alone = (trained(place.config(row, attribute, 0)) for attribute in (FIRST, SECOND))
     after = trained(place.config(row, SECOND, 0, start=first))
@@ -28,13 +26,12 @@ def sequence_lines(place: Place, numbers: Numbers) -> list[str]:
         f"after {FIRST}, then {SECOND}": Customised(((after.with_name(JOINED), 1.0),)),
         "both trained alone, stacked": Customised(((first, 1.0), (alone, 1.0))),
     }
-    one, other = ATTRIBUTES[FIRST].phrase, ATTRIBUTES[SECOND].phrase
-    texts = {FIRST: one, SECOND: other, "both": f"{one}, {other}"}
+    texts = {FIRST: (FIRST,), SECOND: (SECOND,), "both": (FIRST, SECOND)}
     lines = [["", *(f"{name}: response, LPIPS outside" for name in texts), "none: false response, LPIPS"]]
     for name, model in models.items():
         cells, none = [], ""
-        for text, phrase in texts.items():
-            rows = numbers(f"{name}: {text}", model, FIRST, 0, phrase)
+        for text, attributes in texts.items():
+            rows = numbers(f"{name}: {text}", model, attributes, 0)
             cells.append(f"{_told(rows, 'shown', 'complete')}%, {_told(rows, 'outside', 'complete', 1)}")
             none = f"{_told(rows, 'shown', 'base')}%, {_told(rows, 'whole', 'base', 1)}"
         lines.append([name, *cells, none])

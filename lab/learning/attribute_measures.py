@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ...demo.autoencoder import PortraitAutoencoder
 from ...training.loop import Budget, descend, learning_rate, seeded
 from ...training.spf_portrait.latent_towers import LatentTowers
-from ..measures.segments import MAP, SIDE, Segmenter
+from ..measures.segments import CLASSES, MAP, SIDE, WORN, WORN_CLASSES, Segmenter
 from ..world.attributes import ATTRIBUTES
 from ..world.identity import identity
 from ..world.portrait import render
@@ -28,8 +28,8 @@ BATCH, RATE, TOWER_RATE, SHARP = 24, 3e-3, 2e-3, 10.0
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """pictures: [N, 3, 256, 256] uint8. labels: [N, 64, 64]. words: of each picture. Two neighbours show one person in
-    one view, without anything worn and with it."""
+    """pictures: [N, 3, 256, 256] uint8. labels: [N, 64, 64], of the segmenter's classes. words: of each picture. Two
+    neighbours show one person in one view, without anything worn and with it."""
 
     pictures: torch.Tensor
     labels: torch.Tensor
@@ -42,7 +42,8 @@ def render_pairs(count: int, first: int = 0, seed: int = 0, attributes: Sequence
     for portrait, worn in _pairs(count, first, seed, attributes):
         pictures.append(torch.from_numpy(portrait.picture).movedim(-1, 0))
         step = len(portrait.labels) // MAP
-        labels.append(torch.from_numpy(portrait.labels[step // 2 :: step, step // 2 :: step].astype(np.int64)))
+        shown = torch.from_numpy(portrait.labels[step // 2 :: step, step // 2 :: step].astype(np.int64))
+        labels.append(torch.where(shown == WORN, WORN_CLASSES[worn], shown) if worn else shown)
         words.append({head: portrait.record[head] for head in HEADS} | {"worn": worn})
     return Pairs(torch.stack(pictures), torch.stack(labels), words)
 
@@ -61,8 +62,8 @@ def train_segmenter(pairs: Pairs, budget: Budget, seed: int = 0, say: Callable[[
     model = Segmenter().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.02)
     small = F.interpolate(pairs.pictures.float(), (SIDE, SIDE), mode="bilinear", antialias=True).round().byte()
-    counts = torch.bincount(pairs.labels.flatten(), minlength=10).float().clamp_min(1)
-    weights = (counts.sum() / counts / 10).sqrt().clamp(max=5)
+    counts = torch.bincount(pairs.labels.flatten(), minlength=CLASSES).float().clamp_min(1)
+    weights = (counts.sum() / counts / CLASSES).sqrt().clamp(max=5)
     budget.start()
     while not budget.done:
         chosen = batch_indices(len(small), BATCH, budget.step, seed)

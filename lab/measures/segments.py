@@ -6,6 +6,7 @@ features) and Inception (the distribution of its deepest ones).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,14 +15,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...training.files import halved
+from ..world.attributes import ATTRIBUTES
 from ..world.shade import LABELS
 
 SIDE, MAP = 128, 64
 """Sides of what it sees, and of what it says, pixels."""
 WIDTHS = (24, 48, 96, 112)
 WORN, HAIR = LABELS.index("worn"), LABELS.index("hair")
-SHOWN = 0.02
-"""Share of the picture from which an attribute counts as shown."""
+WORN_CLASSES = {name: WORN + number for number, name in enumerate(ATTRIBUTES)}
+"""Of each attribute: the renderer has one label for all that is worn, its last one; here each has its own."""
+CLASSES = WORN + len(ATTRIBUTES)
 GROWN = 2
 """Cells by which an attribute's region grows before the rest of the picture is compared."""
 
@@ -32,10 +35,12 @@ def _layer(inputs: int, width: int, stride: int = 1) -> nn.Sequential:
 
 
 class Segmenter(nn.Module):
-    """Pictures [B, 3, H, W] in 0..1 to logits [B, 10, 64, 64], the classes of LABELS."""
+    """Pictures [B, 3, H, W] in 0..1 to logits [B, CLASSES, 64, 64]. cuts: from which share of the picture on each
+    attribute counts as shown."""
 
-    def __init__(self) -> None:
+    def __init__(self, cuts: Mapping[str, float] | None = None) -> None:
         super().__init__()
+        self.cuts = dict(cuts or {})
         sizes = (3, *WIDTHS)
         self.down = nn.ModuleList(
             nn.Sequential(_layer(inputs, width, 2), _layer(width, width))
@@ -44,7 +49,7 @@ class Segmenter(nn.Module):
         self.up = nn.ModuleList(
             _layer(deep + width, width) for deep, width in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)
         )
-        self.head = nn.Conv2d(WIDTHS[0], len(LABELS), 1)
+        self.head = nn.Conv2d(WIDTHS[0], CLASSES, 1)
 
     def features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
         """[B, C, h, w] at 64, 32, 16 and 8 cells a side."""
@@ -71,25 +76,27 @@ class Segmenter(nn.Module):
         from safetensors.torch import save_file
 
         tensors = {name: value.contiguous() for name, value in halved(self.state_dict()).items()}
-        save_file(tensors, str(file), dict(metadata))
+        save_file(tensors, str(file), dict(metadata) | {"cuts": json.dumps(self.cuts)})
 
     @classmethod
     def load(cls, file: str | Path) -> Segmenter:
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
-        model = cls()
-        model.load_state_dict({name: value.float() for name, value in load_file(str(file)).items()}, strict=False)
+        with safe_open(str(file), "pt") as given:
+            model = cls(json.loads(given.metadata()["cuts"]))
+            state = {name: given.get_tensor(name).float() for name in given.keys()}  # noqa: SIM118
+        model.load_state_dict(state, strict=False)
         return model.requires_grad_(False).eval()
 
 
-def worn_share(labels: torch.Tensor) -> torch.Tensor:
+def worn_share(labels: torch.Tensor, attribute: str) -> torch.Tensor:
     """[B]: the attribute's share of each picture, of labels [B, h, w]."""
-    return (labels == WORN).float().mean((1, 2))
+    return (labels == WORN_CLASSES[attribute]).float().mean((1, 2))
 
 
 def elsewhere(labels: torch.Tensor) -> torch.Tensor:
-    """Boolean [B, h, w]: all but the attribute and its surroundings."""
-    worn = (labels == WORN).float()[:, None]
+    """Boolean [B, h, w]: all but what is worn and its surroundings."""
+    worn = (labels >= WORN).float()[:, None]
     return F.max_pool2d(worn, 2 * GROWN + 1, 1, GROWN)[:, 0] == 0
 
 
@@ -112,15 +119,15 @@ def perceived_distance(
 
 
 def overlap(one: torch.Tensor, other: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """[B]: mean intersection over union of the classes in two label maps [B, h, w], but for hair and the attribute, at
+    """[B]: mean intersection over union of the classes in two label maps [B, h, w], but for hair and what is worn, at
     the places that count."""
     result = []
     for a, b, kept in zip(one, other, where, strict=True):
         shares = []
-        for label in range(len(LABELS)):
+        for label in range(WORN):
             first, second = (a == label) & kept, (b == label) & kept
             union = (first | second).sum()
-            if label not in (WORN, HAIR) and union:
+            if label != HAIR and union:
                 shares.append((first & second).sum() / union)
         result.append(torch.stack(shares).mean() if shares else torch.tensor(1.0))
     return torch.stack(result)

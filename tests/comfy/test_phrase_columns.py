@@ -6,6 +6,7 @@ import pytest
 import torch
 from omniportrait.lab.testbed import texts
 from omniportrait.sampling.phrases import columns_of, complete_text, phrases_of
+from omniportrait.sampling.words import escaped
 
 BASE, TARGET = "a smiling woman in a red shirt in a forest", "wearing a hat"
 
@@ -45,6 +46,13 @@ def test_brackets_are_characters():
     clip = texts.clip("sd15")
     found = columns_of(clip, "a woman (smiling)", TARGET, ["smiling"])
     assert len(found.phrases) == 1 and found.base == 5
+
+
+@pytest.mark.parametrize("base", ["a woman (smiling)", 'a sign that says "open"', "a battery at 50%", "a [portrait]"])
+def test_a_sign_at_the_end_of_the_base_text_moves_nothing(base):
+    clip = texts.clip("sd15")
+    found, whole = columns_of(clip, base, TARGET, []), tokens(clip, complete_text(escaped(base), TARGET))
+    assert whole[1 : found.base + 1] == ids(clip, escaped(base)) and whole[slice(*found.target)] == ids(clip, TARGET)
 
 
 def test_what_cannot_be_placed_is_one_sentence():

@@ -60,3 +60,33 @@ def test_joined_file_is_the_sum():
         assert torch.equal(product(both, name), product(state, name))
     with pytest.raises(ValueError, match="different kinds"):
         lora_file.joined({"a.diff": torch.zeros(5, 4)}, lora(2, 2.0, "a"))
+
+
+@pytest.mark.parametrize(
+    ("key", "ends"),
+    [
+        ("diffusion_model.{}", ("lora_A.weight", "lora_B.weight")),
+        ("lora_unet_{}", ("lora_down.weight", "lora_up.weight")),
+    ],
+)
+def test_another_programs_names_join_as_ours(key, ends):
+    """Under two names for one layer ComfyUI would read one of the two alone."""
+    model, random = small.sd15(), torch.Generator().manual_seed(0)
+    adapters = Adapters(model.model.diffusion_model, "lora", 2, 2.0, 0)
+    keys, first = lora_file.keys_of(model, adapters.names), {}
+    for name in adapters.names:
+        layer = key.format(name if key.startswith("diff") else name.replace(".", "_"))
+        down, up = (value.shape for end, value in adapters.content(name).items() if end != "alpha")
+        if down[0] != 2:
+            down, up = up, down
+        first[f"{layer}.{ends[0]}"] = torch.randn(down, generator=random).half()
+        first[f"{layer}.{ends[1]}"] = torch.randn(up, generator=random).half()
+    both = lora_file.joined(lora_file.renamed(model, first), lora_file.content(adapters, keys))
+    lora_file.check(model, both, adapters.names)
+    assert {len(value) for name, value in both.items() if name.endswith("lora_down.weight")} == {4}
+
+
+@pytest.mark.parametrize("key", ["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "x.dora_scale"])
+def test_what_is_no_plain_lora_of_the_unet_is_refused(key):
+    with pytest.raises(ValueError, match="is no plain LoRA of the UNet's layers"):
+        lora_file.renamed(small.sd15(), {key: torch.zeros(1)})

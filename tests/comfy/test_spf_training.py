@@ -287,6 +287,10 @@ def test_second_attribute_begins_from_the_first(reference, world, hats, tmp_path
     tuned = lora_file.patched(plain, first)
     denoised = small.sample(tuned, short, noise=chance.noise, latent=inputs.latents, **given)
     torch.testing.assert_close((reference_path.x - denoised) / sigma, reference_path.noise, rtol=1e-2, atol=1e-3)
+    made.targets = Counter({"with glasses": 6})
+    made.export(3)
+    told = lora_file.load(tmp_path / "two" / JOINED)[1]
+    assert told == ["wearing a hat", "with glasses"], "a third one would not know the first"
 
 
 # Bad data

@@ -48,6 +48,7 @@ def test_target_is_taken_out_with_what_joined_it(caption, target, base):
 
 def test_complete_text_is_base_comma_target():
     assert complete_text("a man in a park.", "wearing a hat ") == "a man in a park, wearing a hat"
+    assert complete_text("a photo (1990s)", "wearing a hat") == "a photo (1990s) , wearing a hat"  # "),": one token
 
 
 def test_marks_of_a_caption():

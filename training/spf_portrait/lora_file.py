@@ -79,14 +79,16 @@ def patched(model: object, state: Tensors, strength: float = 1.0) -> object:
     return comfy.sd.load_lora_for_models(model, None, dict(state), strength, 0.0)[0]
 
 
-def metadata(config: Config, base: Base, state: Tensors, step: int, targets: Mapping[str, int]) -> dict[str, str]:
-    """What browsers of LoRAs read (ModelSpec and kohya), and ours; text alone, no paths. targets: how many pictures
-    show each, 0 for those that the run started from."""
+def metadata(
+    config: Config, base: Base, state: Tensors, step: int, stage: str, targets: Mapping[str, int]
+) -> dict[str, str]:
+    """What browsers of LoRAs read (ModelSpec and kohya), and ours; text alone, no paths. stage: the one that runs.
+    targets: how many pictures show each, 0 for those that the run started from."""
     kind = type(base.net.model_config).__name__
     architecture, version = FAMILIES.get(kind, (f"{kind.lower()}/lora", kind.lower()))
     phrase, name = ", ".join(targets), Path(config.out).name
     side = config.data.resolution
-    stage = next((each.name for each in reversed(config.stages) if step > _before(config, each.name)), "fit")
+    ranks = {len(value) for key, value in state.items() if key.endswith(".lora_down.weight")}
     found = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": architecture,
@@ -99,7 +101,7 @@ def metadata(config: Config, base: Base, state: Tensors, step: int, targets: Map
         "modelspec.trigger_phrase": phrase,
         "modelspec.hash_sha256": f"0x{_hash(state)}",
         "ss_network_module": "networks.lora",
-        "ss_network_dim": config.rank,
+        "ss_network_dim": max(ranks, default=config.rank),
         "ss_network_alpha": config.alpha,
         "ss_base_model_version": version,
         "ss_sd_model_name": Path(config.checkpoint).name,
@@ -121,10 +123,6 @@ def metadata(config: Config, base: Base, state: Tensors, step: int, targets: Map
         f"{OURS}base": Path(config.checkpoint).name,
     }
     return {key: str(value) for key, value in found.items()}
-
-
-def _before(config: Config, stage: str) -> int:
-    return config.fit if stage == "align" else 0
 
 
 def _hash(state: Tensors) -> str:
@@ -156,6 +154,33 @@ def load(path: Path) -> tuple[Tensors, list[str]]:
         ) from error
     phrase = told.get("modelspec.trigger_phrase")
     return state, json.loads(told.get(f"{OURS}targets", "null")) or ([phrase] if phrase else [])
+
+
+ENDS = {
+    "lora_up.weight": "lora_up.weight", "lora_B.weight": "lora_up.weight", "lora.up.weight": "lora_up.weight",
+    "lora_down.weight": "lora_down.weight", "lora_A.weight": "lora_down.weight", "lora.down.weight": "lora_down.weight",
+    "alpha": "alpha", "diff": "diff",
+}  # fmt: skip
+"""What stands behind a layer's name in a plain LoRA, in kohya's and diffusers' ways, and what stands there in ours."""
+
+
+def renamed(model: object, state: Tensors) -> Tensors:
+    """A LoRA under the names that `keys_of` gives: of two names for one layer ComfyUI reads one alone.
+
+    Raises: ValueError for a LoRA that is no plain one, or reaches beyond the UNet.
+    """
+    import comfy.lora
+
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    found = {}
+    for key, value in state.items():
+        end = next((end for end in ENDS if key.endswith(f".{end}")), "")
+        layer = known.get(key.removesuffix(f".{end}")) if end else None
+        if layer is None:
+            raise ValueError(f"{key} is no plain LoRA of the UNet's layers")
+        name = layer.removeprefix("diffusion_model.").removesuffix(".weight")
+        found[f"{keys_of(model, [name])[name]}.{ENDS[end]}"] = value
+    return found
 
 
 def joined(first: Tensors, second: Tensors) -> Tensors:

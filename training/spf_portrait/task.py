@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ..base import Base
 from ..data.dataset import Dataset
 from ..data.index import BadSample
 from ..data.plan import Slot
+from ..files import digest_of
 from ..task import Losses
 from . import lora_file
 from .adapters import Adapters
@@ -53,9 +55,11 @@ class SpfTask:
         base.let_go()
         self.model = DualPath(base, self.adapters, config, load_clip(config, base)).to(base.device)
         self._opened: list[float] = []
+        self.stage = config.stages[0].name
 
     def begin(self, stage: int) -> None:
-        self.model.aligning = self.config.stages[stage].name == "align"
+        self.stage = self.config.stages[stage].name
+        self.model.aligning = self.stage == "align"
         if self.model.aligning and self.model.factors.isnan().any():
             self.model.factors.copy_(self._factors())
             told = ", ".join(f"{name} {value:.4g}" for name, value in zip(TERMS, self.model.factors, strict=True))
@@ -67,13 +71,17 @@ class SpfTask:
         if objective.balance == "fixed":
             return torch.tensor([getattr(objective, name) for name in TERMS])
         (_, members), *_ = sorted(self.data.plan.members.items(), key=lambda item: -len(item[1]))
-        slots = [Slot(number, -1, i) for i, number in enumerate(members[:BALANCED])]
-        micro = min(self.config.micro_batch, len(slots))
-        batches = []
-        for first in range(0, len(slots), micro):
-            inputs = self.gather([samples[slot] for slot in slots[first : first + micro]])
+        slots = (Slot(number, -1, i) for i, number in enumerate(members))
+        good = list(islice((sample for slot in slots if not (sample := samples[slot]).problem), BALANCED))
+        if not good:
+            raise ValueError(
+                "None of the samples is good, so stage 2 cannot weigh its terms; skipped.json has the reasons."
+            )
+        micro, batches = min(self.config.micro_batch, len(good)), []
+        for first in range(0, len(good), micro):
+            inputs = self.gather(good[first : first + micro])
             chance = draw(inputs, self.base.timesteps, objective, self.config.seed)
-            batches.append((inputs, spread_out(chance, first, len(slots), self.base.timesteps)))
+            batches.append((inputs, spread_out(chance, first, len(good), self.base.timesteps)))
         return factors(self.model, batches)
 
     def gather(self, samples: Sequence[Sample]) -> Inputs:
@@ -108,7 +116,7 @@ class SpfTask:
             "learn": config.learn,
             "rank": config.rank,
             "alpha": config.alpha,
-            "start": Path(config.start).name if config.start else None,
+            "start": digest_of(Path(config.start).expanduser())[:12] if config.start else None,
         }
 
     def export(self, step: int) -> Path:
@@ -118,11 +126,13 @@ class SpfTask:
         state = lora_file.content(self.adapters, self.keys)
         lora_file.check(base.model, state, self.adapters.names)
         path = config.folder / EXPORT
-        lora_file.save(path, state, lora_file.metadata(config, base, state, step, self.targets))
+        lora_file.save(path, state, lora_file.metadata(config, base, state, step, self.stage, self.targets))
         if self.first is not None:
             before, earlier = self.first
             both = lora_file.joined(before, state)
-            told = lora_file.metadata(config, base, both, step, Counter(dict.fromkeys(earlier, 0)) | self.targets)
+            shown = Counter(dict.fromkeys(earlier, 0))
+            shown.update(self.targets)  # `|` would drop the zeros
+            told = lora_file.metadata(config, base, both, step, self.stage, shown)
             lora_file.save(config.folder / JOINED, both, told)
         return path
 
@@ -159,7 +169,11 @@ def started(config: Config, base: Base) -> tuple[tuple[lora_file.Tensors, list[s
     known = comfy.lora.model_lora_keys_unet(base.model.model, {})
     if not comfy.lora.load_lora(dict(state), known, log_missing=False):
         raise ValueError(f"{config.start} fits no layer of this checkpoint: give a LoRA of the same family.")
-    if any(".lora_mid." in key or ".hada_" in key or ".lokr_" in key for key in state):
-        raise ValueError(f"{config.start} is no plain LoRA, so none can be joined with it; start from a plain one.")
+    try:
+        state = lora_file.renamed(base.model, state)
+    except ValueError as error:
+        raise ValueError(
+            f"{config.start} cannot be joined with another LoRA ({error}); start from a plain one."
+        ) from None
     base.model = lora_file.patched(base.model, state)
     return (state, targets), targets
