@@ -29,6 +29,7 @@ STYLE = "omniportrait_style.png"
 STYLE_PICTURE = ROOT / "demo" / "style.png"
 PHOTO = "omniportrait_photo.png"
 SECOND_PHOTO = "omniportrait_photo_2.png"
+TWO_PEOPLE = "omniportrait_two_people.png"
 MODEL_FOLDERS = (
     "checkpoints clip clip_vision configs controlnet diffusion_models embeddings face_embedders facexlib ic_portrait "
     "ipadapter loras photomaker pivot_encoders text_encoders unet upscale_models vae vae_approx"
@@ -106,6 +107,17 @@ def second_photo() -> Path:
     return Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
 
 
+def side_by_side(left: Path, right: Path, target: Path) -> None:
+    """Two photographs as one."""
+    from PIL import Image
+
+    pictures = [Image.open(each).convert("RGB") for each in (left, right)]
+    canvas = Image.new("RGB", (sum(each.width for each in pictures), max(each.height for each in pictures)))
+    canvas.paste(pictures[0], (0, 0))
+    canvas.paste(pictures[1], (pictures[0].width, 0))
+    canvas.save(target)
+
+
 def model_paths(comfyui: Path) -> tuple[str, ...]:
     """The argument that shows the models of the user's own ComfyUI, if they are in it."""
     models = comfyui / "models"
@@ -179,6 +191,7 @@ def serve(options: argparse.Namespace, comfyui: Path) -> None:
     prepare_base(None, need_model=True)
     for file, name in ((first_photo(), PHOTO), (second_photo(), SECOND_PHOTO)):  # the other workflows' pictures
         save_photo(file, BASE / "input" / name)
+    side_by_side(first_photo(), second_photo(), BASE / "input" / TWO_PEOPLE)
     shelf = BASE / "user" / "default" / "workflows" / "OmniPortrait"
     shelf.mkdir(parents=True, exist_ok=True)
     for workflow in (ROOT / "workflows").glob("*.json"):

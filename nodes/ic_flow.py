@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..guidance.ic_portrait.settings import Settings
 from ..sampling.ic_pictures import overview
-from ..sampling.ic_portrait import check_faces
 from ..sampling.ic_run import by_landmarks, sized
 from .schema import schema_of
 
@@ -25,6 +23,11 @@ class ICFlow(io.ComfyNode):
 
     @classmethod
     def execute(cls, profile, style) -> io.NodeOutput:
-        check_faces(profile, style, Settings())
+        for name, face in (("profile", profile), ("style", style)):
+            if face.landmarks is None:
+                raise ValueError(
+                    f"No face was found in the {name} picture, so there are no landmarks to lay one upon the other by; "
+                    "choose another picture."
+                )
         flow = by_landmarks(profile, style, (CELLS, CELLS))
         return io.NodeOutput(overview(sized(profile.crop, SIDE), sized(style.crop, SIDE), flow, None))

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..guidance.ic_portrait.settings import Settings
 from ..sampling.ic_passes import side_of, style_latent
-from ..sampling.ic_portrait import note_crops, patch
+from ..sampling.ic_portrait import note_unseen, patch
 from .schema import schema_of
 
 
@@ -28,6 +28,5 @@ class ICPortrait(io.ComfyNode):
     def execute(cls, model, vae, ic_portrait, profile, style, mask_seed, **values) -> io.NodeOutput:
         settings = Settings(seed=mask_seed, **values)
         patched = patch(model, vae, ic_portrait, profile, style, settings)
-        if not settings.off:
-            note_crops(ic_portrait, profile, style)
+        note_unseen(ic_portrait, profile, style, settings)
         return io.NodeOutput(patched, style_latent(vae, style, side_of(ic_portrait)))

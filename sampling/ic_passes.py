@@ -12,7 +12,7 @@ from ..guidance.ic_portrait.settings import Settings
 from ..models.faces import FaceReference
 from ..models.ic.handle import ICHandle
 from .ic_pictures import overview
-from .ic_portrait import CELLS, note_crops, patch
+from .ic_portrait import CELLS, note_unseen, patch
 from .ic_run import Run, sized
 
 
@@ -51,8 +51,7 @@ def paint(
 ) -> Painted:
     """All passes. passes: the noise strength of each. sampler: what core's common_ksampler takes by name (seed, steps,
     cfg, sampler_name, scheduler, positive, negative); each pass has the next seed."""
-    if not settings.off:
-        note_crops(handle, profile, style)
+    note_unseen(handle, profile, style, settings)
     runs: list[Run] = []
     pictures = [sized(profile.crop, side), sized(style.crop, side)]
 
@@ -81,7 +80,7 @@ def repainted(
 
     for number, strength in enumerate(passes):
         latent = style_latent(vae, style, side)
-        given = {**sampler, "seed": int(sampler["seed"]) + number, "latent": latent, "denoise": strength}
+        given = {**sampler, "seed": (int(sampler["seed"]) + number) % 2**64, "latent": latent, "denoise": strength}
         (latent,) = nodes.common_ksampler(patched(style), **given)
         picture = vae.decode(latent["samples"]).clamp(0, 1)
         yield latent, picture

@@ -51,13 +51,17 @@ def pasted(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The photograph with a new crop where the style's was, and how much of it is new, [1, H, W].
 
-    photo: [1, H, W, 3] in 0..1. face: [1, S, S, 3]. mask: [1, h, w] in 0..1 of the crop, what of it is taken.
+    photo: [1, H, W, 3] in 0..1, as Face Reference had it. face: [1, S, S, 3]. mask: [1, h, w] in 0..1 of the crop, what
+    of it is taken.
     """
+    photo = torch.rot90(photo, style.turns, (1, 2))
     height, width = photo.shape[1:3]
     box = tuple(round(value) for value in style.box)
     share = feathered(face.shape[1], feather)
     if mask is not None:
-        share = share * F.interpolate(mask[None, :1].float(), tuple(share.shape), mode="bilinear")[0, 0]
+        first = mask.reshape(-1, *mask.shape[-2:])[:1]
+        share = share * F.interpolate(first[None].float(), tuple(share.shape), mode="bilinear")[0, 0]
     alpha = paste(share, box, height, width)
     colours = torch.stack([paste(face[0, ..., channel], box, height, width) for channel in range(3)], -1)
-    return (photo + alpha[None, ..., None] * (colours - photo)).clamp(0, 1), alpha[None]
+    made = (photo + alpha[None, ..., None] * (colours - photo)).clamp(0, 1)
+    return torch.rot90(made, -style.turns, (1, 2)), torch.rot90(alpha[None], -style.turns, (1, 2))

@@ -126,8 +126,16 @@ def check_faces(profile: FaceReference, style: FaceReference, settings: Settings
             )
 
 
-def note_crops(handle: ICHandle, profile: FaceReference, style: FaceReference) -> None:
-    """A line in the log for a crop that leaves more or less around its face than the nets have seen."""
+def note_unseen(handle: ICHandle, profile: FaceReference, style: FaceReference, settings: Settings) -> None:
+    """A line in the log for what the nets have not seen in training: a crop that leaves more or less around its face,
+    or more of the style's pixels. Nothing where the settings are off."""
+    if settings.off:
+        return
+    if settings.light > handle.header.light_most:
+        log.warning(
+            "IC-Portrait: light is %.2g, but %s was trained with at most %.2g; the style's person may show through",
+            *(settings.light, handle.name, handle.header.light_most),
+        )
     low, high = handle.header.crop
     for name, face in (("profile", profile), ("style", style)):
         if face.face_box is None:

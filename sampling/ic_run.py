@@ -117,17 +117,17 @@ class Run:
         return [flow for flow, _ in flows]
 
     def _match(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Eq. 5 and 6 at one level: the flow, and where it was found. Elsewhere, and outside the face, is the prior."""
+        """Eq. 4 to 6 at one level: the flow, near the landmarks' where there are any, and where it was found.
+        Elsewhere, and outside the face, is the prior."""
         profile, lit = halves(features)
         size = tuple(lit.shape[-2:])
         cost = matching.cost_volume(profile, lit)
         face = F.interpolate(self._face[:, None].float(), size, mode="area")[:, 0].to(cost.device)
-        prior = matching.own_places(*size, cost.device)[None]
-        if self._prior is not None:
-            prior = matching.resized(self._prior.to(cost.device), size)
+        near = None if self._prior is None else matching.resized(self._prior.to(cost.device), size)
+        prior = matching.own_places(*size, cost.device)[None] if near is None else near
         share = float(self._face.any(1).float().mean())
         trusted = matching.trusted(cost, size, share) & (face > 0.5)
-        return torch.where(trusted[..., None], matching.match(cost, size), prior), trusted
+        return torch.where(trusted[..., None], matching.match(cost, size, near), prior), trusted
 
 
 def sized(crop: torch.Tensor, side: int) -> torch.Tensor:

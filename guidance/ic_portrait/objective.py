@@ -41,8 +41,8 @@ def correspondence(cost: torch.Tensor, flow: torch.Tensor, known: torch.Tensor) 
 
 
 def at_size(flow: torch.Tensor, known: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A known flow at fewer cells: each takes the flow of the cell at its middle."""
-    places = own_places(*size)
+    """A known flow at fewer cells: each moves as far as the cell at its middle, whose own place is another."""
+    places, finer = own_places(*size, flow.device), own_places(*flow.shape[1:3], flow.device)
     row = (places[..., 1] * flow.shape[1]).long().clamp(max=flow.shape[1] - 1)
     column = (places[..., 0] * flow.shape[2]).long().clamp(max=flow.shape[2] - 1)
-    return flow[:, row, column], known[:, row, column]
+    return flow[:, row, column] + (places - finer[row, column]), known[:, row, column]

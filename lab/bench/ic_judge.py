@@ -32,6 +32,8 @@ STYLE = 1
 CROP = 1.6
 """Face Reference's crop_factor: its boxes of rendered faces are 0.85 of those that the nets learnt from, whose crops
 were 1.25 to 1.45 of them."""
+OTHERS = (0, 2, 3)
+"""Views that tell who the style's person is: not the picture that every method begins with."""
 BLUR = 8.0
 """Standard deviation, in pixels, of what is called light: finer than that is skin."""
 AROUND = 1.6
@@ -44,6 +46,7 @@ COLUMNS = {
     "around": ("surroundings, of 255", 1, 1),
     "moles": ("moles kept, %", 100, 0),
     "false": ("the style's moles left, %", 100, 0),
+    "face": ("face found, %", 100, 0),
 }
 
 
@@ -104,7 +107,7 @@ class Measures:
     def __init__(self) -> None:
         self.judge = Judge()
         self.key = digest(self.judge.key, of_source("lab/measures", __file__))
-        self.views = lru_cache(maxsize=PEOPLE)(self._views)
+        self.views = lru_cache(maxsize=2 * PEOPLE)(self._views)
 
     def __call__(self, pair: Pair, picture: torch.Tensor) -> dict[str, object]:
         """A value for each of COLUMNS, None where there is none to give, and `each`: the distances to all of the
@@ -117,19 +120,21 @@ class Measures:
         row["around"] = float((picture - style).abs().mean(0)[outside].mean()) * 255
         row["light"] = light_error(picture, now.target, now.target_face)
         row["each"] = []
+        row["face"] = float(face is not None)
         if face is None:
-            return row | {"nearer": 0.0}
-        row["each"] = [float((face.vector - own).norm()) for own in self.views(pair.person)]
+            moles = len(self.judge.known(pair.person)[1].radii)
+            return row | {"nearer": 0.0, "moles": 0.0 if moles else None}
+        row["each"] = [float((face.vector - own).norm()) for own in self.views(pair.person, VIEWS)]
         row["person"] = float(np.mean(row["each"]))
-        row["other"] = float(np.mean([float((face.vector - own).norm()) for own in self.views(pair.other)]))
+        row["other"] = float(np.mean([float((face.vector - own).norm()) for own in self.views(pair.other, OTHERS)]))
         row["nearer"] = float(row["person"] < row["other"])
         row["moles"] = self.share_of_moles(pair.person, picture, face)
         row["false"] = self.share_of_moles(pair.other, picture, face)
         return row
 
-    def _views(self, person: int) -> list[torch.Tensor]:
-        """[128] of each other view of a person in which there is a face."""
-        faces = (self.judge.look(picture_of(sitter(person, view))) for view in VIEWS)
+    def _views(self, person: int, views: tuple[int, ...]) -> list[torch.Tensor]:
+        """[128] of each of these views of a person in which there is a face."""
+        faces = (self.judge.look(picture_of(sitter(person, view))) for view in views)
         return [face.vector for face in faces if face is not None]
 
     def share_of_moles(self, person: int, picture: torch.Tensor, face: Face) -> float | None:

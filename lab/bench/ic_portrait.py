@@ -27,6 +27,7 @@ from ...guidance.ic_portrait import objective
 from ...guidance.ic_portrait.aggregate import aggregated
 from ...guidance.ic_portrait.masking import halves, joined, kept
 from ...guidance.ic_portrait.settings import Settings
+from ...models.faces.embedder import find_landmarks
 from ...models.faces.geometry import similarity
 from ...models.ic.file import load
 from ...models.ic.nets import ICNets
@@ -114,7 +115,12 @@ def flows(lit: Shot, profile: Shot, base: Base, nets: ICNets | None, finest: int
     """Each way of finding it."""
     cells = (SIZE // CELL,) * 2
     yield "identity flow", matching.own_places(*cells)[None]
-    yield "five landmarks, exact", matching.affine(similarity(lit.landmarks[None], profile.landmarks[None]), cells)
+    near = matching.affine(similarity(lit.landmarks[None], profile.landmarks[None]), cells)
+    yield "five landmarks, exact", near
+    found = [find_landmarks(each.pixels.float() / 255) for each in (lit, profile)]
+    if all(each is not None for each in found):
+        near = matching.affine(similarity(*(each[None] / SIZE for each in found)), cells)
+        yield "five landmarks, found", near
     if nets is None or nets.matching is None:
         return
     condition, rows = condition_of(lit, profile, base), subject_text(base, lit.person.subject)[None]
@@ -123,7 +129,12 @@ def flows(lit: Shot, profile: Shot, base: Base, nets: ICNets | None, finest: int
     for level in matched_levels(features, finest):
         left, right = halves(features[level])
         size = tuple(right.shape[-2:])
-        yield f"matching net, level {level}", matching.match(matching.cost_volume(left, right), size)
+        cost = matching.cost_volume(left, right)
+        yield f"matching net, level {level}", matching.match(cost, size)
+        yield (
+            f"matching net, level {level}, near the landmarks",
+            matching.match(cost, size, matching.resized(near, size)),
+        )
 
 
 def condition_of(lit: Shot, profile: Shot, base: Base) -> torch.Tensor:

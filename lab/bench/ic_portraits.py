@@ -34,7 +34,7 @@ from ...training.files import write_whole
 from ...training.spf_portrait import lora_file
 from .ic_judge import COLUMNS, Measures, Pair, Seen, seen, style_oval
 from .kept import keep, kept
-from .portraits import SIZE, loaded, node, stranger
+from .portraits import SIZE, SOURCES, loaded, node, stranger
 from .sources import digest, of_file, of_source
 
 PASSES = (0.7, 0.5, 0.35)
@@ -50,7 +50,7 @@ class Studio:
         self.encoder = load_pivot(str(encoder)) if encoder else None
         self.in_context = lora and lora_file.patched(self.model, lora_file.load(lora)[0])
         files = [of_file(file) for file in (checkpoint, nets, encoder, lora) if file]
-        sources = of_source("guidance", "backbone", "sampling", "models", "lab/world", __file__)
+        sources = of_source(*SOURCES, "lab/bench/ic_judge.py", "lab/bench/portraits.py", __file__)
         self.key = digest(files, sources, STEPS, CFG, SAMPLER, SCHEDULER, PASSES)
 
     def prompt(self, pair: Pair, face: FaceReference | None) -> list:
@@ -99,7 +99,7 @@ def laid_upon(now: Seen) -> FaceReference:
     """The profile where the style's landmarks have it."""
     side = now.style.crop.shape[1]
     laid = warp(sized(now.profile.crop, side), by_landmarks(now.profile, now.style, (side, side)))
-    return replace(now.style, crop=laid.movedim(1, -1).clamp(0, 1), mask=None, embeddings={})
+    return replace(now.style, crop=laid.movedim(1, -1).clamp(0, 1), embeddings={})
 
 
 def pasted(now: Seen) -> torch.Tensor:
@@ -114,7 +114,7 @@ NO_NETS = replace(NETS, strength=1e-9)
 ROWS: dict[str, Callable[[Studio, Pair], torch.Tensor]] = {
     "the perfect picture, copied": lambda studio, pair: studio.copied(seen(pair).target),
     "the style picture, copied": lambda studio, pair: studio.copied(sized(seen(pair).style.crop, SIZE)[0]),
-    "paste by landmarks": lambda studio, pair: pasted(seen(pair)),
+    "paste by landmarks, copied": lambda studio, pair: studio.copied(pasted(seen(pair))),
     "img2img, pivot": lambda studio, pair: studio.redrawn(pair, None),
     "img2img, pivot and Reference Attention": lambda studio, pair: studio.redrawn(pair, Attention()),
     "the same, its keys warped": lambda studio, pair: studio.redrawn(pair, Attention(), warped=True),

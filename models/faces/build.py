@@ -196,6 +196,7 @@ def _one(image: torch.Tensor, mask: torch.Tensor | None, options: FaceOptions, b
         source=f"{backend.detector.name if face else 'no face found'}, {mask_name}",
         face_box=None if in_crop is None else in_crop.box,
         landmarks=None if in_crop is None else in_crop.landmarks,
+        turns=turns,
     )
     shown = torch.ones_like(crop[0]) if face_mask is None else face_mask.clone()
     note = f"turned by {turns * 90} degrees" if turns else ""

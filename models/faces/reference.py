@@ -17,7 +17,7 @@ class FaceReference:
 
     crop: [1, S, S, 3] float32 in 0..1, CPU. Square, with margin around the face.
     mask: [1, S, S] float32 in 0..1, the face inside the crop; None means "ask the model's own attention".
-    box: x0, y0, x1, y1 of the crop in pixels of the photograph (may reach outside of it).
+    box: x0, y0, x1, y1 of the crop in pixels of the upright photograph (may reach outside of it).
     source: which backend found the face and which made the mask, for people: "facexlib, parsing".
     face_box: x0, y0, x1, y1 of the face in pixels of the crop; None where no face was found.
     landmarks: five (x, y) in pixels of the crop: eyes, nose, mouth corners, each pair from the picture's left; None
@@ -25,6 +25,7 @@ class FaceReference:
     more: further photographs of the same person, whose features count with this one's.
     embeddings: e_ref [D] float32 of this photograph by the key of the pivot encoder that made it; such an encoder need
     not look again.
+    turns: quarter turns to the left after which the photograph was upright.
     photo_key, key: digest of all that consumers read of this photograph, and of all of them; equal for equal content.
     """
 
@@ -36,6 +37,7 @@ class FaceReference:
     landmarks: tuple[tuple[float, float], ...] | None = None
     more: tuple[FaceReference, ...] = ()
     embeddings: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    turns: int = 0
     photo_key: str = field(init=False)
     key: str = field(init=False)
 

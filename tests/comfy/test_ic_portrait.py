@@ -265,7 +265,7 @@ def test_progressive_passes_each_start_from_the_one_before(sd15, vae, handle):
     assert not torch.equal(two.picture, one.picture) and two.flow.shape == (1, SIDE, 4 * SIDE, 3)
 
 
-def test_a_crop_unlike_those_of_the_training_is_told_once(sd15, vae, handle, caplog):
+def test_what_the_training_has_not_seen_is_told_once(sd15, vae, handle, caplog):
     sampler = {"seed": 5, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal",
                "positive": small.conditioning(sd15, 1), "negative": small.conditioning(sd15, 2)}  # fmt: skip
     wide = replace(face(2), face_box=(50.0, 50.0, 80.0, 82.0))  # the header says 1.7 to 2.3 sides of the face
@@ -274,8 +274,9 @@ def test_a_crop_unlike_those_of_the_training_is_told_once(sd15, vae, handle, cap
         caplog.clear()
         with torch.inference_mode():
             ic_passes.paint(sd15, vae, handle, face(1), style, Settings(**settings), (0.7, 0.5), sampler, SIDE)
-        return [record.getMessage() for record in caplog.records if "crop_factor" in record.getMessage()]
+        return [line for line in (each.getMessage() for each in caplog.records) if "was trained with" in line]
 
     assert not told(face(2)) and not told(wide, strength=0.0)
+    assert "light is 0.3" in " ".join(told(face(2), light=0.3))
     (line,) = told(wide)
     assert "the style picture's crop is 4.0 times its face" in line and "1.7 to 2.3" in line

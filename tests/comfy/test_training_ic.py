@@ -20,10 +20,11 @@ from omniportrait.lab.world.shards import Shard
 from omniportrait.lab.world.shards import write as render
 from omniportrait.models.ic import file as ic_file
 from omniportrait.models.ic.handle import load_handle
+from omniportrait.models.ic.nets import Shape
 from omniportrait.training.data.plan import Slot
 from omniportrait.training.ic_portrait import config as settings
-from omniportrait.training.ic_portrait import pairs, step
-from omniportrait.training.ic_portrait.task import EXPORT, ICTask
+from omniportrait.training.ic_portrait import pairs, sheets, step
+from omniportrait.training.ic_portrait.task import EXPORT, ICTask, check_base
 from omniportrait.training.trainer import Trainer
 from training_world import Curve
 
@@ -201,6 +202,35 @@ def test_settings_that_would_only_fail_later_are_refused(world, people, tmp_path
 
 
 @pytest.mark.slow
+def test_sheets_are_painted_in_the_models_own_precision(reference, base):
+    """The nets learn in float32; what they are given there is what the model computes in."""
+    task = reference[1].task
+    handle = sheets.handle_of(task.model, task.header(4), base)
+    condition, rows = torch.zeros(1, 4, 8, 16, dtype=torch.bfloat16), base.empty_text().rows[None].bfloat16()
+    for net in (handle.appearance.model, handle.matching.model):
+        features = net(condition, torch.ones(1), rows, {})
+        assert all(each.dtype == torch.bfloat16 and each.isfinite().all() for each in features)
+    own = task.model.nets.appearance.input_blocks[0][0].weight
+    assert handle.appearance.model.input_blocks[0][0].weight.data_ptr() == own.data_ptr()
+
+
+def test_a_base_or_a_level_that_the_nets_cannot_follow_is_refused(world, people, tmp_path):
+    config, shape = config_of(world, people, tmp_path), Shape(64, (1, 2, 4), (2, 2, 2), (0,) * 6, 0, 128, num_heads=4)
+    check_base({}, shape, replace(config, matching=replace(config.matching, level=5)))
+    for unet, level, side, told in (
+        ({"adm_in_channels": 2816}, 5, 64, "of another family"), ({}, 9, 64, None), ({}, 10, 64, "levels are 0 to 9"),
+        ({}, 2, 512, "64 cells a side"), ({}, 3, 512, None),
+    ):  # fmt: skip
+        given = replace(
+            config, matching=replace(config.matching, level=level), data=replace(config.data, resolution=side)
+        )
+        if told is None:
+            check_base(unet, shape, given)
+            continue
+        with pytest.raises(ValueError, match=told):
+            check_base(unet, shape, given)
+
+
 def test_two_processes_walk_the_curve_of_one(reference, world, people, tmp_path):
     """Over the border between the stages, and interrupted there."""
     variables = os.environ | {"COMFYUI_PATH": str(environment.find_comfyui()), "OMP_NUM_THREADS": "1"}

@@ -53,7 +53,8 @@ def test_the_pasted_face_is_the_profiles_and_its_surroundings_are_the_styles(pai
 
 def test_a_picture_without_a_face_has_no_distance(pair, measures):
     row = measures(pair, torch.full((3, SIZE, SIZE), 0.5))
-    assert row["person"] is None and row["moles"] is None and row["each"] == [] and row["nearer"] == 0
+    assert row["person"] is None and row["false"] is None and row["each"] == []
+    assert (row["nearer"], row["moles"], row["face"]) == (0, 0, 0)
 
 
 def test_tables_give_the_spread_the_mean_and_the_difference_on_the_same_pairs():

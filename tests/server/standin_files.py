@@ -121,22 +121,11 @@ def photograph(path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if "two_people" in path.stem:
-        return both(main.first_photo(), main.second_photo(), path)
+        return main.side_by_side(main.first_photo(), main.second_photo(), path)
     main.save_photo(main.second_photo() if path.stem.endswith("2") else main.first_photo(), path)
     with Image.open(path) as photo:
         photo.thumbnail((PHOTO, PHOTO))
         photo.save(path)
-
-
-def both(left: Path, right: Path, path: Path) -> None:
-    """Two pictures side by side."""
-    from PIL import Image
-
-    pictures = [Image.open(each).convert("RGB") for each in (left, right)]
-    canvas = Image.new("RGB", (sum(each.width for each in pictures), max(each.height for each in pictures)))
-    canvas.paste(pictures[0], (0, 0))
-    canvas.paste(pictures[1], (pictures[0].width, 0))
-    canvas.save(path)
 
 
 def identity(path: Path) -> None:

@@ -125,6 +125,17 @@ def test_only_the_lit_half_takes_the_warped_profile():
     assert all(map(torch.equal, untouched, features))
 
 
+@pytest.mark.parametrize("size", [(16, 16), (8, 8), (4, 4)])
+def test_a_known_flow_at_fewer_cells_moves_as_far(size):
+    """Nothing moved is nothing moved at any size, and a shift is that shift."""
+    own = flow.own_places(32, 32)[None]
+    known = torch.ones(1, 32, 32, dtype=torch.bool)
+    for shift in ((0.0, 0.0), (0.1, -0.05)):
+        found, seen = objective.at_size(own + torch.tensor(shift), known, size)
+        torch.testing.assert_close(found, flow.own_places(*size)[None] + torch.tensor(shift))
+        assert seen.all() and seen.shape == (1, *size)
+
+
 def test_correspondence_is_the_cross_entropy_of_what_is_known():
     cost = (drawn(1, 6, 6) / 4).requires_grad_()
     true = torch.tensor([3, 0, 5, 1, 2, 4])

@@ -37,6 +37,19 @@ def test_the_crop_goes_back_to_its_place_and_nothing_else_changes():
     assert torch.equal(nothing, photo)
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_crop_of_a_turned_photograph_goes_back_where_it_was(turns):
+    """Face Reference turns a photograph by itself; its box is in the upright one."""
+    photo = torch.rand(1, 40, 60, 3, generator=torch.Generator().manual_seed(0))
+    upright = torch.rot90(photo, turns, (1, 2))
+    style = FaceReference(torch.zeros(1, 16, 16, 3), None, (5.0, 8.0, 21.0, 24.0), "test", turns=turns)
+    same, new = pasted(photo, upright[:, 8:24, 5:21], style, feather=0.2)
+    torch.testing.assert_close(same, photo)
+    assert new.shape == (1, 40, 60) and torch.equal(
+        torch.rot90(new, turns, (1, 2))[0, 8:24, 5:21] > 0, new.new_ones(16, 16) > 0
+    )
+
+
 def test_the_feather_is_one_inside_and_falls_to_the_border():
     share = feathered(40, 0.25)
     assert bool((share[10:30, 10:30] == 1).all()) and float(share[0].max()) < 0.01

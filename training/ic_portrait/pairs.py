@@ -20,7 +20,9 @@ from ..data.samples import SHRINK, Samples, decode
 from ..loop import seeded
 from .config import Config
 
-ALONE = "the only picture of its person: give each person a folder, and train shards --people"
+ALONE = (
+    "the only picture of its person in its shard: give each person a folder, and train shards --people into a new one"
+)
 NO_LANDMARKS = "no landmarks of the face: make the shards anew"
 NO_PLACES = "no places of the face, which only `make pictures --places` tells: --set matching.objective=denoising"
 BROKEN_PLACES = "the map of places cannot be read"

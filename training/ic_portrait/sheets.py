@@ -10,6 +10,7 @@ from ...models.faces import FaceReference
 from ...models.faces.geometry import similarity
 from ...models.ic.file import ICHeader
 from ...models.ic.handle import ICHandle
+from ...models.ic.nets import ICNets
 from ...sampling.ic_pictures import flow_colours
 from ...sampling.ic_portrait import patch
 from ..base import Base
@@ -33,10 +34,13 @@ def fixed_pairs(pairs: Pairs, count: int) -> list[Pair]:
 
 
 def handle_of(learner: Learner, header: ICHeader, base: Base) -> ICHandle:
-    """The nets as they are, for the pack's own patch; nothing is copied."""
+    """The nets as they are, for the pack's own patch: layers that cast themselves, of the same values."""
+    import comfy.ops
     from comfy.model_patcher import ModelPatcher
 
-    nets = learner.nets
+    nets = ICNets(header.shape, comfy.ops.manual_cast, header.matching_levels, device="meta")
+    values = learner.nets.state_dict()
+    nets.load_state_dict({name: values[name] for name in nets.state_dict()}, assign=True)
     held = [net and ModelPatcher(net, base.device, base.device) for net in (nets.appearance, nets.matching)]
     return ICHandle("the nets in training", header, *held)
 
@@ -57,7 +61,8 @@ def portrait(base: Base, handle: ICHandle, pair: Pair, config: Config, seed: int
     settings = Settings(light=own.light / 2, alpha=own.alpha, beta=own.beta, flow=own.flow, seed=seed)
     profile, lit = as_reference(pair.profile, pair.landmarks[1]), as_reference(pair.lit, pair.landmarks[0])
     latent = base.vae.encode(lit.crop)
-    rows, empty = subject_text(base, pair.subject), base.empty_text().rows
+    empty = base.empty_text().rows
+    rows = empty if config.context == "empty" else subject_text(base, pair.subject)
     patched = patch(base.model, base.vae, handle, profile, lit, settings)
     noise = comfy.sample.prepare_noise(latent, seed)
     steps = config.report_steps

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ...backbone.family import LATENT_SCALE
 from ...models.ic.file import ICHeader, save
 from ...models.ic.nets import ICNets, Shape
 from ..base import Base
@@ -20,6 +21,8 @@ from .sheets import sheet
 from .step import Inputs, Learner, gather, losses
 
 EXPORT = "ic_portrait.safetensors"
+FINEST = 32
+"""Cells a side of the finest level that is matched."""
 
 
 class ICTask:
@@ -34,6 +37,7 @@ class ICTask:
         self.config, self.base = config, base
         self.data = data or open_data(config)
         shape = Shape.of(base.net.model_config.unet_config)
+        check_base(base.net.model_config.unet_config, shape, config)
         nets = ICNets(shape, comfy.ops.disable_weight_init, None if config.matching.steps else 0, device="meta")
         nets.begin_with(base.family.net)
         self.model = Learner(nets, config.objective.alpha, config.objective.beta).to(base.device)
@@ -95,3 +99,23 @@ class ICTask:
         if self.config.matching.steps or self.config.objective.flow == "landmarks":
             return None
         return "WARNING: without a matching net and without landmarks the profile is not warped to the style's pose."
+
+
+def check_base(unet_config: dict, shape: Shape, config: Config) -> None:
+    """Raises: ValueError for a UNet that the nets cannot follow, and for a level of the matching net that is not there
+    or too fine to be compared cell by cell."""
+    if unet_config.get("adm_in_channels"):
+        raise ValueError("IC-Portrait's nets are for Stable Diffusion 1.x, and this checkpoint is of another family.")
+    if not config.matching.steps:
+        return
+    level, last = config.matching.level, len(shape.widths) - 1
+    if not 0 <= level <= last:
+        raise ValueError(f"matching.level is {level}, but this UNet's levels are 0 to {last}.")
+    blocks = shape.num_res_blocks
+    halved = sum(level > sum(blocks[: n + 1]) + n for n in range(len(blocks) - 1))
+    side = config.data.resolution // LATENT_SCALE >> halved
+    if side > FINEST:
+        raise ValueError(
+            f"matching.level {level} has {side} cells a side at this resolution, and all are compared with all; choose "
+            f"a coarser level, of at most {FINEST}."
+        )
