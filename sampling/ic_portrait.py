@@ -128,15 +128,23 @@ def check_faces(profile: FaceReference, style: FaceReference, settings: Settings
 
 def note_unseen(handle: ICHandle, profile: FaceReference, style: FaceReference, settings: Settings) -> None:
     """A line in the log for what the nets have not seen in training: a crop that leaves more or less around its face,
-    or more of the style's pixels. Nothing where the settings are off."""
+    more of the style's pixels, or the profile added in another way. Nothing where the settings are off."""
     if settings.off:
         return
-    if settings.light > handle.header.light_most:
+    header = handle.header
+    if (settings.alpha, settings.beta) != header.aggregate:
+        log.warning(
+            "IC-Portrait: annealing and base weight are %g and %g, but %s was trained with %g and %g",
+            *(settings.alpha, settings.beta, handle.name, *header.aggregate),
+        )
+    if (settings.flow == "none") != (header.flow == "none"):
+        log.warning("IC-Portrait: flow is %s, but %s was trained with %s", settings.flow, handle.name, header.flow)
+    if settings.light > header.light_most:
         log.warning(
             "IC-Portrait: light is %.2g, but %s was trained with at most %.2g; the style's person may show through",
-            *(settings.light, handle.name, handle.header.light_most),
+            *(settings.light, handle.name, header.light_most),
         )
-    low, high = handle.header.crop
+    low, high = header.crop
     for name, face in (("profile", profile), ("style", style)):
         if face.face_box is None:
             continue

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--store", type=Path, metavar="FOLDER", help="default: output/spf")
     made.add_argument(
-        "--page", type=Path, metavar="FILE", help="default: docs/results/spf.md, where all rows are in it"
+        "--page", type=Path, metavar="FILE", help="default: the one in docs/results, where all rows are asked for"
     )
     made.add_argument("--smoke", action="store_true", help="two rows, one prompt, a few steps; writes no page")
     return made

@@ -1,8 +1,8 @@
 """The nets' file: one safetensors file, known by what its metadata says and not by its name.
 
 Metadata (all strings): format, format_version, shape (JSON object with the fields of Shape), matching_levels, context,
-match_level, light_most, crop, resolution, training_step. Every value is checked before a tensor is loaded. Optional:
-made (JSON object), how it was trained; it is for people, and nothing reads it.
+match_level, light_most, aggregate, flow, crop, resolution, training_step. Every value is checked before a tensor is
+loaded. Optional: made (JSON object), how it was trained; it is for people, and nothing reads it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ WHAT = "IC-Portrait's"
 ORIGIN = "OmniPortrait's training"
 
 Context = Literal["text", "empty"]
+Flow = Literal["landmarks", "shared", "none"]
 _LEVELS = (1, 6)
 _LIMITS = {
     "model_channels": (32, 1280),
@@ -42,14 +43,17 @@ _LIST_LIMITS = {"channel_mult": (1, 16), "num_res_blocks": (1, 8), "transformer_
 class ICHeader:
     """What the metadata says. matching_levels: how many blocks the matching net has, the finest first; 0: no such
     net. context: what the nets were shown as the UNet's context. match_level: whose features of the matching net say
-    where places lie. light_most: the largest share of the style's pixels in training. crop: sides of the square in
-    sides of the face's box, from and to. resolution: pixels. step: how long it was trained."""
+    where places lie. Of the training: light_most, the largest share of the style's pixels; aggregate, alpha and beta of
+    Eq. 7; flow, who said where places lie; crop, sides of the square in sides of the face's box, from and to;
+    resolution, pixels; step, how long it was."""
 
     shape: Shape
     matching_levels: int
     context: Context = "text"
     match_level: int = 0
     light_most: float = 0.2
+    aggregate: tuple[float, float] = (0.8, 0.2)
+    flow: Flow = "landmarks"
     crop: tuple[float, float] = (1.7, 2.3)
     resolution: int = 512
     step: int = 0
@@ -69,6 +73,8 @@ def save(
         "context": header.context,
         "match_level": str(header.match_level),
         "light_most": json.dumps(header.light_most),
+        "aggregate": json.dumps(header.aggregate),
+        "flow": header.flow,
         "crop": json.dumps(header.crop),
         "resolution": str(header.resolution),
         "training_step": str(header.step),
@@ -118,6 +124,8 @@ def _check(name: str, file) -> ICHeader:
         tensor_file.choice(name, metadata, "context", get_args(Context)),
         level,
         _numbers(name, metadata, "light_most", 1, 0.0, 1.0)[0],
+        _numbers(name, metadata, "aggregate", 2, 0.0, 2.0),
+        tensor_file.choice(name, metadata, "flow", get_args(Flow)),
         _numbers(name, metadata, "crop", 2, 1.0, 8.0),
         tensor_file.integer(name, metadata, "resolution", 64),
         tensor_file.integer(name, metadata, "training_step", 0),

@@ -31,7 +31,8 @@ def metadata(**changed: str | None) -> dict[str, str]:
     """The header of SHAPE as the file format's description says, written by hand."""
     told = {
         "format": "omniportrait-ic-portrait", "format_version": "1", "shape": json.dumps(asdict(SHAPE)),
-        "matching_levels": "5", "context": "text", "match_level": "3", "light_most": "0.2", "crop": "[1.7, 2.3]",
+        "matching_levels": "5", "context": "text", "match_level": "3", "light_most": "0.2",
+        "aggregate": "[0.8, 0.2]", "flow": "landmarks", "crop": "[1.7, 2.3]",
         "resolution": "512", "training_step": "7",
     }  # fmt: skip
     return {key: value for key, value in (told | changed).items() if value is not None}

@@ -46,6 +46,9 @@ HOSTILE = {
     "level negative": (dict(match_level="-1"), "match_level"),
     "light not a number": (dict(light_most="NaN"), "light_most"),
     "light above all": (dict(light_most="1.5"), "light_most"),
+    "aggregate of one": (dict(aggregate="0.8"), "aggregate"),
+    "aggregate below nothing": (dict(aggregate="[-1, 0.2]"), "aggregate"),
+    "flow unknown": (dict(flow="layers"), "flow"),
     "crop of one": (dict(crop="[2.0]"), "crop"),
     "crop infinite": (dict(crop="[2.0, Infinity]"), "crop"),
     "resolution endless": (dict(resolution="9" * 99), "resolution"),
@@ -95,7 +98,7 @@ def test_weights_that_do_not_fit_or_are_not_finite(tmp_path):
 @pytest.mark.parametrize("levels", [5, 3, 0])
 def test_what_is_written_is_read(tmp_path, levels):
     made = nets(levels=levels)
-    header = ICHeader(SHAPE, levels, "empty", 2, 0.15, (1.2, 1.5), 256, 11)
+    header = ICHeader(SHAPE, levels, "empty", 2, 0.15, (0.5, 0.5), "none", (1.2, 1.5), 256, 11)
     save(tmp_path / NAME, made, header, torch.float32, {"why": "a test"})
     found, told = load(tmp_path / NAME)
     assert told == header and read_header(tmp_path / NAME) == header

@@ -278,5 +278,7 @@ def test_what_the_training_has_not_seen_is_told_once(sd15, vae, handle, caplog):
 
     assert not told(face(2)) and not told(wide, strength=0.0)
     assert "light is 0.3" in " ".join(told(face(2), light=0.3))
+    assert "trained with 0.8 and 0.2" in " ".join(told(face(2), alpha=0.0, beta=1.0))
+    assert "flow is none" in " ".join(told(face(2), flow="none"))
     (line,) = told(wide)
     assert "the style picture's crop is 4.0 times its face" in line and "1.7 to 2.3" in line

@@ -80,6 +80,8 @@ class ICTask:
             config.context,
             level,
             config.objective.light,
+            (config.objective.alpha, config.objective.beta),
+            config.objective.flow,
             config.crop,
             config.data.resolution,
             step,
