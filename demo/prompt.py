@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,15 +95,7 @@ def build_prompt(choices: Choices) -> dict:
         node(prompt, "CheckpointLoaderSimple")["ckpt_name"] = os.path.join(CHOSEN, choices.checkpoint.name)
         guided = node(prompt, "OmniPortraitRBGuidanceKSampler")
         guided.update(guidance_of_the_nodes(guided))
-    for pivot in pivots:
-        if choices.prompt:
-            pivot["text"] = choices.prompt
-        if choices.prompt or choices.subject:
-            pivot["subject"] = choices.subject or guess_subject(pivot["text"])
-    for name in ("seed", "steps"):
-        if getattr(choices, name) is not None:
-            for sampler in samplers:  # equal in all, or the comparison says nothing
-                sampler[name] = getattr(choices, name)
+    put(choices, pivots, samplers)
     size = choices.size or (default_size(choices.checkpoint) if choices.checkpoint else None)
     if size:
         latent["width"], latent["height"] = size
@@ -118,14 +111,21 @@ def build_prompt(choices: Choices) -> dict:
 def build_ic_prompt(choices: Choices) -> dict:
     """IC-Portrait's demo workflow with the user's choices in it."""
     prompt = json.loads(IC_WORKFLOW.read_text(encoding="utf-8"))
-    told = node(prompt, "OmniPortraitICConditioning")
-    if choices.prompt:
-        told["text"] = choices.prompt
-    if choices.prompt or choices.subject:
-        told["subject"] = choices.subject or guess_subject(told["text"])
-    for sampler in nodes(prompt, "OmniPortraitICPortraitSampler"):
-        sampler.update({n: v for n in ("seed", "steps") if (v := getattr(choices, n)) is not None})
+    put(choices, nodes(prompt, "OmniPortraitICConditioning"), nodes(prompt, "OmniPortraitICPortraitSampler"))
     return prompt
+
+
+def put(choices: Choices, conditionings: Sequence[dict], samplers: Sequence[dict]) -> None:
+    """Text, subject, seed and steps into the inputs of these nodes."""
+    for told in conditionings:
+        if choices.prompt:
+            told["text"] = choices.prompt
+        if choices.prompt or choices.subject:
+            told["subject"] = choices.subject or guess_subject(told["text"])
+    for name in ("seed", "steps"):
+        if getattr(choices, name) is not None:
+            for sampler in samplers:  # equal in all, or the comparison says nothing
+                sampler[name] = getattr(choices, name)
 
 
 def guidance_of_the_nodes(inputs: dict) -> dict[str, object]:

@@ -53,9 +53,9 @@ class Row:
 
     @property
     def training(self) -> str:
-        """Equal for rows that need the same training; rows that need ours first have its name."""
-        told = [OURS] if self.balanced or self.name.startswith(OURS) else [self.changes, self.fit, self.how == "purecc"]
-        return self.how if self.how == "original" else json.dumps(told)
+        """Equal for rows that need the same training; a balanced one needs ours first, which changes nothing."""
+        changes = {} if self.balanced else self.changes
+        return self.how if self.how == "original" else json.dumps([changes, self.fit, self.how == "purecc"])
 
 
 def _rows() -> tuple[Row, ...]:

@@ -172,15 +172,15 @@ def renamed(model: object, state: Tensors) -> Tensors:
     import comfy.lora
 
     known = comfy.lora.model_lora_keys_unet(model.model, {})
-    found = {}
-    for key, value in state.items():
+    places = []
+    for key in state:
         end = next((end for end in ENDS if key.endswith(f".{end}")), "")
         layer = known.get(key.removesuffix(f".{end}")) if end else None
         if layer is None:
             raise ValueError(f"{key} is no plain LoRA of the UNet's layers")
-        name = layer.removeprefix("diffusion_model.").removesuffix(".weight")
-        found[f"{keys_of(model, [name])[name]}.{ENDS[end]}"] = value
-    return found
+        places.append((layer.removeprefix("diffusion_model.").removesuffix(".weight"), ENDS[end]))
+    keys = keys_of(model, [name for name, _ in places])
+    return {f"{keys[name]}.{end}": value for (name, end), value in zip(places, state.values(), strict=True)}
 
 
 def joined(first: Tensors, second: Tensors) -> Tensors:
