@@ -105,7 +105,7 @@ class Bench:
         recipe = options.measure_people, max(6, options.measure_people // 8), options.measure_steps
         learnt = of_source("lab/learning/attribute_measures.py", "lab/measures/segments.py", "lab/world")
         measures = store / f"measures-{digest(recipe, of_file(options.checkpoint), learnt)}"
-        if parts > 1 and not measures.is_dir():
+        if parts > 1 and not (measures / JUDGES).is_file():
             raise SystemExit("Make the measures in one process first: the same call with --rows original, no --part.")
         make(measures, *recipe, options.checkpoint)
         self.place = Place(store, measures, options.checkpoint, options.steps, options.fit, options.pictures, part)

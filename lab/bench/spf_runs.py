@@ -179,11 +179,11 @@ def trained(config: settings.Config, pure: bool = False) -> Path:
 
 def begin_with_stage_one(config: settings.Config) -> None:
     """Put the state after stage 1 into a run's folder. It is the same for all that differ in stage 2 alone, so it is
-    made once."""
+    made once by each of the processes that share the store, as their caches are."""
     plain = settings.Objective(drop=config.objective.drop, weighting=config.objective.weighting, null_path=0.0)
     same = replace(config, objective=plain, enhance=settings.Enhance(), out="", checkpoint="", start=None, data=Data())
     of = [of_file(Path(each)) for each in (config.checkpoint, config.start) if each]
-    name = digest(asdict(same), of, config.data.shards, code())
+    name = digest(asdict(same), of, config.data.shards, config.data.cache, code())
     first = replace(config, objective=plain, enhance=settings.Enhance(), out=str(config.folder.parent / f"fit-{name}"))
     state = first.folder / "states" / f"{config.fit:09d}.pt"
     if not state.is_file():
