@@ -94,6 +94,14 @@ IC_INPUTS: dict[str, tuple[Parameter, ...]] = {
     "OmniPortraitICFlow": (
         Parameter("profile", "FACE_REFERENCE", meaning="The person's photograph, from Face Reference."),
         Parameter("style", "FACE_REFERENCE", meaning="The picture that is to show that person, from Face Reference."),
+        Parameter("model", "MODEL", optional=True,
+            meaning="With this and the three inputs below, the flow shown is the matching net's, as flow: shared uses "
+            "it."),
+        Parameter("vae", "VAE", optional=True, meaning="The VAE of the model's checkpoint."),
+        Parameter("ic_portrait", "IC_PORTRAIT", optional=True,
+            meaning="From IC-Portrait Loader: a file with a matching net."),
+        Parameter("positive", "CONDITIONING", optional=True,
+            meaning="The text that the nets read, from IC-Portrait Conditioning."),
     ),
     "OmniPortraitPasteBack": (
         Parameter("photo", "IMAGE", meaning="The photograph that the style came from. Of several, the first."),
@@ -125,7 +133,8 @@ IC_OUTPUTS: dict[str, tuple[Output, ...]] = {
         Output("passes", "IMAGE", "Profile, style, and what each pass gave, in a row."),
     ),
     "OmniPortraitICFlow": (
-        Output("image", "IMAGE", "Profile, style, the profile warped by the landmarks, and the flow as colours."),
+        Output("image", "IMAGE", "Profile, style, the profile warped, the flow as colours and, of the matching net, "
+            "where it was found."),
     ),
     "OmniPortraitPasteBack": (
         Output("image", "IMAGE", "The photograph with the new crop in it."),

@@ -53,10 +53,7 @@ def patch(
         wrappers.pop(KEY, None)
     if settings.off:
         return patched
-    handle.check(model.model.model_config.unet_config)
-    check_faces(profile, style, settings)
-    check_matching(handle, settings)
-    check_vae(vae, "IC-Portrait")
+    check(model, vae, handle, profile, style, settings)
 
     def outer_sample(executor: Callable, noise: torch.Tensor, *args: object, **kwargs: object) -> object:
         guider = executor.class_obj
@@ -82,6 +79,34 @@ def patch(
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, diffusion_model)
     patched.set_additional_models(KEY, [net for net in (handle.appearance, needed_matching(handle, settings)) if net])
     return patched
+
+
+def found(
+    model: object, vae: object, handle: ICHandle, profile: FaceReference, style: FaceReference, settings: Settings,
+    positive: list, side: int,
+) -> Run:  # fmt: skip
+    """A run that has found the flow and sampled nothing, for a picture of it. positive: the CONDITIONING whose text the
+    matching net reads. side: of both pictures, in pixels. Raises: ValueError as `patch`."""
+    import comfy.model_management
+
+    family_of(model)
+    check(model, vae, handle, profile, style, settings)
+    nothing = torch.zeros(1, model.model.latent_format.latent_channels, *[side // LATENT_SCALE] * 2)
+    run = Run(model, vae, handle, profile, style, settings, nothing)
+    comfy.model_management.load_models_gpu([handle.matching])
+    with torch.inference_mode():
+        run.find(positive[0][0][:1].float().to(handle.matching.load_device))
+    return run
+
+
+def check(
+    model: object, vae: object, handle: ICHandle, profile: FaceReference, style: FaceReference, settings: Settings
+) -> None:
+    """Raises: ValueError where these cannot work together."""
+    handle.check(model.model.model_config.unet_config)
+    check_faces(profile, style, settings)
+    check_matching(handle, settings)
+    check_vae(vae, "IC-Portrait")
 
 
 def diffusion_model(

@@ -99,6 +99,10 @@ class Run:
 
     # The flow, once a run
 
+    def find(self, context: torch.Tensor) -> None:
+        """The flow alone, on the context's device: [1, T, D]."""
+        self._flows = self._matched(joined(self._profile, self._masked).to(context), context)
+
     def _matched(self, condition: torch.Tensor, context: torch.Tensor) -> list[torch.Tensor | None]:
         """One flow a level."""
         levels, source = len(self._handle.header.shape.widths), self._settings.flow

@@ -11,17 +11,21 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from ...backbone.private import PrivateTwin, Tapped
+from ...guidance.ic_portrait.settings import Settings as ICSettings
 from ...guidance.omniportrait.settings import Settings
 from ...guidance.reference_attention.settings import Settings as AttentionSettings
+from ...models.ic.file import ICHeader
+from ...models.ic.handle import ICHandle
+from ...models.ic.nets import Appearance, Shape
+from ...sampling import ic_portrait, reference_attention, reference_tokens
 from ...sampling import reference as dift
-from ...sampling import reference_attention, reference_tokens
 from ...sampling.patch import patch
 from ...sampling.people import ByHand
 from ..testbed import small
@@ -88,6 +92,24 @@ def attending(model: object, vae: object) -> object:
         return reference_attention.patch(model, vae, AttentionSettings(), by_hand())
 
 
+def beside_a_profile(model: object, vae: object) -> object:
+    """IC-Portrait as its node has it, with nets that are copies of the UNet."""
+    import comfy.ops
+
+    config = model.model.model_config.unet_config
+    if config.get("adm_in_channels"):
+        raise ValueError("IC-Portrait has no nets for this family.")
+    shape = Shape.of(config)
+    net = Appearance(shape, comfy.ops.manual_cast, device="meta")
+    net.begin_with(model.model.diffusion_model)
+    net = net.requires_grad_(False).to(model.model.get_dtype())
+    held = comfy.model_patcher.ModelPatcher(net, load_device=model.load_device, offload_device=model.offload_device)
+    handle = ICHandle("copies", ICHeader(shape, 0), held, None)
+    face = replace(small.face(), landmarks=((45.0, 55.0), (80.0, 55.0), (62.0, 72.0), (50.0, 88.0), (76.0, 88.0)))
+    with torch.inference_mode():
+        return ic_portrait.patch(model, vae, handle, face, face, ICSettings())
+
+
 def of_core(module: str, node: str, **inputs: object) -> Callable[[object, object], object]:
     def prepare(model: object, vae: object) -> object:
         import importlib
@@ -113,6 +135,7 @@ def contenders(lower_block: int) -> list[Contender]:
         Contender("every sigma, in ComfyUI's own call", ours(every=1, guided_pass="shared")),
         Contender("Reference Attention", attending),
         Contender("Reference Attention, cached", attending, cached=True),
+        Contender("IC-Portrait", beside_a_profile),
         Contender("naive: whole forward and backward", ours(every=1, checkpointing="off"), naive=True),
         Contender("PAG (core)", of_core("nodes_pag", "PerturbedAttentionGuidance", scale=3.0)),
         Contender("SAG (core)", of_core("nodes_sag", "SelfAttentionGuidance", scale=0.5, blur_sigma=2.0)),

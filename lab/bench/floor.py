@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -21,6 +22,7 @@ from ...backbone.checkpointing import checkpoint_forward
 from ...backbone.unet import UNetFamily
 from ...guidance.omniportrait.settings import Settings
 from ...guidance.reference_attention.settings import Settings as SeenSettings
+from ...models.ic.nets import Appearance, Shape
 from .contenders import ON_CPU
 from .live import LiveMemory
 
@@ -31,6 +33,8 @@ EVERY, ENSEMBLE = Settings().every, Settings().ensemble
 """Sigmas a gradient, and noises of the reference."""
 GOALS = {"step": ".2f", "whole": ".2f", "memory": "+.0f"}
 """Fields of a floor that the project has a goal for, and how they are told."""
+WIDE = "IC-Portrait"
+"""As its node has it: the flow is found once a run."""
 HEAD = 0.23
 """The share of a reference's tokens that Reference Attention appends, the mean of twelve rendered photographs."""
 
@@ -145,9 +149,10 @@ def run_pass(
     leave: bool = True,
     halfway: Callable[[], None] = lambda: None,
     options: dict | None = None,
+    wide: int = 1,
 ) -> None:
-    """A pass over so many rows of latents [4, side, side]; with a feature block, there and back to the latent, and
-    `halfway` is called in between. leave: the UNet after that block. options: more transformer_options."""
+    """A pass over so many rows of latents [4, side, wide * side]; with a feature block, there and back to the latent,
+    and `halfway` is called in between. leave: the UNet after that block. options: more transformer_options."""
 
     def keep(_module: object, _inputs: object, result: torch.Tensor) -> None:
         kept.append(result)
@@ -160,7 +165,7 @@ def run_pass(
     kept: list[torch.Tensor] = []
     hook = None if block is None else unet.output_blocks[block][-1].register_forward_hook(keep)
     vector = empty(rows, shape["adm_in_channels"]) if shape["adm_in_channels"] else None
-    latent, text = empty(rows, 4, side, side, grad=block is not None), empty(rows, 77, shape["context_dim"])
+    latent, text = empty(rows, 4, side, wide * side, grad=block is not None), empty(rows, 77, shape["context_dim"])
     options = {"optimized_attention_override": fused_attention, **(options or {})}
     try:
         unet(latent, empty(rows), text, y=vector, transformer_options=options)
@@ -221,6 +226,37 @@ def floors(shape: dict, side: int, lower: int, head: float = HEAD) -> list[Floor
         floor("Reference Attention", seeing.forward - plain.forward + read.forward, peak=seeing.peak, goal="attention"),
         floor("Reference Attention, cached", seeing.forward - plain.forward, peak=seeing.peak, goal="cached"),
     ]
+
+
+def net_flops(shape: dict, rows: int, side: int) -> int:
+    """Operations of IC-Portrait's appearance net, as wide as both pictures."""
+    net = Appearance(Shape.of(shape), disable_weight_init, dtype=torch.float16, device="meta").requires_grad_(False)
+    empty = partial(torch.empty, dtype=torch.float16, device="meta")
+    condition, text = empty(rows, shape["in_channels"], side, 2 * side), empty(rows, 77, shape["context_dim"])
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+        net.residuals(net(condition, empty(rows), text, {"optimized_attention_override": fused_attention}))
+    return counter.get_total_flops()
+
+
+def wide_floors(shape: dict, side: int) -> dict[str, float]:
+    """What a step with IC-Portrait takes, in plain CFG steps, by way. Both of its nets take alike."""
+    unet = meta_unet(shape)
+    plain, wide = (counted(unet, shape, 2, side, wide=sides).forward for sides in (1, 2))
+    net = net_flops(shape, 2, side)
+    return {
+        WIDE: (wide + net) / plain,
+        "as printed, the matching net in each step": (wide + 2 * net) / plain,
+        "the nets' part made once a run": wide / plain,
+        "in-context LoRA, no nets": wide / plain,
+    }
+
+
+def wide_page(name: str, shape: dict, side: int, verdict: Callable[[float], str]) -> list[str]:
+    """Markdown of `wide_floors`."""
+    lines = ["", f"## IC-Portrait, {name}, {side}x{side} latent, by count", "", "| way | step / plain |", "|---|---|"]
+    for way, step in wide_floors(shape, side).items():
+        lines.append(f"| {way} | {step:.2f}{f' ({verdict(step)})' if way == WIDE else ''} |")
+    return lines
 
 
 def page(cases: dict[str, tuple[dict, int, int]], verdict: Callable[[float, str], str]) -> list[str]:

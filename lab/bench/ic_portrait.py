@@ -50,6 +50,8 @@ SIZE, CELL = 256, 8
 LIGHT = 0.1
 LOOKS = (400, 700)
 """Timesteps: where the picture shows who it is, and where it does not."""
+DIFT_AT = 50
+"""The timestep at which the base's own features are read; DIFT's own choice is later, which matched worse here."""
 SHARE = 0.05
 """A match within so many sides of the face is right."""
 
@@ -121,6 +123,10 @@ def flows(lit: Shot, profile: Shot, base: Base, nets: ICNets | None, finest: int
     if all(each is not None for each in found):
         near = matching.affine(similarity(*(each[None] / SIZE for each in found)), cells)
         yield "five landmarks, found", near
+    for block, features in base_features(lit, profile, base):
+        size = tuple(features.shape[-2:])
+        cost = matching.cost_volume(features[1:], features[:1])
+        yield f"the base's own features (DIFT), block {block}, all pixels", matching.match(cost, size)
     if nets is None or nets.matching is None:
         return
     condition, rows = condition_of(lit, profile, base), subject_text(base, lit.person.subject)[None]
@@ -135,6 +141,22 @@ def flows(lit: Shot, profile: Shot, base: Base, nets: ICNets | None, finest: int
             f"matching net, level {level}, near the landmarks",
             matching.match(cost, size, matching.resized(near, size)),
         )
+
+
+def base_features(lit: Shot, profile: Shot, base: Base) -> Iterator[tuple[int, torch.Tensor]]:
+    """[2, C, h, w] of both whole pictures by the frozen UNet alone: of its feature block and the three after."""
+    latents = base.latents(torch.stack([lit.pixels, profile.pixels]))
+    noise = torch.randn(latents.shape, generator=seeded(0, lit.person.number, "dift"))
+    times = torch.full((2,), DIFT_AT)
+    rows = torch.stack([subject_text(base, each.person.subject) for each in (lit, profile)])
+    sigma = base.sigma(times)
+    x = base.net.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, latents)
+    conditions = base.net.extra_conds(noise=x, device=base.device, cross_attn=rows)
+    arguments = {name: condition.cond for name, condition in conditions.items()}
+    first = base.family.feature_block()
+    for block in range(first, min(first + 4, base.family.last_block + 1)):
+        with torch.no_grad():
+            yield block, base.unet().tap(block, x, sigma, arguments, private_options({})).features
 
 
 def condition_of(lit: Shot, profile: Shot, base: Base) -> torch.Tensor:

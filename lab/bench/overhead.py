@@ -1,4 +1,4 @@
-"""What RB-Guidance costs: seconds and memory against a plain KSampler, a naive reference, and core's own SAG and PAG.
+"""What the methods cost: seconds and memory against a plain KSampler, a naive reference, and core's own SAG and PAG.
 
     python run.py bench overhead                                   # on a CPU: the demo, and SD1.5 at 16x16 latents
     python run.py bench overhead --models sdxl --side 16 --dtype bf16
@@ -30,10 +30,10 @@ SIDES = {"demo": 32, "sd15": 64, "sdxl": 128}
 LOWER = {"demo": 0, "sd15": 3, "sdxl": 0}
 """The first output block of the level at whose end the features are taken."""
 GOALS = {"step": 1.45, "whole": 1.27, "naive": 1.6, "reference": 4.0, "memory": 1536.0, "off": 1.0,
-         "attention": 1.5, "cached": 1.1}  # fmt: skip
+         "attention": 1.5, "cached": 1.1, "wide": 3.1}  # fmt: skip
 """memory: MiB over plain, for SDXL at 1024x1024 with checkpointing `auto`; off: MiB at strength 0, mere rounding."""
 OFF = "RB-Guidance, strength 0"
-ATTENTION = {"Reference Attention": "attention", "Reference Attention, cached": "cached"}
+BY_COUNT = {"Reference Attention": "attention", "Reference Attention, cached": "cached", "IC-Portrait": "wide"}
 """Ways and their goals: a step by its arithmetic, in plain steps."""
 
 
@@ -193,7 +193,7 @@ def goals(by_name: Mapping[str, Line]) -> list[str]:
             )
         if ours.setup.startswith("sdxl, 128x128") and ", CPU" not in ours.setup:
             told.append(f"peak memory {ours.peak:+.0f} MiB ({_verdict(ours.peak, GOALS['memory'])})")
-    for way, goal in ATTENTION.items():
+    for way, goal in BY_COUNT.items():
         if way in by_name:
             told.append(f"{way} {by_name[way].floor:.2f} by arithmetic ({_verdict(by_name[way].floor, GOALS[goal])})")
     if OFF in by_name and ", CPU" not in by_name[OFF].setup:
@@ -223,7 +223,10 @@ def floors() -> list[str]:
         "SD1.5 at 512x512": (small.SD15_FULL, SIDES["sd15"], LOWER["sd15"]),
         "SDXL at 1024x1024": (small.SDXL_FULL, SIDES["sdxl"], LOWER["sdxl"]),
     }
-    return _floor.page(cases, lambda value, goal: _verdict(value, GOALS[goal]))
+    wide = _floor.wide_page(
+        "SD1.5 at 512x512", *cases["SD1.5 at 512x512"][:2], lambda value: _verdict(value, GOALS["wide"])
+    )
+    return _floor.page(cases, lambda value, goal: _verdict(value, GOALS[goal])) + wide
 
 
 def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
@@ -231,7 +234,7 @@ def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
     from ...backbone.unet import MEMORY_SHARE
 
     lines = [
-        "# What RB-Guidance costs",
+        "# What the methods cost",
         "",
         "Made by `python run.py bench overhead`; do not edit. Each heading names a setup: model, latent size, weights, "
         "device, core, steps, rounds, and further arguments given to ComfyUI.",
@@ -250,7 +253,9 @@ def page(setups: dict[str, dict[str, Line]], floors: list[str]) -> str:
         "SAG and PAG are core's own nodes, which work at every step, so their whole run is their step. **Reference "
         "Attention** runs the reference, one row beside the plain step's two, through the UNet at every step, as "
         "far as the last block that it reads, unless it finds the step's tokens in its cache (*cached*: it has run "
-        "before with the same schedule). Peak memory is over the plain run's; on a CPU it is the process's resident "
+        "before with the same schedule). **IC-Portrait** runs the UNet over two pictures side by side, and one net of "
+        "half its depth, at every step; nets that are copies of the UNet stand in. Peak memory is over the plain "
+        "run's; on a CPU it is the process's resident "
         "set, which is rough. A fast GPU waits for the CPU that launches its kernels, and then operations do not "
         "count but calls do. The face's place is given by hand, but for *the face found by attention*, whose maps "
         "of the person's word are computed as well. Beyond what sampling does itself, a GPU is waited for once a "

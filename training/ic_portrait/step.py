@@ -15,6 +15,7 @@ from ...guidance.ic_portrait.aggregate import aggregated
 from ...guidance.ic_portrait.masking import halves, joined
 from ...models.faces.geometry import similarity
 from ...models.ic.nets import ICNets
+from ...sampling.ic_run import MATCHED_AT
 from ..base import Base
 from ..data.plan import Slot
 from ..loop import seeded
@@ -178,16 +179,19 @@ def correspondence(features: Sequence[torch.Tensor], inputs: Inputs, finest: int
 def flow_of(
     learner: Learner, inputs: Inputs, condition: torch.Tensor, rows: torch.Tensor, config: Config
 ) -> torch.Tensor | None:
-    """The flow [B, h, w, 2] by which the appearance net's profile is warped, without a gradient."""
+    """The flow [B, h, w, 2] by which the appearance net's profile is warped, without a gradient; the matching net's is
+    near the landmarks', as it is in use."""
     if config.objective.flow == "none":
         return None
+    near = matching.affine(inputs.transform.to(condition.device), tuple(inputs.lit.shape[-2:]))
     if config.objective.flow == "landmarks":
-        return matching.affine(inputs.transform.to(condition.device), tuple(inputs.lit.shape[-2:]))
+        return near
     nets = learner.module.nets if hasattr(learner, "module") else learner.nets  # accelerate's wrapper
     with torch.no_grad():
-        time = torch.full((len(condition),), 100.0, device=condition.device)
+        time = torch.full((len(condition),), MATCHED_AT, device=condition.device)
         profile, lit = halves(nets.matching(condition, time, rows, private_options({}))[config.matching.level])
-        return matching.match(matching.cost_volume(profile, lit), tuple(lit.shape[-2:]))
+        size = tuple(lit.shape[-2:])
+        return matching.match(matching.cost_volume(profile, lit), size, matching.resized(near, size))
 
 
 def denoising(
