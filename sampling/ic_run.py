@@ -82,14 +82,15 @@ class Run:
             sigma.view(-1, 1, 1, 1), self._noise.to(x.device), self._profile.to(x.device).clone()
         )
         profile = self._sampling.calculate_input(sigma, noisy).to(x).expand(len(x), -1, -1, -1)
+        if self._flows is None:
+            first = positive_row(options, len(x))
+            self.find(context[first : first + 1].to(x))
         own = self.residuals(timesteps, context, x)
         return joined(profile, x), merged(padded(control, x.shape[-1]), own)
 
     def residuals(self, timesteps: torch.Tensor, context: torch.Tensor, x: torch.Tensor) -> Control:
-        """What the nets add to the UNet's skips and middle, for each row of x [B, C, h, w]."""
+        """What the nets add to the UNet's skips and middle, for each row of x [B, C, h, w], once the flow is found."""
         condition = joined(self._profile, self._masked).to(x)
-        if self._flows is None:
-            self._flows = self._matched(condition, context[:1])
         net = self._handle.appearance.model
         features = net(condition.expand(len(x), -1, -1, -1), timesteps, context, {})
         flows = [flow if flow is None else flow.expand(len(x), -1, -1, -1) for flow in self._flows]
@@ -100,7 +101,7 @@ class Run:
     # The flow, once a run
 
     def find(self, context: torch.Tensor) -> None:
-        """The flow alone, on the context's device: [1, T, D]."""
+        """The flow, of the text [1, T, D] that the matching net reads, on its device and in its kind."""
         self._flows = self._matched(joined(self._profile, self._masked).to(context), context)
 
     def _matched(self, condition: torch.Tensor, context: torch.Tensor) -> list[torch.Tensor | None]:
@@ -132,6 +133,12 @@ class Run:
         share = float(self._face.any(1).float().mean())
         trusted = matching.trusted(cost, size, share) & (face > 0.5)
         return torch.where(trusted[..., None], matching.match(cost, size, near), prior), trusted
+
+
+def positive_row(options: dict, rows: int) -> int:
+    """The first row of a call that is the prompt's and not the negative's; the first of all where none is."""
+    kinds = options.get("cond_or_uncond") or [0]
+    return (kinds.index(0) if 0 in kinds else 0) * (rows // len(kinds))
 
 
 def sized(crop: torch.Tensor, side: int) -> torch.Tensor:

@@ -45,7 +45,7 @@ def test_the_matching_nets_flow_is_that_of_a_run(sd15, vae, handle):
     profile, style, positive, runs = face(1), face(2, 8.0), small.conditioning(sd15, 1), []
     with torch.inference_mode():
         model = patch(sd15, vae, handle, profile, style, Settings(flow="shared"), runs.append)
-    small.sample(model, positive, cfg=1.0, steps=1)
+    small.sample(model, positive, cfg=2.0, steps=1)
     expected = overview(sized(profile.crop, SIDE), sized(style.crop, SIDE), runs[0].flow, runs[0].trusted)
     picture = shown(profile, style, sd15, vae, handle, positive)
     assert picture.shape == (1, SIDE, 5 * SIDE, 3)
