@@ -2,6 +2,7 @@
 
 `--side-by-side` starts a second pytest with the same arguments. Both collect everything. A file belongs to the process
 that first makes the file's mark in a folder they share; tests/server counts as one file, so that one server serves it.
+The files of tests/unit come last: they are many and short, so that neither process is alone for long at the end.
 The second process writes its reports into that folder, and the first gives them to its own reporters: the summary and
 the exit status are pytest's own, over everything.
 """
@@ -40,6 +41,12 @@ def file_of(item: pytest.Item) -> str:
     """What one process runs as a whole: a file, or all of tests/server."""
     folder, _, name = item.nodeid.split("::")[0].rpartition("/")
     return folder if folder == "server" else f"{folder}.{name}"
+
+
+def files_of(session: pytest.Session, step: int = 1) -> list[list[pytest.Item]]:
+    """The tests of each file, in the order in which a process claims them. step: -1 from the back."""
+    files = [list(items) for _, items in itertools.groupby(session.items, file_of)]
+    return sorted(files[::step], key=lambda items: file_of(items[0]).startswith("unit."))
 
 
 class Process:
@@ -93,7 +100,7 @@ class First(Process):
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         if session.testsfailed and not self.config.option.continue_on_collection_errors:
             raise session.Interrupted(f"{session.testsfailed} errors during collection")
-        files = [list(items) for _, items in itertools.groupby(session.items, file_of)]
+        files = files_of(session)
         last = {items[-1] for items in files}
         for item in self.run(session, files):
             self.done.add(item.nodeid)
@@ -137,8 +144,7 @@ class Second(Process):
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        files = [list(items) for _, items in itertools.groupby(session.items, file_of)]
-        for _ in self.run(session, files[::-1]):
+        for _ in self.run(session, files_of(session, -1)):
             pass
         return True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.samplers
 import pytest
 import torch
@@ -17,6 +19,8 @@ from omniportrait.sampling import passes
 from omniportrait.sampling.patch import patch
 
 SIGMA = 1.5
+BARE = Settings(beta=0.3, ensemble=1)
+"""One noise of the reference does where its mean is not what is asked."""
 
 
 def reference_points(channels):
@@ -130,7 +134,7 @@ def test_sites_at_native_size(shape, cross, self_, block):
 
 def one_step(model, vae, cfg=7.5, settings=None, sigma=SIGMA):
     """(plain denoised, gradient, recordings, prediction inside the guided call) of one guided call."""
-    settings = settings or Settings(beta=0.3)
+    settings = settings or BARE
     seen = {"recordings": [], "rows": []}
     original = passes.run_rows
 
@@ -192,7 +196,7 @@ def test_every_hook_is_hit_exactly_once(family, vae):
 
 
 def test_every_hook_is_hit_once_under_checkpointing_too(family, vae):
-    seen = one_step(family, vae, settings=Settings(beta=0.3, checkpointing="on"))[2]
+    seen = one_step(family, vae, settings=replace(BARE, checkpointing="on"))[2]
     assert set(seen["recordings"][0].hits.values()) == {1}
 
 
@@ -205,8 +209,8 @@ def test_gradient_is_zero_outside_the_mask(family, vae):
 
 def test_calibrated_gradient_is_capped_against_the_cfg_difference(sd15, vae):
     """RMS inside the mask of g is at most clip x RMS of w (eps_c - eps_u), and reaches it when the gain is huge."""
-    plain, gradient, seen, _ = one_step(sd15, vae, settings=Settings(beta=0.3, gain=1e9, clip=0.3))
-    one = one_step(sd15, vae, cfg=1.0, settings=Settings(beta=0.3, gain=1.0, clip=0.0))[0]
+    plain, gradient, seen, _ = one_step(sd15, vae, settings=replace(BARE, gain=1e9, clip=0.3))
+    one = one_step(sd15, vae, cfg=1.0, settings=replace(BARE, gain=1.0, clip=0.0))[0]
     scale = sd15.model.latent_format.scale_factor
     # denoised_cfg = u + w (c - u) with w = 7.5, and cfg 1 gives c alone: w (c - u) = (cfg - c) * w / (w - 1)
     difference = (plain - one) * scale / SIGMA * 7.5 / 6.5
@@ -218,7 +222,7 @@ def test_calibrated_gradient_is_capped_against_the_cfg_difference(sd15, vae):
 @pytest.mark.quick
 def test_literal_is_equation_11(sd15, vae):
     """Sum, no gain, no clip: the gradient equals autograd's on the deep copy with the run's own mask and reference."""
-    _, gradient, seen, _ = one_step(sd15, vae, settings=Settings(beta=0.3).in_mode("literal"))
+    _, gradient, seen, _ = one_step(sd15, vae, settings=BARE.in_mode("literal"))
     from omniportrait.sampling import reference as features
 
     (reference,) = features._cache.values()

@@ -37,14 +37,14 @@ def form_of(base: Base, config) -> Base:
 
 
 def test_bf16_with_recomputed_blocks_learns(world, base, half, tmp_path):
-    config = config_of(world, tmp_path, precision="bf16", checkpointing=True)
+    config = config_of(world, tmp_path, precision="bf16", checkpointing=True, steps=3)
     trainer, curve = trained(config, form_of(base, config), accelerator=half)
     fresh = make_encoder(config, base.text_width)
     still = [name for name, w in trainer.task.model.named_parameters() if torch.equal(w, fresh.get_parameter(name))]
     assert not still
     assert all(w.dtype == torch.float32 and torch.isfinite(w).all() for w in trainer.task.model.parameters())
     AcceleratorState._reset_state(reset_partial_state=True)
-    _, whole = trained(config_of(world, tmp_path / "fp32"), base)
+    _, whole = trained(config_of(world, tmp_path / "fp32", steps=3), base)
     assert curve.losses() != whole.losses()  # or it was no bf16
     torch.testing.assert_close(curve.losses(), whole.losses(), rtol=0.03, atol=0)
 

@@ -16,10 +16,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def slow(tmp_path, planned):
-    """A web that takes its time, and a plan of six units of it."""
+    """A web that takes its time: plans six units of so many pictures of it."""
     with Web(delay=0.3) as site:
-        rows = [{"url": f"{site.home}/portrait/{n}", "text": "a woman"} for n in range(24)]
-        yield planned(tmp_path / "out", rows, fetch__private=site.place, fetch__robots=False, fetch__a_host=2, unit=4)
+
+        def plan(unit: int) -> Folder:
+            rows = [{"url": f"{site.home}/portrait/{n}", "text": "a woman"} for n in range(6 * unit)]
+            settings = {"fetch__private": site.place, "fetch__robots": False, "fetch__a_host": 2, "unit": unit}
+            return planned(tmp_path / "out", rows, **settings)
+
+        yield plan
 
 
 def workers_of(driver: int) -> list[psutil.Process]:
@@ -28,22 +33,23 @@ def workers_of(driver: int) -> list[psutil.Process]:
 
 
 def test_a_worker_is_killed_then_the_driver_and_the_next_driver_goes_on(slow, dataset):
-    driver = dataset.start("run", "--out", slow.root, "--workers", 2)
-    wait_for(driver, lambda: in_hand(slow))
-    refused = dataset("run", "--out", slow.root)
+    folder = slow(2)
+    driver = dataset.start("run", "--out", folder.root, "--workers", 2)
+    wait_for(driver, lambda: in_hand(folder))
+    refused = dataset("run", "--out", folder.root)
     assert refused.returncode == 1 and f"in use by process {driver.pid}" in refused.stderr
     workers_of(driver.pid)[0].kill()
-    wait_for(driver, lambda: done(slow) >= 2)  # the driver lives, and its units are done all the same
+    wait_for(driver, lambda: done(folder) >= 2)  # the driver lives, and its units are done all the same
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert psutil.wait_procs(family, timeout=300)[1] == []
-    before = done(slow)
+    before = done(folder)
     assert 2 <= before < 6
-    second = dataset("run", "--out", slow.root, "--workers", 1)  # the dead one's lock is no obstacle
+    second = dataset("run", "--out", folder.root, "--workers", 1)  # the dead one's lock is no obstacle
     assert second.returncode == 0 and f"{6 - before} units done" in second.stdout
-    assert Counter(entry["status"] for entry in entries_of(slow)) == {"kept": 24}
-    assert not list(slow.work.glob("*/.*")) and len(list(slow.work.glob("*/*.tar"))) == 6
+    assert Counter(entry["status"] for entry in entries_of(folder)) == {"kept": 12}
+    assert not list(folder.work.glob("*/.*")) and len(list(folder.work.glob("*/*.tar"))) == 6
 
 
 def test_the_disk_is_full_and_the_next_run_goes_on_until_it_is_asked_to_stop(slow, dataset):
@@ -54,14 +60,15 @@ def test_the_disk_is_full_and_the_next_run_goes_on_until_it_is_asked_to_stop(slo
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
-    full = dataset("run", "--out", slow.root, "--workers", 1, "--limit", 2, preexec_fn=small_disk)
-    assert full.returncode == 1 and full.stderr.count("failed: OSError") == 2 and done(slow) == 0
-    assert {path.suffix for path in slow.work.glob("*/*")} <= {".hand"}  # nothing half written
-    driver = dataset.start("run", "--out", slow.root, "--workers", 1)
-    wait_for(driver, lambda: done(slow) >= 1)
+    folder = slow(4)
+    full = dataset("run", "--out", folder.root, "--workers", 1, "--limit", 2, preexec_fn=small_disk)
+    assert full.returncode == 1 and full.stderr.count("failed: OSError") == 2 and done(folder) == 0
+    assert {path.suffix for path in folder.work.glob("*/*")} <= {".hand"}  # nothing half written
+    driver = dataset.start("run", "--out", folder.root, "--workers", 1)
+    wait_for(driver, lambda: done(folder) >= 1)
     driver.send_signal(signal.SIGTERM)
     driver.communicate(timeout=600)
-    assert driver.returncode == 130 and not slow.lock.exists() and 1 <= done(slow) < 6
+    assert driver.returncode == 130 and not folder.lock.exists() and 1 <= done(folder) < 6
 
 
 def test_a_folder_that_another_machine_works_on_is_left_alone(tmp_path, planned, dataset):

@@ -23,7 +23,7 @@ def test_resampled_ones_are_binomial(ones, people):
 
 def test_many_values_are_normal():
     """For many people the interval is the mean and 1.96 standard errors."""
-    values = np.random.default_rng(0).normal(3.0, 2.0, 2000)
+    values = np.random.default_rng(0).normal(3.0, 1.0, 500)
     found = bootstrap(values)
     error = values.std() / len(values) ** 0.5
     assert (found.low, found.high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), 2e-3)

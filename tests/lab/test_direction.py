@@ -8,9 +8,12 @@ import comfy.sd
 import comfy.supported_models
 import pytest
 import torch
+from omniportrait.demo import architecture
 from omniportrait.lab.bench import direction
 from omniportrait.lab.bench.campaign import Campaign
 from omniportrait.lab.bench.portraits import Case
+from omniportrait.lab.testbed import checkpoints
+from omniportrait.training.files import write_tensors
 
 
 def rows(person: int, reference: str, t: int, error: torch.Tensor, effect: torch.Tensor) -> dict:
@@ -78,22 +81,35 @@ def test_the_face_alone_counts():
     assert direction.over_face(plain, {300: effect}, 300, face)["along"] == 4
 
 
+EVERYWHERE = {"background_masking": False, "ensemble": 1}
+"""A random model's attention finds no face; and one noise does."""
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """A random model of half the demo's width: what is asked here hangs on no width."""
+    file = tmp_path_factory.mktemp("narrow") / "base.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(architecture, "UNET", architecture.UNET | {"model_channels": 32})
+        write_tensors(file, checkpoints.demo())
+    return file
+
+
 @pytest.fixture
-def words(random_model, tmp_path, monkeypatch) -> list[str]:
+def words(narrow, random_model, tmp_path, monkeypatch) -> list[str]:
     """The command line for a random model, asked at two timesteps."""
     monkeypatch.setattr(comfy.supported_models, "models", list(comfy.supported_models.models))
     monkeypatch.setattr(comfy.sd.VAE, "__init__", comfy.sd.VAE.__init__)
     monkeypatch.setattr(direction, "TIMES", (700, 300))
-    base, pivot = (str(random_model / f"{name}.safetensors") for name in ("base", "pivot"))
-    return ["--checkpoint", base, "--encoder", pivot, "--store", str(tmp_path)]
+    pivot = random_model / "pivot.safetensors"
+    return ["--checkpoint", str(narrow), "--encoder", str(pivot), "--store", str(tmp_path)]
 
 
 @pytest.mark.slow
 def test_a_real_model_is_asked(words):
     """The effect is linear in the gain, and asked anew at each t; with the wrong reference only the effect differs."""
     probe = direction.Probe(direction.parser().parse_args(words))
-    everywhere = {"background_masking": False}  # a random model's attention finds no face
-    plan = {"once": everywhere, "twice": {**everywhere, "gain": 2.0}, "held": {**everywhere, "every": 2}}
+    plan = {"once": EVERYWHERE, "twice": {**EVERYWHERE, "gain": 2.0}, "held": {**EVERYWHERE, "every": 2}}
     made = probe.sums(Case(0, 0), plan, seed=0)
     for once, twice in zip(made["once"], made["twice"], strict=True):
         assert once["effect"] > 0
@@ -113,7 +129,7 @@ def test_every_picture_is_asked_once(words, monkeypatch):
     """Two of one person are two; what is known is not asked again, and the page says how many there were."""
     monkeypatch.setattr(sys, "argv", ["direction.py"])
     options = direction.parser().parse_args([*words, "--identities", "1", "--prompts", "2"])
-    campaign, plan = Campaign(options), {"everywhere": {"background_masking": False}}
+    campaign, plan = Campaign(options), {"everywhere": EVERYWHERE}
     first = direction.asked(campaign, plan)
     assert {row["prompt"] for row in first["everywhere"]} == {0, 1}
     assert len(first["everywhere"]) == 2 * 3 * 2  # prompts, references, t

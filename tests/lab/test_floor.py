@@ -4,27 +4,29 @@ import statistics
 
 import comfy.supported_models
 import pytest
+import shallow
 import torch
 from omniportrait.backbone.attention import private_options
 from omniportrait.guidance.reference_attention.attend import tokens_inside
 from omniportrait.lab.bench.contenders import WINDOW_SIGMA, contenders, counted_run
-from omniportrait.lab.bench.floor import counted, family_of, floors, meta_unet
+from omniportrait.lab.bench.floor import counted, family_of, floors, meta_unet, run_pass
 from omniportrait.lab.bench.live import LiveMemory
 from omniportrait.lab.testbed import small
 from omniportrait.lab.testbed.independent import arguments_of
 from omniportrait.sampling.reference_head import head_mask
 
-SIDE, STEPS = 16, 4
+SIDE, STEPS = 16, 3
 """Two of the steps are guided."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, shape, lower, down, turn", [("sd15", small.SD15, 3, 1, 0), ("sdxl", small.SDXL, 0, 2, 1)]
+    "kind, shape, lower, down, turn", [("SD15", shallow.SD15, 2, 1, 0), ("SDXL", shallow.SDXL, 0, 2, 1)]
 )
-def test_the_count_is_that_of_a_run_but_for_the_comparison(name, shape, lower, down, turn, vae):
+def test_the_count_is_that_of_a_run_but_for_the_comparison(kind, shape, lower, down, turn, vae):
     """Every other way on each of the families."""
-    model, ways = getattr(small, name)(), {way.name: way for way in contenders(lower)}
+    model = small.unet(getattr(comfy.supported_models, kind), shape)
+    ways = {way.name: way for way in contenders(lower)}
 
     def run_of(way):
         """(operations of a guided step, of the reference)"""
@@ -64,8 +66,7 @@ def test_memory_is_what_somebody_holds():
         assert memory.now == 0
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind, shape", [("SD15", small.SD15), ("SDXL", small.SDXL)])
+@pytest.mark.parametrize("kind, shape, checkpointing", [("SD15", small.SD15, False), ("SDXL", small.SDXL, True)])
 def test_the_memory_is_that_of_a_real_pass(kind, shape, checkpointing):
     """But for what the count leaves out: a latent in float32, and the model's own embedding of the timestep."""
     model = small.unet(getattr(comfy.supported_models, kind), shape, dtype=torch.float16)
@@ -89,4 +90,7 @@ def test_what_a_pass_is_expected_to_hold_is_within_a_fifth(shape, side):
     family = family_of(unet)
     block = family.feature_block()
     expected = family.activation_bytes(block, 1, (side, side), torch.float16.itemsize)
-    assert expected == pytest.approx(counted(unet, shape, 1, side, block).held, rel=0.2)
+    held = []
+    with LiveMemory() as memory:  # as `counted` does, without the count of operations
+        run_pass(unet, shape, 1, side, block, halfway=lambda: held.append(memory.now))
+    assert expected == pytest.approx(held[0], rel=0.2)

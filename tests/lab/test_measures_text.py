@@ -123,7 +123,7 @@ def test_training_learns_to_tell_what_is_shown():
 
     pixels, records = made(192)
     pictures = Pictures((pixels,), (np.zeros(pixels.shape[:3], np.uint8),), (records,), np.array([0]))
-    model = train(pictures, Budget(minutes=1, steps=80), torch.device("cpu"), batch=16, say=lambda line: None)
+    model = train(pictures, Budget(minutes=1, steps=64), torch.device("cpu"), batch=16, say=lambda line: None)
     assert model.classes["colour"] == ("blue", "green", "red") == words(records)["colour"]
     fresh, descriptions = made(60)
     renders = Renders(torch.from_numpy(fresh).permute(0, 3, 1, 2), descriptions)

@@ -15,7 +15,7 @@ from omniportrait.sampling.record import RECORDS_KEY, IdentityRecord
 
 def test_the_oracle_word_stands_where_a_pivot_would(tmp_path):
     words = Words(shape_size())
-    words.fit(*known(range(40)))
+    words.fit(*known(range(12)))
     words.lay(torch.randn(2, 77, 128, generator=torch.Generator().manual_seed(0)))
     torch.save({"words": words.state_dict()}, tmp_path / "words.state.pt")
     oracle = Oracle(tmp_path / "words.state.pt")

@@ -39,11 +39,11 @@ def test_a_mole_is_called_by_the_part_of_the_picture_where_it_is_seen(people, pl
     spots = (nearest[None], np.array([0.06], np.float32), np.array([[0.2, 0.1, 0.1]], np.float32))
     person = replace(people[3], hair="bald", details=(Detail("mole", nearest, 0.06, spots),))
     assert looks.looks(person)[-1] == (f"{where} mole", f"a mole on the {where}")
-    record = render(person, plain).record
+    record = render(person, plain, 128).record
     (mole,), (eye, other, nose, *_) = record["details"], record["landmarks"]
     assert mole["visible"]
     if "left" in where or "right" in where:
-        assert ("left" in where) == (mole["x"] > nose[0] + 8)
+        assert ("left" in where) == (mole["x"] > nose[0] + 4)
     assert ("forehead" in where) == (mole["y"] < min(eye[1], other[1]))
     assert ("chin" == where) == (mole["y"] > record["landmarks"][3][1])
 

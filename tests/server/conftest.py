@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,10 @@ from omniportrait.lab.make.shapes import other_packs
 
 ROOT = Path(environment.__file__).resolve().parent
 WORKFLOWS = ROOT / "workflows"
-SIZE = 256
-STEPS = 3
+SIZE = 192
+STEPS, BATCH = 2, 2
+ONE_THREAD = "OMP_NUM_THREADS", "1"
+"""Of a server's environment: it shares two cores with the tests' other process, as tests/conftest.py says."""
 STANDINS = Path(__file__).parent / "standin_nodes"
 PACKS = Path(__file__).parent / "standin_packs"
 
@@ -47,7 +48,7 @@ def page_workflows() -> list[Path]:
 
 
 def read_api(name: str) -> dict:
-    """An API workflow with size, steps and presence reduced, and nothing else changed."""
+    """An API workflow with size, batch, steps and presence reduced, and nothing else changed."""
     prompt = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
     for node in prompt.values():
         reduce_node(node["class_type"], node["inputs"])
@@ -55,14 +56,16 @@ def read_api(name: str) -> dict:
 
 
 def reduce_node(kind: str, inputs: dict) -> None:
-    """Size, steps and presence of one node, in place; masks scale with the picture, so that regions stay in place."""
+    """Size, batch, steps and presence of one node, in place; masks scale with the picture, so that regions stay where
+    they are."""
     for name in {"width", "height", "x", "y", "side"} & set(inputs):
         if isinstance(inputs[name], int):
             inputs[name] = inputs[name] * SIZE // 1024 if "Mask" in kind else SIZE
     if isinstance(inputs.get("megapixels"), float):
         inputs["megapixels"] = (SIZE / 1024) ** 2
-    if isinstance(inputs.get("steps"), int):
-        inputs["steps"] = min(STEPS, inputs["steps"])
+    for name, most in (("steps", STEPS), ("batch_size", BATCH)):
+        if isinstance(inputs.get(name), int):
+            inputs[name] = min(most, inputs[name])
     if "presence" in inputs:  # random weights see nobody
         inputs["presence"] = 0.0
 
@@ -82,16 +85,9 @@ def server(tmp_path_factory: pytest.TempPathFactory):
     comfyui = environment.find_comfyui()
     python = python_for(comfyui)
     nodes = CUSTOM_NODES | {"standin-models": STANDINS, "standin-packs": PACKS}
-    with ComfyServer(comfyui, python, base, nodes, arguments=device_arguments(python)) as running:
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(*ONE_THREAD)
+            arguments = device_arguments(python)
+            running = stack.enter_context(ComfyServer(comfyui, python, base, nodes, arguments=arguments))
         yield running
-
-
-@pytest.fixture
-def ask(server) -> Callable[..., dict]:
-    """Run a prompt to its end: its outputs by node id."""
-
-    def run_prompt(prompt: dict) -> dict:
-        standin_files.provide(server.base, prompt)
-        return server.run(copy.deepcopy(prompt))
-
-    return run_prompt

@@ -27,7 +27,8 @@ def evaluate(server, tmp_path):
 
 
 def test_from_people_to_the_table(evaluate, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(judge, "RIVALS", 1)  # each is rendered four times
+    monkeypatch.setattr(judge, "RIVALS", 1)
+    monkeypatch.setattr(judge, "VIEWS", (1,))  # each is rendered and looked at
     assert evaluate("check", *WORDS) == 0
     told = capsys.readouterr().out
     assert "photo: 2 (Photograph).image" in told and "2 cells, 0 made" in told

@@ -14,7 +14,7 @@ from omniportrait.demo.prompt import node
 from omniportrait.demo.server import Progress, PromptError
 from omniportrait.lab.bench import soak
 
-SIZE, STEPS = 128, 12
+SIZE, STEPS = 128, 10
 
 
 def latent(server, prompt_id: str) -> bytes:

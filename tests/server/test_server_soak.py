@@ -121,18 +121,18 @@ def test_two_clients_get_what_is_theirs(server, prompt, pinned):
 
 
 def test_a_short_soak(server):
-    """A dozen prompts by turns, each queued while others run: each plain picture, and each guided one of a crop, is the
+    """Eight prompts by turns, each queued while others run: each plain picture, and each guided one of a crop, is the
     first one bit for bit; the server is never without work, and keeps no record of it in the end."""
     standin_files.provide(server.base, soak.workflow(SIZE, STEPS, None))
     asked, queued, history = [], [], server.get("/history").keys()
-    for each in soak.ask(server, SIZE, STEPS, [soak.turn(number) for number in range(12)], ahead=2):
+    for each in soak.ask(server, SIZE, STEPS, [soak.turn(number) for number in range(8)], ahead=2):
         asked.append(each)
         queue = server.get("/queue")
         queued.append(len(queue["queue_running"]) + len(queue["queue_pending"]))
     assert [a.name for a in asked[:4]] == ["plain", "guided, crop 1.6", "plain", "guided, crop 2.0"]
     assert not soak_report.changed(asked) and not soak_report.unguided(asked)
     assert len({a.name for a in asked}) == len({a.digest for a in asked}) == 4
-    assert len(queued) == 12 and all(queued[:-2]) and queued[-1] == 0
+    assert len(queued) == 8 and all(queued[:-2]) and queued[-1] == 0
     assert all(a.start < a.end <= b.start and a.rss for a, b in itertools.pairwise(asked))
     assert server.get("/history").keys() == history
 

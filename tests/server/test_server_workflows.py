@@ -3,19 +3,42 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import json
+from pathlib import Path
 
 import numpy
 import pytest
+import standin_files
 from conftest import ROOT, api_workflows, read_api
 from omniportrait.lab.make.workflows import files
 from PIL import Image
 
 
-@pytest.mark.parametrize("name", [path.stem for path in api_workflows()])
-def test_workflow_runs_to_the_end(server, ask, name):
-    prompt = read_api(name)
-    outputs = ask(prompt)
+def checkpoints(workflow: Path) -> list[str]:
+    """Those that it loads. Workflows of one checkpoint in a row find it loaded."""
+    nodes = json.loads(workflow.read_text(encoding="utf-8")).values()
+    return sorted(node["inputs"]["ckpt_name"] for node in nodes if node["class_type"] == "CheckpointLoaderSimple")
+
+
+@pytest.fixture(scope="module")
+def run(server):
+    """The workflow of a name as it is run, and its outputs by node id: each is run once. Both are to be left as they
+    are."""
+
+    @functools.cache
+    def once(name: str) -> tuple[dict, dict]:
+        prompt = read_api(name)
+        standin_files.provide(server.base, prompt)
+        return prompt, server.run(prompt)
+
+    return once
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(api_workflows(), key=checkpoints)])
+def test_workflow_runs_to_the_end(server, run, name):
+    prompt, outputs = run(name)
     kinds = ("SaveImage", "PreviewImage", "OmniPortraitSaveIdentity")
     saving = {node_id for node_id, node in prompt.items() if node["class_type"] in kinds}
     assert saving and saving <= {node_id for node_id, given in outputs.items() if "images" in given}
@@ -38,10 +61,9 @@ def test_both_forms_are_up_to_date(server, pinned):
     assert there == set(wanted), "a file without a source in lab/make/workflow_sources"
 
 
-def test_nodes_show_their_results(server, ask):
+def test_nodes_show_their_results(server, run):
     """Which face was taken, the trace and its line: told to the page as pictures and text of the nodes themselves."""
-    prompt = read_api("omniportrait_demo")
-    outputs = ask(prompt)
+    prompt, outputs = run("omniportrait_demo")
     by_kind = {prompt[node_id]["class_type"]: told for node_id, told in outputs.items()}
     for kind in ("OmniPortraitFaceReference", "OmniPortraitRBGuidanceKSampler"):
         (image,) = by_kind[kind]["images"]
