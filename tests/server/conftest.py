@@ -18,7 +18,7 @@ from omniportrait.lab.make.shapes import other_packs
 
 ROOT = Path(environment.__file__).resolve().parent
 WORKFLOWS = ROOT / "workflows"
-SIZE = 192
+SIZE = 256
 STEPS, BATCH = 2, 2
 ONE_THREAD = "OMP_NUM_THREADS", "1"
 """Of a server's environment: it shares two cores with the tests' other process, as tests/conftest.py says."""
