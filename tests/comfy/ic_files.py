@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import comfy.ops
 import torch
+from omniportrait.lab.testbed import small
 from omniportrait.models.ic.file import ICHeader, save
 from omniportrait.models.ic.nets import ICNets, Shape
 
 SHAPE = Shape(32, (1, 2), (1, 1), (0, 1), 1, 16, num_heads=2)
+LANDMARKS = ((40.0, 50.0), (88.0, 50.0), (64.0, 70.0), (46.0, 92.0), (82.0, 92.0))
+
+
+def face(seed: int, shift: float = 0.0):
+    """A picture with landmarks, all moved to the right by so many pixels."""
+    moved = tuple((x + shift, y) for x, y in LANDMARKS)
+    return replace(small.face(seed), mask=None, face_box=(20.0, 20.0, 108.0, 110.0), landmarks=moved)
 
 
 def nets(shape: Shape = SHAPE, seed: int = 0, levels: int | None = None, zero: float = 0.1) -> ICNets:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ic_files import written
+from ic_files import face, written
 from omniportrait.guidance.ic_portrait.settings import Settings
 from omniportrait.lab.testbed import small
 from omniportrait.models.ic.handle import load_handle
@@ -17,12 +17,6 @@ from omniportrait.sampling.ic_portrait import patch
 from omniportrait.sampling.ic_run import by_landmarks, sized
 
 SIDE = 128
-PLACES = ((40.0, 50.0), (88.0, 50.0), (64.0, 70.0), (46.0, 92.0), (82.0, 92.0))
-
-
-def face(seed: int, shift: float = 0.0):
-    moved = tuple((x + shift, y) for x, y in PLACES)
-    return replace(small.face(seed), mask=None, face_box=(20.0, 20.0, 108.0, 110.0), landmarks=moved)
 
 
 @pytest.fixture

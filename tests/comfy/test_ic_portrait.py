@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ic_files import written
+from ic_files import face, written
 from omniportrait.guidance.ic_portrait.settings import Settings
 from omniportrait.lab.testbed import small, texts
 from omniportrait.lab.testbed.guiding import ONE_CALL, assert_effective, core, footprint
@@ -18,13 +18,6 @@ from omniportrait.sampling.ic_portrait import patch
 from omniportrait.sampling.ic_run import encoded, sized
 
 SIDE = 128
-LANDMARKS = ((40.0, 50.0), (88.0, 50.0), (64.0, 70.0), (46.0, 92.0), (82.0, 92.0))
-
-
-def face(seed: int, shift: float = 0.0):
-    """A picture with landmarks, all moved to the right by so many pixels."""
-    moved = tuple((x + shift, y) for x, y in LANDMARKS)
-    return replace(small.face(seed), mask=None, face_box=(20.0, 20.0, 108.0, 110.0), landmarks=moved)
 
 
 @pytest.fixture
