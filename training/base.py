@@ -195,22 +195,29 @@ class Base:
     ) -> Look:
         """eps_theta(z_t, t, C) and the attention of some layers, differentiable in the text and in what is attached.
         Arguments as of `predict`."""
-        latents, noise = latents.to(self.device), noise.to(self.device)
-        sigma = self.sigma(timesteps)
-        x = self.net.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise.clone(), latents)
-        return self.look_at(x, sigma, rows, vectors, sites)
+        return self.look_at(*self.noised(latents, noise, timesteps), rows, vectors, sites)
+
+    def noised(
+        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [B, C, h, w] as a sampler has it at these timesteps [B], and its sigma [B]."""
+        latents, noise, sigma = latents.to(self.device), noise.to(self.device), self.sigma(timesteps)
+        return self.net.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise.clone(), latents), sigma
+
+    def arguments(self, x: torch.Tensor, rows: torch.Tensor, vectors: torch.Tensor | None = None) -> dict:
+        """What ComfyUI gives apply_model beside x and sigma. Arguments as of `predict`; no vectors are empty ones."""
+        height, width = (LATENT_SCALE * side for side in x.shape[-2:])
+        given = {} if vectors is None or not vectors.shape[-1] else {"pooled_output": vectors.to(self.device)}
+        conditions = self.net.extra_conds(
+            noise=x, device=self.device, cross_attn=rows.to(self.device), width=width, height=height, **given
+        )
+        return {name: condition.cond for name, condition in conditions.items()}
 
     def look_at(
         self, x: torch.Tensor, sigma: torch.Tensor, rows: torch.Tensor, vectors: torch.Tensor, sites: AttentionSites
     ) -> Look:
         """The same of what a sampler has: x [B, C, h, w] noisy at sigma [B]."""
-        unet = self.unet()
-        height, width = (LATENT_SCALE * side for side in x.shape[-2:])
-        given = {"pooled_output": vectors.to(self.device)} if vectors.shape[-1] else {}
-        conditions = self.net.extra_conds(
-            noise=x, device=self.device, cross_attn=rows.to(self.device), width=width, height=height, **given
-        )
-        arguments = {name: condition.cond for name, condition in conditions.items()}
+        unet, arguments = self.unet(), self.arguments(x, rows, vectors)
         options = private_options({})
         recording = record_attention(options, sites, keep_graph=True)
         with self._autocast():

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import comfy.model_patcher
+import comfy.ops
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -94,8 +96,6 @@ def attending(model: object, vae: object) -> object:
 
 def beside_a_profile(model: object, vae: object) -> object:
     """IC-Portrait as its node has it, with nets that are copies of the UNet."""
-    import comfy.ops
-
     config = model.model.model_config.unet_config
     if config.get("adm_in_channels"):
         raise ValueError("IC-Portrait has no nets for this family.")

@@ -147,13 +147,9 @@ def base_features(lit: Shot, profile: Shot, base: Base) -> Iterator[tuple[int, t
     """[2, C, h, w] of both whole pictures by the frozen UNet alone: of its feature block and the three after."""
     latents = base.latents(torch.stack([lit.pixels, profile.pixels]))
     noise = torch.randn(latents.shape, generator=seeded(0, lit.person.number, "dift"))
-    times = torch.full((2,), DIFT_AT)
     rows = torch.stack([subject_text(base, each.person.subject) for each in (lit, profile)])
-    sigma = base.sigma(times)
-    x = base.net.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, latents)
-    conditions = base.net.extra_conds(noise=x, device=base.device, cross_attn=rows)
-    arguments = {name: condition.cond for name, condition in conditions.items()}
-    first = base.family.feature_block()
+    x, sigma = base.noised(latents, noise, torch.full((2,), DIFT_AT))
+    arguments, first = base.arguments(x, rows), base.family.feature_block()
     for block in range(first, min(first + 4, base.family.last_block + 1)):
         with torch.no_grad():
             yield block, base.unet().tap(block, x, sigma, arguments, private_options({})).features

@@ -33,8 +33,8 @@ def autoencoder_state(seed: int) -> dict[str, torch.Tensor]:
     return state
 
 
-def demo() -> dict[str, torch.Tensor]:
-    """A whole demo checkpoint in half precision."""
+def demo(**shape: object) -> dict[str, torch.Tensor]:
+    """A whole demo checkpoint in half precision. shape: of the UNet, where it is not the demo's own."""
     import comfy.clip_model
     import comfy.ops
 
@@ -42,7 +42,7 @@ def demo() -> dict[str, torch.Tensor]:
 
     text = comfy.clip_model.CLIPTextModel(CLIP | TEXT, torch.float32, "meta", comfy.ops.disable_weight_init)
     state = (
-        prefixed("model.diffusion_model.", randomise(unet(UNET), 1))
+        prefixed("model.diffusion_model.", randomise(unet(UNET | shape), 1))
         | prefixed("cond_stage_model.transformer.", randomise(text, 2))
         | prefixed("first_stage_model.", autoencoder_state(3))
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omniportrait.demo import architecture
 from omniportrait.lab.bench import evaluation
 from omniportrait.lab.bench.evaluation import Evaluation, iou, lines, plain
 from omniportrait.lab.testbed import checkpoints
@@ -40,9 +39,7 @@ def test_without_out_nothing_is_left_where_it_was_started(evaluated, tmp_path, m
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(architecture, "UNET", architecture.UNET | {"model_channels": 32})
-        write_tensors(folder / "base.safetensors", checkpoints.demo())
+    write_tensors(folder / "base.safetensors", checkpoints.demo(model_channels=32))
     render(Shard(folder / "held_out-000000.tar", first=0, count=4, views=1, size=192, seed=0))
     options = argparse.Namespace(
         checkpoint=str(folder / "base.safetensors"), data=[str(folder / "held_out-*.tar")], config="demo", people=4,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from accelerate import Accelerator
-from omniportrait.demo import architecture
 from omniportrait.lab.testbed import checkpoints
 from omniportrait.lab.world.shards import Shard
 from omniportrait.lab.world.shards import write as render
@@ -28,9 +26,7 @@ SMALL = {
 
 def make_world(folder: Path) -> Path:
     """A folder with a base model and a shard of three people in three pictures each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(architecture, "UNET", architecture.UNET | {"model_channels": 32})
-        write_tensors(folder / "base.safetensors", checkpoints.demo())
+    write_tensors(folder / "base.safetensors", checkpoints.demo(model_channels=32))
     render(Shard(folder / "people" / "train-000000.tar", first=0, count=3, views=2, size=64, seed=0))
     return folder
 

@@ -8,7 +8,6 @@ import comfy.sd
 import comfy.supported_models
 import pytest
 import torch
-from omniportrait.demo import architecture
 from omniportrait.lab.bench import direction
 from omniportrait.lab.bench.campaign import Campaign
 from omniportrait.lab.bench.portraits import Case
@@ -89,9 +88,7 @@ EVERYWHERE = {"background_masking": False, "ensemble": 1}
 def narrow(tmp_path_factory):
     """A random model of half the demo's width: what is asked here hangs on no width."""
     file = tmp_path_factory.mktemp("narrow") / "base.safetensors"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(architecture, "UNET", architecture.UNET | {"model_channels": 32})
-        write_tensors(file, checkpoints.demo())
+    write_tensors(file, checkpoints.demo(model_channels=32))
     return file
 
 

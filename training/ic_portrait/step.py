@@ -217,11 +217,9 @@ def predict(
 
     latents, noise: [B, C, h, 2 w]. residuals: of the skips, the middle's last.
     """
-    unet, latents = base.unet(), latents.to(base.device)
-    sigma = base.sigma(timesteps)
-    x = base.net.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise.clone(), latents)
-    conditions = base.net.extra_conds(noise=x, device=base.device, cross_attn=rows)
-    arguments = {name: condition.cond for name, condition in conditions.items()}
+    unet = base.unet()
+    x, sigma = base.noised(latents, noise, timesteps)
+    arguments = base.arguments(x, rows)
     if residuals is not None:
         *skips, middle = residuals
         arguments["control"] = {"input": [], "middle": [middle], "output": skips}
